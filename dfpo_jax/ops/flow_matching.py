@@ -1,0 +1,234 @@
+"""Losses of the value flow: anchor, distributional flow matching, geometric consistency.
+
+A velocity is a function `velocity(z, t, d)` of three [B, T, S] arrays (return scale, virtual time
+in [0, 1], step length in [0, 1]: 0 the instantaneous field, 1 the jump over the whole horizon) that
+returns [B, T, S]. Noise is N(0, 1) at t = 0, the return sits at t = 1. Losses are [B, T], averaged
+over the S noise/time pairs and not masked.
+"""
+
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dfpo_jax.ops import ode
+
+Array = chex.Array
+Velocity = Callable[[Array, Array, Array], Array]
+
+BASES = ("keep", "shift")
+GEOMETRY_MODES = ("map", "reflow", "straight")
+WEIGHT_MODES = ("none", "emphasize", "discount")
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def _instantaneous(velocity: Velocity) -> ode.Field:
+    """The field dz/dt = velocity(z, t, 0)."""
+    return lambda z, t: velocity(z, t, jnp.zeros_like(z))
+
+
+def stratified_times(key: Array, shape: Sequence[int]) -> Array:
+    """Times t_s = (s + U) / S along the last axis, U ~ Uniform[0, 1): one per equal stratum.
+
+    Each is marginally uniform over its stratum and their mean over s has variance 1/(12 S^3)
+    instead of 1/(12 S). Ours.
+
+    Args:
+      key: PRNG key.
+      shape: [..., S], at least one axis.
+
+    Returns:
+      float32 of `shape`, increasing along the last axis.
+
+    Raises:
+      ValueError: `shape` is empty.
+    """
+    if len(shape) == 0:
+        raise ValueError("shape is (); allowed: at least one axis, the last one is stratified")
+    strata = jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.float32), shape)
+    return (strata + jax.random.uniform(key, shape)) / shape[-1]
+
+
+def anchor_loss(velocity: Velocity, targets: Array, noise: Array, times: Array) -> Array:
+    """Bootstrapped anchor: conditional flow matching on target return samples.
+
+        z_t = (1 - t) eps + t y,   mean_s |velocity(z_t, t, 0) - (y - eps)|^2
+
+    With eps independent of y the minimiser transports N(0, 1) to the law of y. Flow matching:
+    arXiv 2210.02747, section 4; as a regulariser of a value flow: arXiv 2510.07650.
+
+    Args:
+      velocity: field being trained.
+      targets: [B, T, S] samples y of the return, stopped.
+      noise: [B, T, S] samples eps of N(0, 1), independent of `targets`.
+      times: [B, T, S] in [0, 1].
+
+    Returns:
+      [B, T], mean over S.
+    """
+    chex.assert_rank(targets, 3)
+    chex.assert_equal_shape([targets, noise, times])
+    targets, noise, times = jax.lax.stop_gradient((targets, noise, times))
+    points = (1.0 - times) * noise + times * targets
+    error = velocity(points, times, jnp.zeros_like(times)) - (targets - noise)
+    return jnp.mean(jnp.square(error), axis=-1)
+
+
+def distributional_cfm_loss(
+    velocity: Velocity,
+    next_velocity: Velocity,
+    rewards: Array,
+    noise: Array,
+    times: Array,
+    *,
+    discount: float = 1.0,
+    num_steps: int = 4,
+    solver: str = "midpoint",
+    base: str = "keep",
+) -> Array:
+    """Distributional conditional flow matching between successive states.
+
+    With z'_t the frozen field's state at time t, started from eps in the successor state, and vbar
+    its velocity there, the loss is mean_s |velocity(z_t, t, 0) - u|^2 with
+
+        "keep":   z_t = t r + discount z'_t + (1 - discount)(1 - t) eps,
+                  u   = r + discount vbar - (1 - discount) eps
+        "shift":  z_t = r + discount z'_t,   u = discount vbar
+
+    Both u are dz_t/dt and both end at r + discount z'_1. "keep" has N(0, 1) at t = 0, the noise the
+    critic is sampled from; "shift" has N(r, discount^2) there, so that a sample started from
+    N(0, 1) is wrong by r unless rewards are 0: kept for comparison. Distributional flow matching:
+    Value Flows, arXiv 2510.07650; the base-keeping form is ours.
+
+    Args:
+      velocity: field being trained, at the states before tokens i.
+      next_velocity: frozen critic's field at the states after tokens i, stopped.
+      rewards: [B, T] rewards r in the critic's units, stopped.
+      noise: [B, T, S] samples eps of N(0, 1).
+      times: [B, T, S] in [0, 1].
+      discount: in [0, 1].
+      num_steps: steps of the integration from 0 to each t.
+      solver: a key of `ode.SOLVERS`.
+      base: "keep" or "shift".
+
+    Returns:
+      [B, T], mean over S. The last valid token has no successor: the caller masks it out.
+
+    Raises:
+      ValueError: `base`, `discount`, `num_steps` or `solver` is not allowed.
+    """
+    _check_choice("base", base, BASES)
+    if not 0.0 <= discount <= 1.0:
+        raise ValueError(f"discount is {discount!r}; allowed: between 0 and 1")
+    chex.assert_rank([rewards, noise], [2, 3])
+    chex.assert_equal_shape([noise, times])
+    chex.assert_equal_shape_prefix([rewards, noise], 2)
+    rewards, noise, times = jax.lax.stop_gradient((rewards, noise, times))
+    field = _instantaneous(next_velocity)
+    after = ode.integrate(field, noise, 0.0, times, num_steps=num_steps, solver=solver)
+    after, slope = jax.lax.stop_gradient((after, field(after, times)))
+    reward = rewards[..., None]
+    if base == "keep":
+        points = times * reward + discount * after + (1.0 - discount) * (1.0 - times) * noise
+        target = reward + discount * slope - (1.0 - discount) * noise
+    else:
+        points = reward + discount * after
+        target = discount * slope
+    error = velocity(points, times, jnp.zeros_like(times)) - target
+    return jnp.mean(jnp.square(error), axis=-1)
+
+
+def geometric_consistency_loss(
+    velocity: Velocity,
+    frozen_velocity: Velocity,
+    noise: Array,
+    times: Array,
+    *,
+    mode: str = "map",
+    num_steps: int = 4,
+    solver: str = "midpoint",
+) -> Array:
+    """Consistency of one-step inference with the frozen field's trajectories.
+
+    With z_t the frozen field's state at time t started from eps, always stopped,
+
+        "map":      |velocity(eps, 0, 1) - (z_1 - eps)|^2
+        "reflow":   `anchor_loss` on the pairs (eps, z_1): straight paths under the monotone
+                    coupling (rectified flow, arXiv 2209.03003)
+        "straight": |velocity(eps, 0, 0) - stop(velocity(z_t, t, 0))|^2
+
+    In "straight" both velocities are the live one and the gradient flows through the one at t = 0
+    only. That side's minimiser is the mean velocity along the trajectory, the displacement
+    z_1 - eps, which leaves the law at t = 1 alone; pulling the later velocity to the first one
+    instead would pull every sample to the mean, since the first one is E[Z] - eps at the optimum of
+    the anchor. "map": a velocity conditioned on the step length, as in shortcut models, arXiv
+    2410.12557, distilled here from quantile to quantile.
+
+    Args:
+      velocity: field being trained.
+      frozen_velocity: frozen critic's field at the same states, stopped.
+      noise: [B, T, S] samples eps of N(0, 1).
+      times: [B, T, S] in [0, 1]; unused by "map".
+      mode: "map", "reflow" or "straight".
+      num_steps: steps of the frozen integration.
+      solver: a key of `ode.SOLVERS`.
+
+    Returns:
+      [B, T], mean over S.
+
+    Raises:
+      ValueError: `mode`, `num_steps` or `solver` is not allowed.
+    """
+    _check_choice("mode", mode, GEOMETRY_MODES)
+    chex.assert_rank(noise, 3)
+    chex.assert_equal_shape([noise, times])
+    noise, times = jax.lax.stop_gradient((noise, times))
+    horizon = times if mode == "straight" else jnp.ones_like(times)
+    field = _instantaneous(frozen_velocity)
+    ends = ode.integrate(field, noise, 0.0, horizon, num_steps=num_steps, solver=solver)
+    ends = jax.lax.stop_gradient(ends)
+    if mode == "reflow":
+        return anchor_loss(velocity, ends, noise, times)
+    zeros = jnp.zeros_like(noise)
+    if mode == "map":
+        error = velocity(noise, zeros, jnp.ones_like(noise)) - (ends - noise)
+    else:
+        later = jax.lax.stop_gradient(velocity(ends, times, zeros))
+        error = velocity(noise, zeros, zeros) - later
+    return jnp.mean(jnp.square(error), axis=-1)
+
+
+def uncertainty_weights(sigma: Array, *, mode: str = "none", temperature: float = 1.0) -> Array:
+    """Weights of the flow-matching losses from the spread of the return.
+
+        "none":       1
+        "emphasize":  sigmoid(-temperature / sigma) + 1/2, in [1/2, 1): more on uncertain states
+                      (Value Flows, arXiv 2510.07650)
+        "discount":   1 / (1 + (sigma / temperature)^2), in (0, 1]: less on them (ours)
+
+    Args:
+      sigma: [...] non-negative spread, e.g. the mean over samples of |dz_1/deps| from
+        `ode.integrate_with_tangent`; stopped.
+      mode: "none", "emphasize" or "discount".
+      temperature: positive, in the units of sigma.
+
+    Returns:
+      Weights of sigma's shape, without gradient.
+
+    Raises:
+      ValueError: `mode` or `temperature` is not allowed.
+    """
+    _check_choice("mode", mode, WEIGHT_MODES)
+    if not temperature > 0.0:
+        raise ValueError(f"temperature is {temperature!r}; allowed: above 0")
+    sigma = jax.lax.stop_gradient(sigma)
+    if mode == "none":
+        return jnp.ones_like(sigma)
+    if mode == "emphasize":
+        return jax.nn.sigmoid(-temperature / jnp.maximum(sigma, 1e-6)) + 0.5
+    return 1.0 / (1.0 + jnp.square(sigma / temperature))

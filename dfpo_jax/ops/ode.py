@@ -1,0 +1,169 @@
+"""Fixed-step explicit Runge-Kutta integration of dz/dt = field(z, t) in `lax.scan`.
+
+Knows nothing of critics. State `z` may have any shape; time has the shape of `z`, so that every
+element may have its own horizon.
+"""
+
+import numbers
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Array = chex.Array
+Field = Callable[[Array, Array], Array]
+
+
+class Tableau(NamedTuple):
+    """Butcher tableau of an explicit method.
+
+    Stages k_i = f(z + h sum_j a_ij k_j, t + c_i h), step z + h sum_i b_i k_i (Hairer, Norsett and
+    Wanner, Solving Ordinary Differential Equations I, section II.1).
+
+    Attributes:
+      a: one row of weights per stage; row i has i entries.
+      b: weights of the stages in the step.
+      c: times of the stages as shares of the step.
+      order: order of the global error in the step size.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    c: tuple[float, ...]
+    order: int
+
+
+SOLVERS: dict[str, Tableau] = {
+    "euler": Tableau(a=((),), b=(1.0,), c=(0.0,), order=1),
+    "midpoint": Tableau(a=((), (0.5,)), b=(0.0, 1.0), c=(0.0, 0.5), order=2),
+    "heun": Tableau(a=((), (1.0,)), b=(0.5, 0.5), c=(0.0, 1.0), order=2),
+    "rk4": Tableau(
+        a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+        b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+        c=(0.0, 0.5, 0.5, 1.0),
+        order=4,
+    ),
+}
+
+
+def _combine(z: Array, step_size: Array, weights: tuple[float, ...], slopes: list[Array]) -> Array:
+    """z + h sum_i w_i k_i, without the terms of zero weight."""
+    terms = [w * k for w, k in zip(weights, slopes, strict=True) if w != 0.0]
+    return z + step_size * sum(terms[1:], terms[0]) if terms else z
+
+
+def _step(field: Field, tableau: Tableau, z: Array, t: Array, step_size: Array) -> Array:
+    slopes: list[Array] = []
+    for row, share in zip(tableau.a, tableau.c, strict=True):
+        slopes.append(field(_combine(z, step_size, row, slopes), t + share * step_size))
+    return _combine(z, step_size, tableau.b, slopes)
+
+
+def _check_options(num_steps: int, solver: str, clip: tuple[float, float] | None) -> None:
+    if isinstance(num_steps, bool) or not isinstance(num_steps, numbers.Integral) or num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps!r}; allowed: an integer of at least 1")
+    if solver not in SOLVERS:
+        raise ValueError(f"solver is {solver!r}; allowed: {', '.join(sorted(SOLVERS))}")
+    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
+        raise ValueError(f"clip is {clip!r}; allowed: None or (low, high) with low < high")
+
+
+def _scan(field, z0, t0, t1, num_steps, solver, clip, keep: bool) -> tuple[Array, Array | None]:
+    """The one loop behind the public functions: (last state, all states after a step or None)."""
+    _check_options(num_steps, solver, clip)
+    z0 = jnp.asarray(z0)
+    chex.assert_type(z0, float)
+    start = jnp.broadcast_to(jnp.asarray(t0, z0.dtype), z0.shape)
+    stop = jnp.broadcast_to(jnp.asarray(t1, z0.dtype), z0.shape)
+    step_size = (stop - start) / num_steps
+
+    def body(z: Array, index: Array):
+        t = start + index * step_size
+        z_next = _step(field, SOLVERS[solver], z, t, step_size).astype(z.dtype)
+        if clip is not None:  # lax.clamp: derivative exactly 0 at and beyond the bounds
+            z_next = jax.lax.clamp(*(jnp.asarray(x, z.dtype) for x in (clip[0], z_next, clip[1])))
+        return z_next, z_next if keep else None
+
+    return jax.lax.scan(body, z0, jnp.arange(num_steps).astype(z0.dtype))
+
+
+def integrate(
+    field: Field,
+    z0: Array,
+    t0: Array | float = 0.0,
+    t1: Array | float = 1.0,
+    *,
+    num_steps: int,
+    solver: str = "midpoint",
+    clip: tuple[float, float] | None = None,
+) -> Array:
+    """State at `t1` of dz/dt = field(z, t) started from `z0` at `t0`.
+
+    Equal steps of a fixed explicit Runge-Kutta method. Differentiable forwards and backwards.
+
+    Args:
+      field: velocity; takes z and t of z0's shape and returns the same shape.
+      z0: [...] float, state at t0.
+      t0: start time, a scalar or an array that broadcasts to z0's shape.
+      t1: end time, likewise; an element with t1 = t0 stays at z0.
+      num_steps: number of steps, static, at least 1.
+      solver: a key of `SOLVERS`.
+      clip: bounds (low, high) the state is clipped to after each step, or None.
+
+    Returns:
+      [...] float, of z0's shape and dtype.
+
+    Raises:
+      ValueError: `num_steps`, `solver` or `clip` is not allowed.
+    """
+    return _scan(field, z0, t0, t1, num_steps, solver, clip, keep=False)[0]
+
+
+def integrate_with_tangent(
+    field: Field,
+    z0: Array,
+    t0: Array | float = 0.0,
+    t1: Array | float = 1.0,
+    *,
+    num_steps: int,
+    solver: str = "midpoint",
+    clip: tuple[float, float] | None = None,
+) -> tuple[Array, Array]:
+    """State at `t1` and its derivative to `z0`, for fields that act on each element alone.
+
+    The derivative is one forward-mode product with ones through `integrate` itself, so it belongs
+    to what was computed: the discrete steps, and the clipping (0 once an element was clipped).
+    Where the field mixes elements the result is the row sum of the Jacobian instead.
+
+    Args, errors: as `integrate`.
+
+    Returns:
+      (z1, dz1/dz0), both of z0's shape. In a one-dimensional flow without clipping the derivative
+      is positive when the steps are small enough: trajectories keep their order.
+    """
+
+    def solve(z: Array) -> Array:
+        return integrate(field, z, t0, t1, num_steps=num_steps, solver=solver, clip=clip)
+
+    z0 = jnp.asarray(z0)
+    return jax.jvp(solve, (z0,), (jnp.ones_like(z0),))
+
+
+def trajectory(
+    field: Field,
+    z0: Array,
+    t0: Array | float = 0.0,
+    t1: Array | float = 1.0,
+    *,
+    num_steps: int,
+    solver: str = "midpoint",
+    clip: tuple[float, float] | None = None,
+) -> Array:
+    """All states of `integrate`: [num_steps + 1, ...], the first is `z0`, the last is at `t1`.
+
+    Args, errors: as `integrate`.
+    """
+    states = _scan(field, z0, t0, t1, num_steps, solver, clip, keep=True)[1]
+    return jnp.concatenate([jnp.asarray(z0)[None], states])

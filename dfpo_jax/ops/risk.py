@@ -1,0 +1,221 @@
+"""Risk measures and tail penalties on quantiles.
+
+Quantiles are [..., M], sorted upwards, at the levels (j - 1/2) / M, each carrying mass 1/M. A tail
+of mass alpha is the lowest (or highest) alpha * M of them; where that is no integer the last one
+counts in part. All targets are stopped. `alpha` and `beta` are static Python numbers in (0, 1].
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = chex.Array
+
+RISK_MEASURES = ("mean", "cvar", "mean_cvar", "wang")
+
+
+def _check_level(name: str, value: float) -> None:
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{name} is {value!r}; allowed: above 0 and at most 1")
+
+
+def _tail_mean(x: Array, level: float, *, upper: bool) -> Array:
+    """Mean over the first (or last) level * M entries of the last axis, the last one in part."""
+    num = x.shape[-1]
+    share = np.clip(level * num - np.arange(num), 0.0, 1.0) / (level * num)
+    return _weighted_mean(x, share[::-1] if upper else share)
+
+
+def _weighted_mean(x: Array, weights) -> Array:
+    # A sum and not a matrix product: products lose bits on accelerators by default.
+    return jnp.sum(x * jnp.broadcast_to(jnp.asarray(weights, x.dtype), x.shape), axis=-1)
+
+
+def _tail_variance(x: Array, level: float, *, upper: bool) -> Array:
+    """Variance within the tail (divided by its mass, not by mass - 1)."""
+    centre = _tail_mean(x, level, upper=upper)[..., None]
+    return _tail_mean(jnp.square(x - centre), level, upper=upper)
+
+
+def cvar(quantiles: Array, alpha: float) -> Array:
+    """Conditional value at risk: mean of the lowest `alpha` of the mass.
+
+    Exact for the distribution with mass 1/M on each quantile: with k = alpha * M,
+    (sum_{j <= floor(k)} q_j + (k - floor(k)) q_{floor(k) + 1}) / k. Rockafellar and Uryasev,
+    Optimization of conditional value-at-risk, 2000.
+
+    Args:
+      quantiles: [..., M], sorted upwards.
+      alpha: mass of the tail, in (0, 1]; 1 gives the mean.
+
+    Returns:
+      [...].
+
+    Raises:
+      ValueError: `alpha` is outside (0, 1].
+    """
+    _check_level("alpha", alpha)
+    return _tail_mean(quantiles, alpha, upper=False)
+
+
+def upper_cvar(quantiles: Array, beta: float) -> Array:
+    """Mean of the highest `beta` of the mass: -cvar of -Z. See `cvar`.
+
+    Raises:
+      ValueError: `beta` is outside (0, 1].
+    """
+    _check_level("beta", beta)
+    return _tail_mean(quantiles, beta, upper=True)
+
+
+def _check_pair(q: Array, q_target: Array) -> None:
+    chex.assert_equal_shape_prefix([q, q_target], q.ndim - 1)
+    chex.assert_equal_rank([q, q_target])
+
+
+def cvar_penalty(q: Array, q_target: Array, alpha: float) -> Array:
+    """Squared difference of the lower tail means, (cvar(q) - cvar(q_target))^2.
+
+    After DVPO, arXiv 2512.03847; reconstruction ours, as for the other penalties below.
+
+    Args:
+      q: [..., M] quantiles, sorted upwards.
+      q_target: [..., K] target quantiles, e.g. sorted target samples, stopped; K may differ from M.
+      alpha: mass of the tail.
+
+    Returns:
+      [...].
+
+    Raises:
+      ValueError: `alpha` is outside (0, 1].
+    """
+    _check_pair(q, q_target)
+    return jnp.square(cvar(q, alpha) - cvar(jax.lax.stop_gradient(q_target), alpha))
+
+
+def upper_gain_penalty(q: Array, q_target: Array, beta: float) -> Array:
+    """Squared difference of the upper tail means. Arguments as `cvar_penalty`.
+
+    Raises:
+      ValueError: `beta` is outside (0, 1].
+    """
+    _check_pair(q, q_target)
+    return jnp.square(upper_cvar(q, beta) - upper_cvar(jax.lax.stop_gradient(q_target), beta))
+
+
+def mean_shift_penalty(q: Array, q_target: Array) -> Array:
+    """By how much the mean lies below the target's, (mean(q_target) - mean(q))_+: [...].
+
+    Args:
+      q: [..., M] quantiles.
+      q_target: [..., K] target quantiles, stopped.
+    """
+    _check_pair(q, q_target)
+    return jax.nn.relu(jnp.mean(jax.lax.stop_gradient(q_target), axis=-1) - jnp.mean(q, axis=-1))
+
+
+def tail_shape_penalty(q: Array, q_target: Array, alpha: float, beta: float) -> Array:
+    """A lower tail wider, or an upper tail narrower, than the target's.
+
+        (Var_low q - Var_low q*)_+ + (Var_up q* - Var_up q)_+
+
+    with variances within the lowest `alpha` and the highest `beta` of the mass. Asymmetric on
+    purpose: contracts the lower tail, keeps the upper one.
+
+    Args:
+      q: [..., M] quantiles, sorted upwards.
+      q_target: [..., K] target quantiles, sorted upwards, stopped.
+      alpha: mass of the lower tail.
+      beta: mass of the upper tail.
+
+    Returns:
+      [...], in squared units of the return.
+
+    Raises:
+      ValueError: `alpha` or `beta` is outside (0, 1].
+    """
+    _check_pair(q, q_target)
+    _check_level("alpha", alpha)
+    _check_level("beta", beta)
+    target = jax.lax.stop_gradient(q_target)
+    low = _tail_variance(q, alpha, upper=False) - _tail_variance(target, alpha, upper=False)
+    high = _tail_variance(target, beta, upper=True) - _tail_variance(q, beta, upper=True)
+    return jax.nn.relu(low) + jax.nn.relu(high)
+
+
+def tail_curvature_penalty(q: Array, alpha: float, beta: float) -> Array:
+    """Quantile function convex in the lower tail or concave in the upper one.
+
+        (mean_low D)_+ + (-mean_up D)_+,   D_j = q_{j+1} - 2 q_j + q_{j-1}
+
+    where the tails are the first `alpha` and the last `beta` of the M - 2 second differences.
+
+    Args:
+      q: [..., M] quantiles, sorted upwards, M at least 3.
+      alpha: share of the second differences that form the lower tail.
+      beta: share that forms the upper tail.
+
+    Returns:
+      [...].
+
+    Raises:
+      ValueError: `alpha` or `beta` is outside (0, 1], or M is below 3.
+    """
+    _check_level("alpha", alpha)
+    _check_level("beta", beta)
+    if q.shape[-1] < 3:
+        raise ValueError(f"q has {q.shape[-1]} quantiles; allowed: at least 3")
+    bend = q[..., 2:] - 2.0 * q[..., 1:-1] + q[..., :-2]
+    low = _tail_mean(bend, alpha, upper=False)
+    high = _tail_mean(bend, beta, upper=True)
+    return jax.nn.relu(low) + jax.nn.relu(-high)
+
+
+def risk_value(
+    quantiles: Array,
+    *,
+    measure: str = "mean",
+    alpha: float = 0.1,
+    eta: float = 0.5,
+    wang_shift: float = 0.75,
+) -> Array:
+    """Scalar value of a return distribution under a distortion of its quantiles.
+
+        "mean":      mean of the quantiles
+        "cvar":      CVaR_alpha
+        "mean_cvar": (1 - eta) mean + eta CVaR_alpha
+        "wang":      sum_j (g(j/M) - g((j-1)/M)) q_j,  g(u) = Phi(Phi^{-1}(u) + wang_shift)
+
+    A positive `wang_shift` is averse to risk, a negative one seeks it; on N(m, s^2) the value is
+    m - wang_shift * s. Wang, A class of distortion operators for pricing financial and insurance
+    risks, 2000.
+
+    Args:
+      quantiles: [..., M], sorted upwards.
+      measure: one of `RISK_MEASURES`.
+      alpha: mass of the tail of "cvar" and "mean_cvar".
+      eta: weight of the tail in "mean_cvar", in [0, 1].
+      wang_shift: shift of "wang".
+
+    Returns:
+      [...].
+
+    Raises:
+      ValueError: `measure`, `alpha` or `eta` is not allowed.
+    """
+    if measure not in RISK_MEASURES:
+        raise ValueError(f"measure is {measure!r}; allowed: {', '.join(RISK_MEASURES)}")
+    _check_level("alpha", alpha)
+    if not 0.0 <= eta <= 1.0:
+        raise ValueError(f"eta is {eta!r}; allowed: between 0 and 1")
+    if measure == "cvar":
+        return cvar(quantiles, alpha)
+    if measure == "wang":
+        edges = jnp.linspace(0.0, 1.0, quantiles.shape[-1] + 1, dtype=quantiles.dtype)
+        cumulative = jax.scipy.special.ndtr(jax.scipy.special.ndtri(edges) + wang_shift)
+        return _weighted_mean(quantiles, jnp.diff(cumulative))
+    mean = jnp.mean(quantiles, axis=-1)
+    if measure == "mean":
+        return mean
+    return (1.0 - eta) * mean + eta * cvar(quantiles, alpha)

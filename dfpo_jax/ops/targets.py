@@ -1,0 +1,165 @@
+"""Distributional return targets: mixtures of n-step return laws, and averages of their quantiles.
+
+Index convention of `dfpo_jax.types`: reward `r[i]` follows token i, the state before token i has
+index i. "Next" always means the next *valid* token: masked positions inside a response are carried
+over as if they were not there.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Array = chex.Array
+
+
+def _check_unit(name: str, value: Array | float) -> None:
+    if isinstance(value, int | float) and not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is {value!r}; allowed: between 0 and 1")
+
+
+def _per_row(name: str, value: Array | float, batch: int, dtype) -> Array:
+    """A scalar or [B] option as [B, 1]."""
+    _check_unit(name, value)
+    return jnp.broadcast_to(jnp.asarray(value, dtype), (batch,))[:, None]
+
+
+def _time_major(*arrays: Array) -> tuple[Array, ...]:
+    return tuple(jnp.swapaxes(x, 0, 1) for x in arrays)
+
+
+def _check_shapes(rewards: Array, samples: Array, mask: Array) -> None:
+    chex.assert_rank([rewards, samples, mask], [2, 3, 2])
+    chex.assert_equal_shape([rewards, mask])
+    chex.assert_equal_shape_prefix([rewards, samples], 2)
+    chex.assert_type([rewards, samples], float)
+
+
+def lambda_mixture(
+    key: Array,
+    rewards: Array,
+    bootstrap: Array,
+    mask: Array,
+    *,
+    discount: float = 1.0,
+    lambda_: Array | float = 0.95,
+    truncated: Array | None = None,
+) -> Array:
+    """Samples of the lambda-mixture of n-step return distributions.
+
+    For valid token i with next valid token j, and B ~ Bernoulli(lambda) drawn per (row, token,
+    sample),
+
+        y_i = r_i + discount * (B ? y_j : bootstrap_i),
+
+    and y_i = r_i at the last valid token, or r_i + discount * bootstrap_i in rows that `truncated`
+    marks. The mean over the draws is the ordinary lambda-return. Sample replacement, SR(lambda):
+    GMAC, arXiv 2105.11366.
+
+    Args:
+      key: PRNG key of the Bernoulli draws.
+      rewards: [B, T] float; ignored where mask is 0.
+      bootstrap: [B, T, S] samples of the return from the state after token i, that is the state
+        before the *next valid* token: before a gap in the mask the caller passes samples from the
+        state behind the gap. Ignored where mask is 0, and at the last valid token except in
+        truncated rows. Samples of different tokens must be independent draws for the law to be
+        the mixture.
+      mask: [B, T], 1 on response tokens, holes and empty rows allowed.
+      discount: in [0, 1].
+      lambda_: in [0, 1], a float or one per row [B].
+      truncated: [B] bool or 0/1, rows whose return after the last valid token is bootstrapped;
+        None: no row.
+
+    Returns:
+      [B, T, S], gradients stopped. In a gap the target of the next valid token unchanged; 0 after
+      the last valid token and in empty rows.
+
+    Raises:
+      ValueError: `discount` or `lambda_` is a number outside [0, 1].
+    """
+    _check_shapes(rewards, bootstrap, mask)
+    _check_unit("discount", discount)
+    batch, _, samples = bootstrap.shape
+    dtype = bootstrap.dtype
+    lambda_row = _per_row("lambda_", lambda_, batch, dtype)[..., None]
+    take_target = jax.random.uniform(key, bootstrap.shape, dtype) < lambda_row
+    if truncated is None:
+        truncated = jnp.zeros(batch, bool)
+    chex.assert_shape(truncated, (batch,))
+    cut = jnp.asarray(truncated).astype(bool)[:, None]
+
+    def step(carry, inputs):
+        target, has_next = carry
+        reward, after, take, valid = inputs
+        final = jnp.where(cut, after, jnp.zeros_like(after))
+        future = jnp.where(has_next, jnp.where(take, target, after), final)
+        valid = valid[:, None]
+        target = jnp.where(valid, reward[:, None] + discount * future, target)
+        return (target, has_next | valid), target
+
+    valid = jnp.asarray(mask).astype(bool)
+    inputs = _time_major(rewards.astype(dtype), bootstrap, take_target, valid)
+    init = (jnp.zeros((batch, samples), dtype), jnp.zeros((batch, 1), bool))
+    _, targets = jax.lax.scan(step, init, inputs, reverse=True)
+    return jax.lax.stop_gradient(jnp.swapaxes(targets, 0, 1))
+
+
+def lambda_average(
+    rewards: Array,
+    values: Array,
+    mask: Array,
+    *,
+    discount: float = 1.0,
+    lambda_: Array | float = 0.95,
+    final_values: Array | None = None,
+) -> Array:
+    """Lambda-return of every quantile by itself: generalised advantage plus value, per quantile.
+
+    For valid token i with next valid token j (values and target after the last one are
+    `final_values`),
+
+        y_i = r_i + discount * ((1 - lambda) values_j + lambda y_j).
+
+    Averages quantile functions rather than distributions, so the spread of independent outcomes
+    shrinks at every bootstrap; `lambda_mixture` does not. Its mean over quantiles equals the
+    lambda-return of the mean values. Distributional GAE of DVPO, arXiv 2512.03847.
+
+    Args:
+      rewards: [B, T] float; ignored where mask is 0.
+      values: [B, T, Q] quantiles of the return from the state before token i; ignored where mask
+        is 0.
+      mask: [B, T], 1 on response tokens, holes and empty rows allowed.
+      discount: in [0, 1].
+      lambda_: in [0, 1], a float or one per row [B].
+      final_values: [B, Q] quantiles after the last valid token; None: 0.
+
+    Returns:
+      [B, T, Q], gradients stopped. In a gap the target of the next valid token unchanged; 0 after
+      the last valid token and in empty rows.
+
+    Raises:
+      ValueError: `discount` or `lambda_` is a number outside [0, 1].
+    """
+    _check_shapes(rewards, values, mask)
+    _check_unit("discount", discount)
+    batch, _, quantiles = values.shape
+    dtype = values.dtype
+    lambda_row = _per_row("lambda_", lambda_, batch, dtype)
+    if final_values is None:
+        final_values = jnp.zeros((batch, quantiles), dtype)
+    chex.assert_shape(final_values, (batch, quantiles))
+
+    def step(carry, inputs):
+        target, next_value, has_next = carry
+        reward, value, valid = inputs
+        valid = valid[:, None]
+        future = (1.0 - lambda_row) * next_value + lambda_row * target
+        target = jnp.where(valid, reward[:, None] + discount * future, target)
+        next_value = jnp.where(valid, value, next_value)
+        has_next = has_next | valid
+        return (target, next_value, has_next), jnp.where(has_next, target, jnp.zeros_like(target))
+
+    final = jnp.asarray(final_values, dtype)
+    inputs = _time_major(rewards.astype(dtype), values, jnp.asarray(mask).astype(bool))
+    init = (final, final, jnp.zeros((batch, 1), bool))
+    _, targets = jax.lax.scan(step, init, inputs, reverse=True)
+    return jax.lax.stop_gradient(jnp.swapaxes(targets, 0, 1))
