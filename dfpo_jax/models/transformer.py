@@ -1,0 +1,323 @@
+"""Decoder of the Llama, Qwen2 and Qwen3 families, with an explicit key-value cache.
+
+Logical axis names of parameters: "vocab", "embed", "layers", "heads", "kv_heads", "head_dim",
+"mlp"; of activations: "batch", "length", "embed". `dfpo_jax.sharding` maps them to a mesh.
+"""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from dfpo_jax.models.attention import attention
+from dfpo_jax.models.config import TransformerConfig
+from dfpo_jax.types import Array
+
+_INIT_STD = 0.02
+_ACTIVATIONS = ("batch", "length", "embed")
+
+
+@struct.dataclass
+class KVCache:
+    """Keys and values of past slots.
+
+    Attributes:
+      keys: [L, B, S, K, H], already rotated.
+      values: [L, B, S, K, H].
+      valid: [B, S] bool, slots that hold a token (False: padding, or not written yet).
+      index: [] int32, the first slot not written yet.
+    """
+
+    keys: Array
+    values: Array
+    valid: Array
+    index: Array
+
+
+def init_cache(
+    config: TransformerConfig, batch: int, length: int, dtype: str | None = None
+) -> KVCache:
+    """An empty cache of `length` slots for `batch` sequences, in `dtype` or the compute type.
+
+    Raises:
+      ValueError: `length` is below 1 or above `config.max_positions`.
+    """
+    if not 1 <= length <= config.max_positions:
+        raise ValueError(f"length is {length}; it must be between 1 and {config.max_positions}")
+    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+    dtype = jnp.dtype(config.dtype if dtype is None else dtype)
+    return KVCache(
+        keys=jnp.zeros(shape, dtype),
+        values=jnp.zeros(shape, dtype),
+        valid=jnp.zeros((batch, length), bool),
+        index=jnp.zeros((), jnp.int32),
+    )
+
+
+def rope_tables(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+    """Cosines and sines [B, T, 1, H / 2] (float32) of `positions[b, t] * theta ** (-2 i / H)`.
+
+    Source: Su et al. 2021 (RoFormer), section 3.4.2.
+    """
+    chex.assert_rank(positions, 2)
+    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    frequency = (1.0 / theta**exponent).reshape(1, 1, 1, -1)
+    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotates the pairs (i, i + H / 2) of x [B, T, N, H]; float32 inside, the type of x outside."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x ** 2) + eps) * scale over the last axis, in float32.
+
+    Source: Zhang and Sennrich 2019, equation 4.
+    """
+
+    config: TransformerConfig
+    width: int
+    axis: str
+
+    def setup(self):
+        """Creates the scale."""
+        init = nn.with_logical_partitioning(nn.initializers.ones_init(), (self.axis,))
+        self.scale = self.param("scale", init, (self.width,), jnp.dtype(self.config.param_dtype))
+
+    def __call__(self, x: Array) -> Array:
+        """[..., width] -> [..., width] in the compute type."""
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.config.norm_eps)
+        scale = self.scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+        return (x * scale).astype(self.config.dtype)
+
+
+class Projection(nn.Module):
+    """A linear map between the residual stream and other axes, e.g. [D] -> [N, H] or back.
+
+    Attributes:
+      config: the model's configuration.
+      equation: einsum of (input, kernel).
+      shape: shape of the kernel.
+      axes: logical names of the kernel's axes.
+      std: standard deviation of the initial kernel.
+      bias_rank: number of trailing kernel axes a bias covers; 0 for none.
+    """
+
+    config: TransformerConfig
+    equation: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    std: float = _INIT_STD
+    bias_rank: int = 0
+
+    def setup(self):
+        """Creates the kernel and the bias."""
+        dtype = jnp.dtype(self.config.param_dtype)
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.std), self.axes)
+        self.kernel = self.param("kernel", init, self.shape, dtype)
+        if self.bias_rank:
+            axes, shape = self.axes[-self.bias_rank :], self.shape[-self.bias_rank :]
+            init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
+            self.bias = self.param("bias", init, shape, dtype)
+
+    def __call__(self, x: Array) -> Array:
+        """Applies `equation` in the compute type."""
+        dtype = jnp.dtype(self.config.dtype)
+        out = jnp.einsum(self.equation, x.astype(dtype), self.kernel.astype(dtype))
+        if self.bias_rank:
+            shape = (1,) * (out.ndim - self.bias_rank) + self.bias.shape
+            out = out + self.bias.astype(dtype).reshape(shape)
+        return out
+
+
+class Attention(nn.Module):
+    """Projections, rotary embedding, cache update and attention of one layer."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        """Names the projections."""
+        c = self.config
+        project = functools.partial(Projection, c, "btd,dnh->btnh", bias_rank=2 * c.qkv_bias)
+        query_shape = (c.d_model, c.num_heads, c.head_dim)
+        key_shape = (c.d_model, c.num_kv_heads, c.head_dim)
+        self.query = project(query_shape, ("embed", "heads", "head_dim"))
+        self.key = project(key_shape, ("embed", "kv_heads", "head_dim"))
+        self.value = project(key_shape, ("embed", "kv_heads", "head_dim"))
+        self.output = Projection(
+            c,
+            "btnh,nhd->btd",
+            (c.num_heads, c.head_dim, c.d_model),
+            ("heads", "head_dim", "embed"),
+            std=_INIT_STD / (2 * c.num_layers) ** 0.5,
+        )
+        if c.qk_norm:
+            self.query_norm = RMSNorm(c, c.head_dim, "head_dim")
+            self.key_norm = RMSNorm(c, c.head_dim, "head_dim")
+
+    def __call__(self, x, layer_cache, rope, mask, index):
+        """[B, T, D] -> ([B, T, D], this layer's updated (keys, values) or None)."""
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if self.config.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        if layer_cache is not None:
+            start = (0, index, 0, 0)
+            layer_cache = tuple(
+                jax.lax.dynamic_update_slice(old, new.astype(old.dtype), start)
+                for old, new in zip(layer_cache, (k, v), strict=True)
+            )
+            k, v = (array.astype(q.dtype) for array in layer_cache)
+        return self.output(attention(q, k, v, mask, self.config.attention)), layer_cache
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x)). Source: Shazeer 2020 (GLU variants), equation 6."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        """Names the projections."""
+        c = self.config
+        into = functools.partial(
+            Projection, c, "btd,df->btf", (c.d_model, c.d_ff), ("embed", "mlp")
+        )
+        self.gate, self.up = into(), into()
+        std = _INIT_STD / (2 * c.num_layers) ** 0.5
+        self.down = Projection(c, "btf,fd->btd", (c.d_ff, c.d_model), ("mlp", "embed"), std=std)
+
+    def __call__(self, x: Array) -> Array:
+        """[B, T, D] -> [B, T, D]."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """One pre-norm decoder layer, in the form `nn.scan` wants: carry and inputs to both."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        """Names the parts."""
+        self.attention_norm = RMSNorm(self.config, self.config.d_model, "embed")
+        self.attention = Attention(self.config)
+        self.mlp_norm = RMSNorm(self.config, self.config.d_model, "embed")
+        self.mlp = MLP(self.config)
+
+    def __call__(self, x, layer_cache, rope, mask, index):
+        """[B, T, D] and one layer's cache -> the same."""
+        update, layer_cache = self.attention(self.attention_norm(x), layer_cache, rope, mask, index)
+        x = nn.with_logical_constraint(x + update, _ACTIVATIONS)
+        x = nn.with_logical_constraint(x + self.mlp(self.mlp_norm(x)), _ACTIVATIONS)
+        return x, layer_cache
+
+
+class Transformer(nn.Module):
+    """The decoder without its output projection, which `logits` applies to the hidden states."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        """Names the parts; layers are stacked along a leading "layers" axis."""
+        c = self.config
+        dtype = jnp.dtype(c.param_dtype)
+        normal = nn.initializers.normal(_INIT_STD)
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(normal, ("vocab", "embed")),
+            (c.vocab_size, c.d_model),
+            dtype,
+        )
+        block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=False)
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        self.layers = stack(c)
+        self.final_norm = RMSNorm(c, c.d_model, "embed")
+        if not c.tie_embeddings:
+            self.head = self.param(
+                "head",
+                nn.with_logical_partitioning(normal, ("embed", "vocab")),
+                (c.d_model, c.vocab_size),
+                dtype,
+            )
+
+    def __call__(
+        self, tokens: Array, valid: Array, cache: KVCache | None = None
+    ) -> tuple[Array, KVCache | None]:
+        """Hidden states after the final norm.
+
+        Attention is causal in slot order and never reads a slot with `valid` 0. The position of a
+        token is the number of valid tokens before it (those in the cache included), so padding on
+        either side changes nothing. Prefill and decode are the same call with a cache: it writes T
+        slots at `cache.index`. The caller keeps `index + T` within the cache's length (a traced
+        index cannot be checked).
+
+        Args:
+          tokens: [B, T] integers.
+          valid: [B, T], bool or 0/1: 1 on tokens, 0 on padding.
+          cache: None (nothing before these tokens), or a cache to read and extend.
+
+        Returns:
+          hidden: [B, T, D] in the compute type; of no meaning where `valid` is 0.
+          cache: the extended cache, or None without one.
+
+        Raises:
+          ValueError: T is above `config.max_positions` or the cache's length.
+        """
+        chex.assert_rank([tokens, valid], 2)
+        chex.assert_equal_shape([tokens, valid])
+        batch, length = tokens.shape
+        limit = self.config.max_positions if cache is None else cache.valid.shape[1]
+        if length > limit:
+            raise ValueError(f"tokens has {length} slots; at most {limit} are allowed")
+        valid = valid.astype(bool)
+        positions = jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1
+        if cache is None:
+            index, layer_caches, seen = jnp.zeros((), jnp.int32), None, valid
+        else:
+            chex.assert_shape(cache.valid, (batch, None))
+            index, layer_caches = cache.index, (cache.keys, cache.values)
+            positions = positions + jnp.sum(cache.valid, axis=1, dtype=jnp.int32)[:, None]
+            seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, index))
+        slots = jnp.arange(seen.shape[1])
+        causal = slots[None, :] <= index + jnp.arange(length)[:, None]
+        mask = causal[None] & seen[:, None, :]
+        rope = rope_tables(jnp.maximum(positions, 0), self.config.head_dim, self.config.rope_theta)
+
+        x = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
+        x = nn.with_logical_constraint(x, _ACTIVATIONS)
+        x, layer_caches = self.layers(x, layer_caches, rope, mask, index)
+        hidden = self.final_norm(x)
+        if cache is None:
+            return hidden, None
+        keys, values = layer_caches
+        return hidden, KVCache(keys=keys, values=values, valid=seen, index=index + length)
+
+    def logits(self, hidden: Array) -> Array:
+        """[B, T, D] -> [B, T, V] unnormalised log-probabilities, float32."""
+        chex.assert_rank(hidden, 3)
+        dtype = jnp.dtype(self.config.dtype)
+        if self.config.tie_embeddings:
+            kernel, equation = self.embedding, "btd,vd->btv"
+        else:
+            kernel, equation = self.head, "btd,dv->btv"
+        out = jnp.einsum(
+            equation,
+            hidden.astype(dtype),
+            kernel.astype(dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return nn.with_logical_constraint(out, ("batch", "length", "vocab"))
