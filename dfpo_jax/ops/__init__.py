@@ -1,5 +1,17 @@
 """Arrays in, arrays out: no model, no configuration, no jit inside."""
 
+from dfpo_jax.ops.advantages import (
+    gae,
+    group_relative,
+    length_adaptive_lambda,
+    rloo,
+)
+from dfpo_jax.ops.divergences import (
+    KL_KINDS,
+    adaptive_kl_update,
+    entropy,
+    kl_estimate,
+)
 from dfpo_jax.ops.flow_matching import (
     anchor_loss,
     distributional_cfm_loss,
@@ -7,7 +19,34 @@ from dfpo_jax.ops.flow_matching import (
     stratified_times,
     uncertainty_weights,
 )
+from dfpo_jax.ops.masking import (
+    AGGREGATIONS,
+    aggregate_weights,
+    eos_mask,
+    last_valid,
+    lengths_to_mask,
+    masked_mean,
+    masked_sum_and_count,
+    masked_var,
+    masked_whiten,
+    place_at_last,
+)
 from dfpo_jax.ops.ode import SOLVERS, integrate, integrate_with_tangent, trajectory
+from dfpo_jax.ops.policy_gradients import (
+    clip_fraction,
+    ppo_clip,
+    token_log_probs,
+    truncated_importance_weights,
+)
+from dfpo_jax.ops.quantiles import (
+    cdf,
+    crps,
+    interval_coverage,
+    noise_quantiles,
+    quantile_huber,
+    quantile_levels,
+    wasserstein1,
+)
 from dfpo_jax.ops.risk import (
     RISK_MEASURES,
     cvar,
@@ -22,17 +61,51 @@ from dfpo_jax.ops.risk import (
 from dfpo_jax.ops.targets import lambda_average, lambda_mixture
 
 __all__ = [
+    # advantages
+    "gae",
+    "group_relative",
+    "length_adaptive_lambda",
+    "rloo",
+    # divergences
+    "KL_KINDS",
+    "adaptive_kl_update",
+    "entropy",
+    "kl_estimate",
     # flow_matching
     "anchor_loss",
     "distributional_cfm_loss",
     "geometric_consistency_loss",
     "stratified_times",
     "uncertainty_weights",
+    # masking
+    "AGGREGATIONS",
+    "aggregate_weights",
+    "eos_mask",
+    "last_valid",
+    "lengths_to_mask",
+    "masked_mean",
+    "masked_sum_and_count",
+    "masked_var",
+    "masked_whiten",
+    "place_at_last",
     # ode
     "SOLVERS",
     "integrate",
     "integrate_with_tangent",
     "trajectory",
+    # policy_gradients
+    "clip_fraction",
+    "ppo_clip",
+    "token_log_probs",
+    "truncated_importance_weights",
+    # quantiles
+    "cdf",
+    "crps",
+    "interval_coverage",
+    "noise_quantiles",
+    "quantile_huber",
+    "quantile_levels",
+    "wasserstein1",
     # risk
     "RISK_MEASURES",
     "cvar",

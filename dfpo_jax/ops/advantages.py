@@ -1,0 +1,177 @@
+"""Advantage estimators: GAE over masked sequences, and critic-free baselines over groups.
+
+Index convention (dfpo_jax.types): `values[:, i]` belongs to the state before token i and
+`rewards[:, i]` follows token i. No function here stops gradients; the losses that consume
+advantages and returns do.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dfpo_jax.ops.masking import as_float
+from dfpo_jax.types import Array
+
+GROUP_EPS = 1e-6
+
+
+def _check_unit_interval(name: str, value: Array | float) -> None:
+    """Raises ValueError for a Python number outside [0, 1]; arrays pass unchecked."""
+    if isinstance(value, (int, float)) and not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+
+
+def gae(
+    rewards: Array,
+    values: Array,
+    mask: Array,
+    *,
+    discount: float = 1.0,
+    lambda_: Array | float = 0.95,
+    final_values: Array | None = None,
+) -> tuple[Array, Array]:
+    """Generalized advantage estimation that steps over masked gaps.
+
+    With i+ the next valid token after the valid token i,
+      delta_i = r_i + discount * v_{i+} - v_i
+      A_i     = delta_i + discount * lambda * A_{i+},      returns_i = A_i + v_i.
+    After the last valid token v is `final_values` and A is 0. Masked tokens inside a response (a
+    tool's or a user's turn) are passed over as if they had been cut out: neither discounted nor
+    decayed, their rewards and values ignored.
+
+    Source: Schulman et al. 2016, arXiv 1506.02438, eq. 16; the rule for gaps is ours.
+
+    Args:
+      rewards: [B, T], in reward units.
+      values: [B, T], same units.
+      mask: [B, T], 1 on response tokens.
+      discount: factor per valid token, in [0, 1].
+      lambda_: in [0, 1], a number or one per sequence, [B].
+      final_values: [B] value of the state after the last valid token; None means 0 (terminal).
+
+    Returns:
+      ([B, T] advantages, [B, T] returns), both 0 outside the mask.
+
+    Raises:
+      ValueError: if `discount` or `lambda_` is a Python number outside [0, 1].
+      AssertionError: if shapes do not match.
+    """
+    chex.assert_rank([rewards, values, mask, lambda_], [2, 2, 2, {0, 1}])
+    chex.assert_equal_shape([rewards, values, mask])
+    _check_unit_interval("discount", discount)
+    _check_unit_interval("lambda_", lambda_)
+    valid = jnp.asarray(mask).astype(bool)
+    rewards, values = (jnp.where(valid, x, 0) for x in (as_float(rewards), as_float(values)))
+    batch = rewards.shape[0]
+    if jnp.ndim(lambda_) == 1:
+        chex.assert_shape(lambda_, (batch,))
+    decay = discount * jnp.broadcast_to(jnp.asarray(lambda_, values.dtype), (batch,))
+    start = jnp.zeros((batch,), values.dtype)
+    if final_values is None:
+        final_values = start
+    chex.assert_shape(final_values, (batch,))
+
+    def step(carry, inputs):
+        next_value, next_advantage = carry
+        reward, value, is_valid = inputs
+        advantage = reward + discount * next_value - value + decay * next_advantage
+        carry = (
+            jnp.where(is_valid, value, next_value),
+            jnp.where(is_valid, advantage, next_advantage),
+        )
+        return carry, jnp.where(is_valid, advantage, 0)
+
+    carry = (jnp.asarray(final_values, values.dtype), start)
+    _, advantages = jax.lax.scan(step, carry, (rewards.T, values.T, valid.T), reverse=True)
+    advantages = advantages.T
+    return advantages, advantages + values
+
+
+def length_adaptive_lambda(lengths: Array, alpha: float = 0.05) -> Array:
+    """GAE lambda that grows with the response: `max(0, 1 - 1 / (alpha * length))`.
+
+    It makes the sum of the weights lambda^k, which is 1 / (1 - lambda), proportional to the length.
+    Source: VAPO, Yue et al. 2025, arXiv 2504.05118, section 4.2.
+
+    Args:
+      lengths: [...] valid tokens per response.
+      alpha: positive; the share of the response over which credit reaches.
+
+    Returns:
+      [...] float32 in [0, 1); 0 for an empty response.
+
+    Raises:
+      ValueError: if `alpha` is not positive.
+    """
+    if not alpha > 0:
+        raise ValueError(f"alpha must be positive, got {alpha}")
+    lengths = as_float(lengths)
+    lambda_ = 1 - 1 / (alpha * jnp.maximum(lengths, 1))
+    return jnp.where(lengths > 0, jnp.maximum(lambda_, 0), 0)
+
+
+def _centred_groups(rewards: Array, group_size: int) -> Array:
+    """Rewards minus their group's mean, [B / group_size, group_size].
+
+    The group's first reward is subtracted before the mean is taken, so that the members of a tied
+    group are exactly 0: rounding of the mean must not become an advantage.
+    """
+    chex.assert_rank(rewards, 1)
+    batch = rewards.shape[0]
+    if group_size < 2 or batch % group_size:
+        raise ValueError(
+            f"group_size must be at least 2 and divide the batch of {batch}, got {group_size}"
+        )
+    groups = as_float(rewards).reshape(-1, group_size)
+    groups = groups - groups[:, :1]
+    return groups - jnp.mean(groups, axis=1, keepdims=True)
+
+
+def group_relative(rewards: Array, group_size: int, *, normalize: bool = True) -> Array:
+    """Reward relative to the other answers to the same prompt.
+
+    `A = (r - mean) / (std + 1e-6)` over the group, std with ddof 1; or just `r - mean`.
+    Sources: GRPO (normalized), Shao et al. 2024, arXiv 2402.03300, section 4.1.2; Dr. GRPO (not
+    normalized), Liu et al. 2025, arXiv 2503.20783, section 3.2.
+
+    Args:
+      rewards: [B]; rows of a group are consecutive.
+      group_size: answers per prompt; at least 2, divides B (static).
+      normalize: whether to divide by the deviation (static).
+
+    Returns:
+      [B] float32 or wider; exactly 0 in a group whose rewards are all equal.
+
+    Raises:
+      ValueError: if `group_size` is below 2 or does not divide B.
+      AssertionError: if `rewards` is not a vector.
+    """
+    centred = _centred_groups(rewards, group_size)
+    if normalize:
+        variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True) / (group_size - 1)
+        # The root of 0 has an infinite slope; a tied group is centred on 0 whatever divides it.
+        tied = variance == 0
+        deviation = jnp.where(tied, 0, jnp.sqrt(jnp.where(tied, 1, variance)))
+        centred = centred / (deviation + GROUP_EPS)
+    return centred.reshape(-1)
+
+
+def rloo(rewards: Array, group_size: int) -> Array:
+    """Reward minus the mean reward of the *other* answers to the same prompt.
+
+    `A_k = r_k - mean_{j != k} r_j = (r_k - mean) * n / (n - 1)`.
+    Source: REINFORCE leave-one-out, Ahmadian et al. 2024, arXiv 2402.14740, section 2.
+
+    Args:
+      rewards: [B]; rows of a group are consecutive.
+      group_size: answers per prompt, n; at least 2, divides B (static).
+
+    Returns:
+      [B] float32 or wider, in reward units.
+
+    Raises:
+      ValueError: if `group_size` is below 2 or does not divide B.
+      AssertionError: if `rewards` is not a vector.
+    """
+    centred = _centred_groups(rewards, group_size)
+    return (centred * (group_size / (group_size - 1))).reshape(-1)

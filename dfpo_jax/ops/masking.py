@@ -1,0 +1,228 @@
+"""Masked statistics, loss aggregation, and masks from lengths or end-of-sequence tokens.
+
+A mask is 1 (or True) on elements that count. Elements outside it may hold anything, NaN included:
+they change neither results nor gradients. Statistics are taken in float32 or wider.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dfpo_jax.types import Array
+
+AGGREGATIONS = ("token_mean", "sequence_mean")
+WHITEN_EPS = 1e-8
+
+
+def as_float(x: Array) -> Array:
+    """Returns `x` in float32, or in its own type where that is wider."""
+    x = jnp.asarray(x)
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def _select(x: Array, mask: Array) -> Array:
+    """Returns `x` as floats with 0 (and a zero gradient) outside the mask."""
+    x = as_float(x)
+    return jnp.where(jnp.asarray(mask).astype(bool), x, jnp.zeros_like(x))
+
+
+def masked_sum_and_count(x: Array, mask: Array) -> tuple[Array, Array]:
+    """Sum of the valid elements and their number.
+
+    The pair is what a loss hands on: pairs of micro-batches or devices are added and divided once,
+    which makes the mean independent of how the batch was split.
+
+    Args:
+      x: [...] values.
+      mask: [...] same shape, 1 where `x` counts.
+
+    Returns:
+      ([] sum, [] count), both float32 or wider.
+
+    Raises:
+      AssertionError: if the shapes differ.
+    """
+    chex.assert_equal_shape([x, mask])
+    total = jnp.sum(_select(x, mask))
+    return total, jnp.sum(jnp.asarray(mask).astype(bool), dtype=total.dtype)
+
+
+def masked_mean(x: Array, mask: Array) -> Array:
+    """Mean of the valid elements, `sum(x mask) / sum(mask)`; 0 where there are none.
+
+    Args:
+      x: [...] values.
+      mask: [...] same shape.
+
+    Returns:
+      [] mean, in the units of `x`.
+
+    Raises:
+      AssertionError: if the shapes differ.
+    """
+    total, count = masked_sum_and_count(x, mask)
+    return total / jnp.maximum(count, 1)
+
+
+def _centred(x: Array, mask: Array) -> Array:
+    """Valid elements minus their mean, 0 elsewhere.
+
+    The mean is taken off twice: what the first pass leaves by rounding (a constant input such as
+    0.1 is not its own float32 mean) would otherwise be blown up by whitening.
+    """
+    for _ in range(2):
+        x = _select(_select(x, mask) - masked_mean(x, mask), mask)
+    return x
+
+
+def masked_var(x: Array, mask: Array) -> Array:
+    """Unbiased variance (ddof 1) of the valid elements; 0 with fewer than two of them.
+
+    Args:
+      x: [...] values.
+      mask: [...] same shape.
+
+    Returns:
+      [] variance, in squared units of `x`.
+
+    Raises:
+      AssertionError: if the shapes differ.
+    """
+    chex.assert_equal_shape([x, mask])
+    total, count = masked_sum_and_count(jnp.square(_centred(x, mask)), mask)
+    return total / jnp.maximum(count - 1, 1)
+
+
+def masked_whiten(x: Array, mask: Array) -> Array:
+    """Shifts and scales the valid elements to mean 0 and variance 1.
+
+    `(x - mean) / sqrt(var + 1e-8)`, so a constant input gives 0, not NaN.
+
+    Args:
+      x: [...] values.
+      mask: [...] same shape.
+
+    Returns:
+      [...] whitened values without units, 0 outside the mask.
+
+    Raises:
+      AssertionError: if the shapes differ.
+    """
+    chex.assert_equal_shape([x, mask])
+    return _centred(x, mask) * jax.lax.rsqrt(masked_var(x, mask) + WHITEN_EPS)
+
+
+def aggregate_weights(mask: Array, mode: str) -> tuple[Array, Array]:
+    """Weights and count by which per-token losses become one number.
+
+    loss = sum(x * weights) / max(count, 1); an empty mask gives 0.
+      "token_mean": every valid token weighs the same; count = number of valid tokens.
+      "sequence_mean": mean over non-empty sequences of their token means; count = their number.
+    Sums and counts of micro-batches add up to those of the whole batch in both modes.
+
+    Args:
+      mask: [B, T], 1 on valid tokens.
+      mode: "token_mean" or "sequence_mean".
+
+    Returns:
+      ([B, T] weights, 0 outside the mask; [] count).
+
+    Raises:
+      ValueError: if `mode` is not one of the two.
+      AssertionError: if the mask is not of rank 2.
+    """
+    chex.assert_rank(mask, 2)
+    if mode not in AGGREGATIONS:
+        raise ValueError(f"mode must be one of {AGGREGATIONS}, got {mode!r}")
+    weights = jnp.asarray(mask).astype(bool).astype(jnp.float32)
+    if mode == "token_mean":
+        return weights, jnp.sum(weights)
+    lengths = jnp.sum(weights, axis=1, keepdims=True)
+    non_empty = jnp.sum(lengths > 0, dtype=jnp.float32)
+    return weights / jnp.maximum(lengths, 1), non_empty
+
+
+def lengths_to_mask(lengths: Array, max_length: int) -> Array:
+    """Mask with the first `lengths[b]` of `max_length` slots set.
+
+    Args:
+      lengths: [B] integers; those above `max_length` fill the row.
+      max_length: number of slots, T (static).
+
+    Returns:
+      [B, T] float32.
+
+    Raises:
+      ValueError: if `max_length` is negative.
+      AssertionError: if `lengths` is not a vector of integers.
+    """
+    chex.assert_rank(lengths, 1)
+    chex.assert_type(lengths, int)
+    if max_length < 0:
+        raise ValueError(f"max_length must be at least 0, got {max_length}")
+    slots = jnp.arange(max_length, dtype=jnp.asarray(lengths).dtype)
+    return (slots[None, :] < jnp.asarray(lengths)[:, None]).astype(jnp.float32)
+
+
+def eos_mask(tokens: Array, eos_ids: tuple[int, ...]) -> Array:
+    """Mask up to and including the first end-of-sequence token of each row.
+
+    It looks at nothing but the first end of sequence, so a padding id equal to an end id is safe.
+
+    Args:
+      tokens: [B, T] integers.
+      eos_ids: ids that end a sequence (static); with none, or in a row without one, all slots.
+
+    Returns:
+      [B, T] float32.
+
+    Raises:
+      ValueError: if `eos_ids` is not a tuple of integers.
+      AssertionError: if `tokens` is not a matrix of integers.
+    """
+    chex.assert_rank(tokens, 2)
+    chex.assert_type(tokens, int)
+    if not isinstance(eos_ids, tuple) or not all(isinstance(i, int) for i in eos_ids):
+        raise ValueError(f"eos_ids must be a tuple of ints, got {eos_ids!r}")
+    ends = jnp.zeros(tokens.shape, bool)
+    for eos_id in eos_ids:
+        ends = ends | (tokens == eos_id)
+    ends = ends.astype(jnp.int32)
+    ends_before = jnp.cumsum(ends, axis=1) - ends
+    return (ends_before == 0).astype(jnp.float32)
+
+
+def last_valid(mask: Array) -> Array:
+    """One-hot mask of the last valid token of each row; all 0 in an empty row.
+
+    Args:
+      mask: [B, T]; holes are allowed.
+
+    Returns:
+      [B, T] float32.
+
+    Raises:
+      AssertionError: if the mask is not of rank 2.
+    """
+    chex.assert_rank(mask, 2)
+    valid = jnp.asarray(mask).astype(bool)
+    valid_from_here = jax.lax.cumsum(valid.astype(jnp.int32), axis=1, reverse=True)
+    return (valid & (valid_from_here == 1)).astype(jnp.float32)
+
+
+def place_at_last(values: Array, mask: Array) -> Array:
+    """Puts one value per row on the row's last valid token (never on padding).
+
+    Args:
+      values: [B], for instance sequence rewards.
+      mask: [B, T]; holes are allowed. The value of an empty row is dropped.
+
+    Returns:
+      [B, T] float32 or wider, 0 elsewhere.
+
+    Raises:
+      AssertionError: if shapes do not match.
+    """
+    chex.assert_rank([values, mask], [1, 2])
+    chex.assert_equal_shape_prefix([values, mask], 1)
+    return _select(jnp.broadcast_to(jnp.asarray(values)[:, None], mask.shape), last_valid(mask))

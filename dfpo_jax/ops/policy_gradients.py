@@ -1,0 +1,164 @@
+"""Token log-probabilities, clipped policy-gradient losses and importance weights.
+
+Losses are unreduced, [B, T], and know no mask: reduce them with the functions of masking.py.
+"""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from dfpo_jax.ops.masking import as_float
+from dfpo_jax.types import Array
+
+MAX_LOG_RATIO = 20.0
+
+
+def token_log_probs(logits: Array, tokens: Array, *, temperature: float = 1.0) -> Array:
+    """Log-probability of each token: its scaled logit minus the log of the partition function.
+
+    `log p(y_i) = l_i[y_i] / temperature - logsumexp(l_i / temperature)`, in float32 whatever the
+    type of the logits; gathered, never multiplied by a one-hot array of vocabulary size.
+
+    Args:
+      logits: [B, T, V]; `logits[:, i]` predicts `tokens[:, i]`.
+      tokens: [B, T] integers in [0, V); an id of V or more gives NaN.
+      temperature: of the distribution asked about; the sampler's, if the two are compared.
+
+    Returns:
+      [B, T] float32 or wider, nats.
+
+    Raises:
+      ValueError: if `temperature` is not positive and finite.
+      AssertionError: if shapes or types do not match.
+    """
+    chex.assert_rank([logits, tokens], [3, 2])
+    chex.assert_equal_shape_prefix([logits, tokens], 2)
+    chex.assert_type(tokens, int)
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    logits = as_float(logits) / temperature
+    chosen = jnp.take_along_axis(logits, jnp.asarray(tokens)[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _ratio(log_probs: Array, other_log_probs: Array) -> Array:
+    """exp(log_probs - other), the exponent clamped to +-20 so that it cannot overflow."""
+    difference = as_float(log_probs) - as_float(other_log_probs)
+    return jnp.exp(jnp.clip(difference, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+
+
+def _check_clips(clip_low: float, clip_high: float) -> None:
+    """Raises ValueError unless 0 <= clip_low <= 1 and clip_high >= 0."""
+    if not 0 <= clip_low <= 1:
+        raise ValueError(f"clip_low must lie in [0, 1], got {clip_low}")
+    if not clip_high >= 0:
+        raise ValueError(f"clip_high must be at least 0, got {clip_high}")
+
+
+def ppo_clip(
+    log_probs: Array,
+    old_log_probs: Array,
+    advantages: Array,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+) -> Array:
+    """Clipped surrogate loss per token.
+
+    With rho = exp(log_probs - old_log_probs), exponent clamped to +-20 (zero gradient beyond),
+      loss = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A),
+    and where A < 0 and `dual_clip` = c is given, loss = min(loss, -c A).
+    Sources: Schulman et al. 2017, arXiv 1707.06347, eq. 7; the dual clip, Ye et al. 2020,
+    arXiv 1912.09729, eq. 2; unequal bounds, DAPO, Yu et al. 2025, arXiv 2503.14476, eq. 10.
+
+    Args:
+      log_probs: [B, T] of the policy being trained, nats.
+      old_log_probs: [B, T] at the start of the iteration; stopped.
+      advantages: [B, T]; stopped.
+      clip_low: in [0, 1].
+      clip_high: at least 0.
+      dual_clip: above 1, or None for no dual clip.
+
+    Returns:
+      [B, T] unreduced loss, in units of the advantage.
+
+    Raises:
+      ValueError: if a bound is outside its range.
+      AssertionError: if shapes differ.
+    """
+    chex.assert_equal_shape([log_probs, old_log_probs, advantages])
+    _check_clips(clip_low, clip_high)
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(f"dual_clip must be None or above 1, got {dual_clip}")
+    advantages = jax.lax.stop_gradient(as_float(advantages))
+    ratio = _ratio(log_probs, jax.lax.stop_gradient(old_log_probs))
+    clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
+    loss = -jnp.minimum(ratio * advantages, clipped * advantages)
+    if dual_clip is not None:
+        loss = jnp.where(advantages < 0, jnp.minimum(loss, -dual_clip * advantages), loss)
+    return loss
+
+
+def clip_fraction(
+    log_probs: Array,
+    old_log_probs: Array,
+    advantages: Array,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Array:
+    """Indicator of the tokens whose gradient `ppo_clip` removes (dual clip aside); a metric.
+
+    1 where A > 0 and rho > 1 + clip_high, or A < 0 and rho < 1 - clip_low. Ours.
+
+    Args:
+      log_probs: [B, T], nats.
+      old_log_probs: [B, T], nats.
+      advantages: [B, T].
+      clip_low: in [0, 1].
+      clip_high: at least 0.
+
+    Returns:
+      [B, T] float32, 0 or 1, without gradient.
+
+    Raises:
+      ValueError: if a bound is outside its range.
+      AssertionError: if shapes differ.
+    """
+    chex.assert_equal_shape([log_probs, old_log_probs, advantages])
+    _check_clips(clip_low, clip_high)
+    advantages = jnp.asarray(advantages)
+    ratio = _ratio(log_probs, old_log_probs)
+    above = (advantages > 0) & (ratio > 1 + clip_high)
+    below = (advantages < 0) & (ratio < 1 - clip_low)
+    return (above | below).astype(jnp.float32)
+
+
+def truncated_importance_weights(
+    log_probs: Array, behaviour_log_probs: Array, *, cap: float = 2.0
+) -> Array:
+    """Weights that correct for a sampler whose distribution differs from the trainer's.
+
+    `w = min(exp(log_probs - behaviour_log_probs), cap)`, exponent clamped to +-20; stopped.
+    Source: truncated importance sampling, Ionides 2008, Journal of Computational and Graphical
+    Statistics 17(2), section 2; per token, with a constant cap, is common practice.
+
+    Args:
+      log_probs: [B, T] of the trainer at the start of the iteration, nats.
+      behaviour_log_probs: [B, T] as reported by the sampler, nats.
+      cap: positive.
+
+    Returns:
+      [B, T] weights in (0, cap], without gradient.
+
+    Raises:
+      ValueError: if `cap` is not positive.
+      AssertionError: if shapes differ.
+    """
+    chex.assert_equal_shape([log_probs, behaviour_log_probs])
+    if not cap > 0:
+        raise ValueError(f"cap must be positive, got {cap}")
+    return jax.lax.stop_gradient(jnp.minimum(_ratio(log_probs, behaviour_log_probs), cap))
