@@ -1,0 +1,31 @@
+from dfpo_jax.models.attention import attention
+from dfpo_jax.models.config import PRESETS, TransformerConfig
+from dfpo_jax.models.transformer import KVCache, Transformer, init_cache
+from dfpo_jax.models.value_flow import (
+    ValueFlow,
+    ValueFlowConfig,
+    mean,
+    noise_grid,
+    one_step,
+    quantiles,
+    samples,
+)
+from dfpo_jax.models.value_heads import QuantileHead, ScalarHead
+
+__all__ = [
+    "PRESETS",
+    "KVCache",
+    "QuantileHead",
+    "ScalarHead",
+    "Transformer",
+    "TransformerConfig",
+    "ValueFlow",
+    "ValueFlowConfig",
+    "attention",
+    "init_cache",
+    "mean",
+    "noise_grid",
+    "one_step",
+    "quantiles",
+    "samples",
+]

@@ -1,0 +1,209 @@
+"""The value flow: a scalar velocity field per token, and what is read from it.
+
+The field v(z, t, d | c) transports noise z ~ N(0, 1) at t = 0 to the return Z(s) at t = 1 along
+dz/dt = v(z, t, 0 | c); v(z, 0, 1 | c) is the jump over the whole horizon (the flow map). Values are
+in normalised units (zero centre, scale 1).
+
+A *velocity* below is a function (z, t, d) -> dz/dt with a condition already bound:
+
+    cond = model.apply(params, features, method="condition")
+    velocity = lambda z, t, d: model.apply(params, cond, z, t, d, method="velocity")
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dfpo_jax.ops.ode import integrate
+from dfpo_jax.ops.quantiles import noise_quantiles
+from dfpo_jax.types import Array
+
+Velocity = Callable[[Array, Array, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueFlowConfig:
+    """Sizes of the value flow head.
+
+    Attributes:
+      hidden: width of the field's layers, which run for every (token, sample, solver stage).
+      num_blocks: hidden layers of the field after its input layer.
+      condition_dim: width of the layer between a token's features and its condition, which runs
+        once per token.
+      time_features: number F of features cos(k pi t), k = 1..F.
+
+    Raises:
+      ValueError: a field is out of range; the message names field, value and what is allowed.
+    """
+
+    hidden: int = 64
+    num_blocks: int = 2
+    condition_dim: int = 64
+    time_features: int = 8
+
+    def __post_init__(self):
+        """Validates every field."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{field.name} is {value!r}; it must be an integer of at least 1")
+
+
+class ValueFlow(nn.Module):
+    """Velocity field v(z, t, d | c) of a scalar z, in float32; 0 everywhere at initialisation.
+
+    `condition` turns a token's features into one additive term for each layer of the field, so that
+    the many evaluations of `velocity` cost `num_blocks` products of width `hidden` each and nothing
+    that depends on the width of the backbone. The architecture is ours.
+    """
+
+    config: ValueFlowConfig = ValueFlowConfig()
+
+    def setup(self):
+        """Names the layers."""
+        c = self.config
+        self.trunk = _dense(c.condition_dim, ("embed", None))
+        self.conditions = _dense((c.num_blocks + 1) * c.hidden, (None, None))
+        self.state = self.param(
+            "state", nn.with_logical_partitioning(_normal(1.0), (None, None)), (2, c.hidden)
+        )
+        self.time = self.param(
+            "time",
+            nn.with_logical_partitioning(_normal(c.time_features**-0.5), (None, None)),
+            (c.time_features, c.hidden),
+        )
+        self.step = self.param(
+            "step", nn.with_logical_partitioning(_normal(1.0), (None,)), (c.hidden,)
+        )
+        self.blocks = [_dense(c.hidden, (None, None), bias=False) for _ in range(c.num_blocks)]
+        self.output = _dense(1, (None, None), init=nn.initializers.zeros_init())
+
+    def condition(self, features: Array) -> Array:
+        """[..., D] -> [..., C], C = (num_blocks + 1) * hidden; call it once per token."""
+        return self.conditions(jax.nn.silu(self.trunk(features.astype(jnp.float32))))
+
+    def velocity(self, cond: Array, z: Array, t: Array, d: Array) -> Array:
+        """The field at the points z.
+
+        Args:
+          cond: [..., C], from `condition`.
+          z: [..., S] points, S per token; leading axes are those of `cond`.
+          t: virtual time in [0, 1], scalar or of the shape of z (scalar is cheaper).
+          d: step length in [0, 1], likewise: 0 for the instantaneous field, 1 for the flow map.
+
+        Returns:
+          [..., S] velocities.
+        """
+        c = self.config
+        chex.assert_equal(cond.shape[:-1], z.shape[:-1])
+        chex.assert_axis_dimension(cond, -1, (c.num_blocks + 1) * c.hidden)
+        t, d, z = (jnp.asarray(x, jnp.float32) for x in (t, d, z))
+        for x in (t, d):
+            if x.ndim:
+                chex.assert_equal_shape([x, z])
+        cond = cond[..., None, :].reshape(*cond.shape[:-1], 1, c.num_blocks + 1, c.hidden)
+        # z and z * d: the flow map needs another slope in z than the instantaneous field.
+        x = cond[..., 0, :] + _outer(z, self.state[0]) + _outer(z * d, self.state[1])
+        x = x + _match(self._time_terms(t), x) + _match(_outer(d, self.step), x)
+        x = jax.nn.silu(x)
+        for i, block in enumerate(self.blocks):
+            x = x + jax.nn.silu(block(x) + cond[..., i + 1, :])
+        return self.output(x)[..., 0]
+
+    def __call__(self, features: Array, z: Array, t: Array, d: Array) -> Array:
+        """`velocity` at the condition of `features`; initialises every parameter."""
+        return self.velocity(self.condition(features), z, t, d)
+
+    def _time_terms(self, t: Array) -> Array:
+        """t [...] -> [..., hidden], from cos(k pi t) by the recurrence of Chebyshev polynomials."""
+        first = jnp.cos(jnp.pi * t)
+        features = [first, 2 * first * first - 1]
+        while len(features) < self.config.time_features:
+            features.append(2 * first * features[-1] - features[-2])
+        return jnp.stack(features[: self.config.time_features], axis=-1) @ self.time
+
+
+def samples(
+    velocity: Velocity, noise: Array, *, num_steps: int = 4, solver: str = "midpoint"
+) -> Array:
+    """Returns z_1 [..., S] of the flow from `noise` [..., S] by `num_steps` solver steps.
+
+    With noise ~ N(0, 1) they are samples of Z(s); with a grid of noise quantiles, its quantiles.
+    """
+    zero = jnp.zeros((), noise.dtype)
+    return integrate(lambda z, t: velocity(z, t, zero), noise, num_steps=num_steps, solver=solver)
+
+
+def noise_grid(shape: tuple[int, ...], num: int) -> Array:
+    """Noise quantiles Phi^-1((j - 1/2) / num), j = 1..num, for every token: [*shape, num]."""
+    grid = noise_quantiles(num).reshape((1,) * len(shape) + (num,))
+    return jnp.broadcast_to(grid, (*shape, num))
+
+
+def quantiles(
+    velocity: Velocity,
+    shape: tuple[int, ...],
+    num_quantiles: int,
+    *,
+    num_steps: int = 4,
+    solver: str = "midpoint",
+) -> Array:
+    """Quantiles [*shape, M] of Z(s) at the levels (j - 1/2) / M, sorted ascending.
+
+    Paths of an exact one-dimensional flow cannot cross, so its end points are in order already;
+    those of few solver steps may cross, hence the sort.
+
+    Args:
+      velocity: field whose condition has the leading axes `shape`.
+      shape: leading axes, e.g. (batch, time).
+      num_quantiles: M.
+      num_steps: solver steps over the horizon.
+      solver: one of `ops.SOLVERS`.
+    """
+    noise = noise_grid(shape, num_quantiles)
+    return jnp.sort(samples(velocity, noise, num_steps=num_steps, solver=solver), axis=-1)
+
+
+def one_step(velocity: Velocity, noise: Array) -> Array:
+    """The flow map z_1 = noise + v(noise, 0, 1), [..., S] -> [..., S]: one evaluation."""
+    zero = jnp.zeros((), noise.dtype)
+    return noise + velocity(noise, zero, zero + 1)
+
+
+def mean(velocity: Velocity, noise: Array) -> Array:
+    """E[Z] = mean over S of noise + v(noise, 0, 0), [..., S] -> [...]: no integration.
+
+    Exact at the optimum, where v(eps, 0, 0) = E[Z] - eps. Pass a symmetric grid such as
+    `noise_grid`, whose own mean is 0.
+    """
+    zero = jnp.zeros((), noise.dtype)
+    return jnp.mean(noise + velocity(noise, zero, zero), axis=-1)
+
+
+def _normal(std: float) -> jax.nn.initializers.Initializer:
+    """Gaussian initialiser."""
+    return nn.initializers.normal(std)
+
+
+def _dense(width, axes, *, bias=True, init=None) -> nn.Dense:
+    """A float32 dense layer with logical axis names."""
+    return nn.Dense(
+        width,
+        use_bias=bias,
+        kernel_init=nn.with_logical_partitioning(init or nn.initializers.lecun_normal(), axes),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[-1:]),
+    )
+
+
+def _outer(x: Array, vector: Array) -> Array:
+    """x [...] times vector [H] -> [..., H]."""
+    return x[..., None] * vector.reshape((1,) * x.ndim + (-1,))
+
+
+def _match(x: Array, like: Array) -> Array:
+    """x [H] or of the rank of `like` -> the rank of `like`."""
+    return x.reshape((1,) * (like.ndim - 1) + (-1,)) if x.ndim == 1 else x
