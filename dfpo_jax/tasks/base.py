@@ -1,0 +1,73 @@
+"""What a task is: prompts drawn as a pure function of (seed, step), and a response verifier."""
+
+import abc
+import dataclasses
+import hashlib
+from typing import Any
+
+SPLITS = ("train", "held_out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One prompt with what is needed to judge a response to it.
+
+    Attributes:
+      prompt: the text the model sees.
+      answer: a reference answer; "" where the data set has none (a verifier may accept others).
+      payload: what the task's verifier needs besides the response.
+      index: position of the item in its data set, for the log.
+    """
+
+    prompt: str
+    answer: str
+    payload: Any = None
+    index: int = 0
+
+
+class Task(abc.ABC):
+    """A source of prompts and the verifier that rewards responses.
+
+    Attributes:
+      name: short name for logs and reports.
+      reward_range: (lowest, highest) reward of `score`, or None where it is unbounded.
+      solved_at: the reward from which a response counts as correct.
+      verifier_errors: number of times the verifier itself failed.
+    """
+
+    name: str
+    reward_range: tuple[float, float] | None
+    solved_at: float = 1.0
+    verifier_errors: int = 0
+
+    @abc.abstractmethod
+    def batch(self, step: int, size: int) -> list[Item]:
+        """The `size` items of iteration `step`.
+
+        A pure function of the task's seed and `step`: a run that resumes at step n sees what the
+        uninterrupted run would have seen. The items of a smaller batch are the first ones of a
+        larger batch at the same step.
+        """
+
+    @abc.abstractmethod
+    def items(self, count: int) -> list[Item]:
+        """`count` fixed items with distinct prompts, for evaluation: the same on every call."""
+
+    @abc.abstractmethod
+    def score(self, item: Item, response: str) -> float:
+        """The verifier's reward of `response`; no response text makes it raise."""
+
+    def is_correct(self, item: Item, response: str) -> bool:
+        """Whether `score(item, response)` is at or above `solved_at`."""
+        return self.score(item, response) >= self.solved_at
+
+
+def is_held_out(prompt: str, percent: int) -> bool:
+    """Whether a prompt belongs to the held-out split, decided by its text alone.
+
+    The first 8 bytes of the BLAKE2b hash of the UTF-8 text, modulo 100, compared with `percent`:
+    stable across processes, seeds, machines and Python versions, so the two splits of a data set
+    cannot share a prompt.
+    """
+    digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % 100 < percent

@@ -1,0 +1,224 @@
+"""Any `reasoning_gym` data set as a task, with splits that cannot share a prompt.
+
+`reasoning_gym` generates entry i of a data set from its seed and i alone, so a task draws its
+prompts by drawing indices. Scores are the data set's own; many of them give a little credit
+(0.01 to 0.1) for wrong answers, and part credit for an answer that contains the right one.
+"""
+
+import dataclasses
+import difflib
+import logging
+import string
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import reasoning_gym
+from reasoning_gym.factory import DATASETS
+
+from dfpo_jax.tasks.base import SPLITS, Item, Task, is_held_out
+
+_TAG = 0x7461736B  # "task": keeps these random streams apart from those of the reward noise
+_BATCH, _ITEMS = range(2)
+_CHUNK = 64  # indices drawn at a time
+_SIZE = 2**31 - 1
+# Data sets that build something for every entry when they are created.
+_SIZES = {
+    "acre": 4_000,
+    "gsm_symbolic": 100_000,
+    "list_functions": 100_000,
+    "word_ladder": 20_000,
+}
+
+
+class ReasoningGymTask(Task):
+    """Prompts and verifier of one `reasoning_gym` data set.
+
+    Attributes:
+      name: name of the data set.
+      reward_range: (0.0, 1.0).
+      solved_at: the reward from which a response counts as correct.
+      verifier_errors: number of calls of `score` in which the verifier failed.
+    """
+
+    reward_range = (0.0, 1.0)
+
+    def __init__(
+        self,
+        dataset: str,
+        parameters: Mapping[str, Any],
+        *,
+        split: str = "train",
+        seed: int = 0,
+        prompt: str = "{question}",
+        held_out_percent: int = 10,
+        solved_at: float = 1.0,
+    ):
+        """Creates the data set and checks every argument.
+
+        Args:
+          dataset: name of a `reasoning_gym` data set.
+          parameters: fields of the data set's configuration; `size` is the number of entries
+            indices are drawn from (a very large default), `seed` is not among them.
+          split: "train" or "held_out". A prompt belongs to one of them by a hash of its text.
+          seed: decides which entries are drawn and in which order, >= 0. Every seed draws from the
+            same entries.
+          prompt: format string over an entry: "{question}", "{metadata[expression]}=", ...
+          held_out_percent: expected share of held-out prompts, 0 to 99 (at least 1 for the
+            held-out split itself).
+          solved_at: in (0, 1].
+
+        Raises:
+          ValueError: naming the argument, its value and what is allowed.
+        """
+        _check_choice("split", split, SPLITS)
+        if not 0 <= held_out_percent <= 99 or (split == "held_out" and held_out_percent == 0):
+            raise ValueError(
+                f"held_out_percent={held_out_percent} must be from 0 to 99, and at "
+                "least 1 for split='held_out'"
+            )
+        if seed < 0:
+            raise ValueError(f"seed={seed} must be >= 0")
+        if not 0.0 < solved_at <= 1.0:
+            raise ValueError(f"solved_at={solved_at} must be in (0, 1]")
+        self.name = dataset
+        self.solved_at = solved_at
+        self.verifier_errors = 0
+        self._dataset = _create(dataset, dict(parameters))
+        self._size = self._dataset.size
+        self._prompt = prompt
+        self._held_out = split == "held_out"
+        self._percent = held_out_percent
+        self._seed = seed
+        self._reported: set[int] = set()
+        self._check_prompt()
+
+    def batch(self, step: int, size: int) -> list[Item]:
+        """The `size` items of iteration `step`; see `Task.batch`. A prompt may occur twice.
+
+        Raises:
+          ValueError: `step < 0`, or the split appears to hold no prompt at all.
+        """
+        if step < 0:
+            raise ValueError(f"step={step} must be >= 0")
+        return self._draw(size, stream=_BATCH, step=step, distinct=False)
+
+    def items(self, count: int) -> list[Item]:
+        """`count` fixed items with distinct prompts; see `Task.items`.
+
+        Raises:
+          ValueError: the split appears to hold fewer distinct prompts.
+        """
+        return self._draw(count, stream=_ITEMS, step=0, distinct=True)
+
+    def score(self, item: Item, response: str) -> float:
+        """The data set's own score of the stripped response, in [0, 1].
+
+        A verifier that raises, or whose score is outside [0, 1], is counted in `verifier_errors`,
+        logged once per item, and gives 0.
+        """
+        try:
+            score = float(self._dataset.score_answer(response.strip(), entry=item.payload))
+            if not 0.0 <= score <= 1.0:
+                raise ValueError(f"score {score} is outside [0, 1]")
+        except Exception:  # whatever a verifier does with model text must not end a run
+            self.verifier_errors += 1
+            if item.index not in self._reported:
+                self._reported.add(item.index)
+                logging.getLogger(__name__).warning(
+                    "the verifier of %s failed on response %r to %r",
+                    self.name,
+                    response,
+                    item,
+                    exc_info=True,
+                )
+            return self.reward_range[0]
+        return score
+
+    def _draw(self, count: int, *, stream: int, step: int, distinct: bool) -> list[Item]:
+        share = self._percent if self._held_out else 100 - self._percent
+        patience = 1000 * (count + 20) // share  # draws in a row that bring no new item
+        items, seen, misses = [], set(), 0
+        indices = self._indices(stream, step)
+        while len(items) < count:
+            item = self._item(next(indices))
+            if (
+                item is None
+                or is_held_out(item.prompt, self._percent) != self._held_out
+                or (distinct and item.prompt in seen)
+            ):
+                misses += 1
+                if misses > patience:
+                    split = "held_out" if self._held_out else "train"
+                    raise ValueError(
+                        f"found {len(items)} of {count} {'distinct ' if distinct else ''}prompts "
+                        f"of {self.name} in split={split!r}: {misses} draws in a row brought no "
+                        "new one. Ask for fewer items, or widen parameters or the prompt"
+                    )
+                continue
+            items.append(item)
+            seen.add(item.prompt)
+            misses = 0
+        return items
+
+    def _indices(self, stream: int, step: int) -> Iterator[int]:
+        generator = np.random.default_rng([self._seed, _TAG, stream, step])
+        while True:
+            yield from generator.integers(self._size, size=_CHUNK).tolist()
+
+    def _item(self, index: int) -> Item | None:
+        """Entry `index`, or None where the generator finds no entry for this index."""
+        try:
+            entry = self._dataset[index]
+        except IndexError:
+            # word_ladder gives up on some indices, and would then refuse all larger ones too.
+            self._dataset.size = self._size
+            return None
+        answer = "" if entry["answer"] is None else str(entry["answer"])
+        return Item(_format(self._prompt, entry), answer, entry, index)
+
+    def _check_prompt(self) -> None:
+        try:
+            fields = [field for _, field, _, _ in string.Formatter().parse(self._prompt) if field]
+        except ValueError as error:
+            raise ValueError(f"prompt={self._prompt!r} is no format string: {error}") from error
+        if not fields:
+            raise ValueError(
+                f"prompt={self._prompt!r} names no field of the entry, such as {{question}}"
+            )
+        next(item for item in map(self._item, range(self._size)) if item is not None)
+
+
+def _create(name: str, parameters: dict[str, Any]) -> Any:
+    _check_choice("dataset", name, sorted(DATASETS))
+    config = DATASETS[name][1]
+    fields = sorted({field.name for field in dataclasses.fields(config)} - {"seed"})
+    for key in parameters:
+        _check_choice("parameters key", key, fields, show=len(fields))
+    parameters = {"seed": 0, "size": _SIZES.get(name, _SIZE)} | parameters
+    try:
+        dataset = reasoning_gym.create_dataset(name, **parameters)
+        dataset[0]
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f"parameters={parameters} of {name} are refused: {error}") from error
+    return dataset
+
+
+def _format(prompt: str, entry: Mapping[str, Any]) -> str:
+    try:
+        return prompt.format_map(entry)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        fields = [f"{{{key}}}" for key in entry if key != "metadata"]
+        fields += [f"{{metadata[{key}]}}" for key in entry["metadata"]]
+        raise ValueError(
+            f"prompt={prompt!r} does not fit the entries ({type(error).__name__}: {error}); they "
+            f"have {', '.join(fields)}"
+        ) from error
+
+
+def _check_choice(argument: str, value: str, allowed, show: int = 5) -> None:
+    if value in allowed:
+        return
+    closest = difflib.get_close_matches(str(value), allowed, n=show, cutoff=0.0)
+    what = "valid" if len(closest) == len(allowed) else "the closest valid names are"
+    raise ValueError(f"{argument}={value!r} is unknown; {what}: {', '.join(closest)}")

@@ -1,0 +1,114 @@
+"""Tokenizers: a character tokenizer built in memory, strict encoding, and padding to fixed shapes.
+
+Everything here runs on the host and returns Python lists or numpy arrays. Any `transformers`
+tokenizer works wherever one is asked for; `character_tokenizer` is the small default.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+
+
+def character_tokenizer(alphabet: str, *, pad_is_eos: bool = False) -> PreTrainedTokenizerFast:
+    """Builds a tokenizer with one token per character of `alphabet`, with no file and no network.
+
+    Ids: the special tokens first (`<pad>`, `<bos>`, `<eos>`, `<unk>`), then the characters in the
+    order of `alphabet`. Nothing is added around a text on encoding, and decoding joins characters
+    without spaces, so `decode(encode(text)) == text`. A text that spells a special token, such as
+    "<eos>", is encoded as its characters, never as the special token.
+
+    Args:
+      alphabet: the characters, each once.
+      pad_is_eos: there is no `<pad>` token and the pad id is the `<eos>` id, as in many published
+        models; masks must then come from lengths, never from `tokens != pad_id`.
+
+    Raises:
+      ValueError: the alphabet is empty or repeats a character.
+    """
+    if not alphabet:
+        raise ValueError("alphabet is empty; it must hold at least one character")
+    repeated = [character for character, count in Counter(alphabet).items() if count > 1]
+    if repeated:
+        raise ValueError(f"alphabet repeats {repeated}; each character must occur once")
+    special = [EOS, BOS, UNK] if pad_is_eos else [PAD, BOS, EOS, UNK]
+    vocabulary = {token: index for index, token in enumerate([*special, *alphabet])}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=UNK))
+    any_character = tokenizers.Regex(r"[\s\S]")
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Split(any_character, behavior="isolated")
+    model.decoder = tokenizers.decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        pad_token=EOS if pad_is_eos else PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of `text`, with no special token added.
+
+    Raises:
+      ValueError: the tokenizer has no token for some character of `text`; the message names the
+        character and its position.
+    """
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    unknown = tokenizer.unk_token_id
+    # Some published tokenizers let an ordinary token double as the unknown one.
+    if unknown is None or unknown == tokenizer.eos_token_id or unknown not in ids:
+        return ids
+    for position, character in enumerate(text):
+        if unknown in tokenizer.encode(character, add_special_tokens=False):
+            raise ValueError(
+                f"character {character!r} at position {position} of {text!r} is not in the "
+                "tokenizer's alphabet"
+            )
+    raise ValueError(f"the tokenizer has no token for part of {text!r}")
+
+
+def left_pad(
+    sequences: Sequence[Sequence[int]], length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pads on the left, as prompts are: (tokens [B, length] int32, mask [B, length] float32).
+
+    The mask is 1 on the given tokens, decided by their number and not by their ids.
+
+    Raises:
+      ValueError: a sequence is longer than `length`.
+    """
+    return _pad(sequences, length, pad_id, left=True)
+
+
+def right_pad(
+    sequences: Sequence[Sequence[int]], length: int, pad_id: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pads on the right, as responses are; otherwise the same as `left_pad`.
+
+    Raises:
+      ValueError: a sequence is longer than `length`.
+    """
+    return _pad(sequences, length, pad_id, left=False)
+
+
+def _pad(
+    sequences: Sequence[Sequence[int]], length: int, pad_id: int, *, left: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.full((len(sequences), length), pad_id, np.int32)
+    mask = np.zeros((len(sequences), length), np.float32)
+    for row, sequence in enumerate(sequences):
+        count = len(sequence)
+        if count > length:
+            raise ValueError(
+                f"sequence {row} has {count} tokens, which is more than the limit length={length}"
+            )
+        where = slice(length - count, length) if left else slice(0, count)
+        tokens[row, where] = sequence
+        mask[row, where] = 1.0
+    return tokens, mask
