@@ -1,0 +1,202 @@
+"""Device mesh, logical-axis rules, and shardings of parameters, train states and batches.
+
+Modules name the axes of their parameters ("embed", "heads", ...); `LOGICAL_RULES` says which mesh
+axis each name lies on. The same path runs on every platform: one CPU device is the mesh 1x1x1.
+
+    mesh = create_mesh(fsdp=-1)
+    with mesh_context(mesh):
+        abstract = jax.eval_shape(init, key)
+        state = jax.jit(init, out_shardings=shardings(abstract, mesh))(key)
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from dfpo_jax.types import ArrayTree
+
+MESH_AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+# Order is priority: where two names of one array ask for the same mesh axis, the first rule has it.
+LOGICAL_RULES: Rules = {
+    "batch": BATCH_AXES,
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "embed": "fsdp",
+    "layers": None,
+    "head_dim": None,
+    "length": None,
+}
+
+
+def create_mesh(
+    data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh with axes ("data", "fsdp", "tensor") over the first `data * fsdp * tensor` devices.
+
+    Args:
+      data: replicas that split the batch only.
+      fsdp: devices that split the batch and the "embed" axis of parameters.
+      tensor: devices that split heads, MLP width and vocabulary. One of the three sizes may be -1:
+        as many as the devices allow.
+      devices: devices to use; all of `jax.devices()` by default.
+
+    Raises:
+      ValueError: a size is neither positive nor -1, more than one is -1, the known sizes do not
+        divide the device count where one is -1, or the product exceeds it.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ValueError(f"mesh sizes are {shown}; each must be at least 1, and at most one -1")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if free:
+        if len(devices) % known:
+            raise ValueError(
+                f"mesh sizes are {shown}; their product without -1, {known}, must divide the "
+                f"device count, {len(devices)}"
+            )
+        sizes[free[0]] = len(devices) // known
+    used = math.prod(sizes.values())
+    if used > len(devices):
+        raise ValueError(
+            f"mesh sizes are {shown}; their product, {used}, exceeds the device count, "
+            f"{len(devices)}"
+        )
+    shape = tuple(sizes.values())
+    if used == len(jax.devices()) == len(devices):  # let JAX choose the order on a real topology
+        return jax.make_mesh(
+            shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
+        )
+    grid = np.asarray(devices[:used]).reshape(shape)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+@contextlib.contextmanager
+def mesh_context(mesh: Mesh, rules: Rules = LOGICAL_RULES) -> Iterator[Mesh]:
+    """Sets the mesh (`jax.set_mesh`) and the rules by which models constrain their activations.
+
+    With `jax.set_mesh(mesh)` alone the results are the same; the compiler then chooses the layout
+    of activations from that of parameters and inputs.
+    """
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(rules.items())):
+        yield mesh
+
+
+def shardings(tree: ArrayTree, mesh: Mesh, rules: Rules = LOGICAL_RULES) -> ArrayTree:
+    """`NamedSharding` of every array in a tree of (abstract) arrays, boxed or not.
+
+    A leaf in an `nn.LogicallyPartitioned` box is laid out by the rules; any other is replicated.
+    An axis whose size its mesh axes do not divide is replicated too (`undivided` lists those).
+    Boxes stay in the result, around the sharding, so that it has the structure of `tree` and fits
+    `out_shardings`. Optimizer states made from boxed parameters are boxed, so one call covers a
+    whole train state.
+
+    Args:
+      tree: e.g. `jax.eval_shape(init, key)`.
+      mesh: from `create_mesh`.
+      rules: logical name -> mesh axis, mesh axes, or None; a name without a rule is an error.
+
+    Raises:
+      ValueError: a logical name has no rule; the message names it and those that have.
+    """
+
+    def one(leaf):
+        if not _is_box(leaf):
+            return NamedSharding(mesh, PartitionSpec())
+        spec, _ = _spec(leaf, mesh, rules)
+        return leaf.replace_boxed(NamedSharding(mesh, spec))
+
+    return jax.tree.map(one, tree, is_leaf=_is_box)
+
+
+def undivided(
+    tree: ArrayTree, mesh: Mesh, rules: Rules = LOGICAL_RULES
+) -> list[tuple[str, str, int, int]]:
+    """Axes that `shardings` replicates because their size is no multiple of their mesh axes.
+
+    Returns:
+      (path of the array, logical axis, its size, number of devices along its mesh axes) each.
+    """
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box):
+        if _is_box(leaf):
+            _, dropped = _spec(leaf, mesh, rules)
+            found.extend((jax.tree_util.keystr(path), *entry) for entry in dropped)
+    return found
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis split over "data" and "fsdp"."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def put_batch(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
+    """Places arrays [B, ...] on the mesh, split along B; scalars are replicated.
+
+    Raises:
+      ValueError: B of some array is no multiple of data * fsdp; names the array and both numbers.
+    """
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+    def one(path, leaf):
+        leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        if leaf.ndim == 0:
+            return jax.device_put(leaf, replicated(mesh))
+        if leaf.shape[0] % parts:
+            raise ValueError(
+                f"batch array {jax.tree_util.keystr(path) or '(root)'} has {leaf.shape[0]} rows; "
+                f"data * fsdp, {parts}, must divide that"
+            )
+        return jax.device_put(leaf, batch_sharding(mesh))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _is_box(leaf) -> bool:
+    """Whether a node is a parameter with logical axis names."""
+    return isinstance(leaf, nn.LogicallyPartitioned)
+
+
+def _spec(box, mesh: Mesh, rules: Rules) -> tuple[PartitionSpec, list[tuple[str, int, int]]]:
+    """The partition of one boxed array, and the axes that fell back to replication."""
+    names, shape = box.names, box.value.shape
+    if len(names) != len(shape):
+        raise ValueError(f"an array of shape {shape} has the logical axes {names}")
+    for name in names:
+        if name is not None and name not in rules:
+            raise ValueError(f"logical axis {name!r} has no rule; there are {', '.join(rules)}")
+    priority = list(rules)
+    spec: list[str | tuple[str, ...] | None] = [None] * len(names)
+    taken: set[str] = set()
+    dropped = []
+    named = [i for i, name in enumerate(names) if name is not None]
+    for i in sorted(named, key=lambda i: priority.index(names[i])):
+        target = rules[names[i]]
+        axes = (target,) if isinstance(target, str) else tuple(target or ())
+        if not axes or taken & set(axes):
+            continue
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if shape[i] % parts:
+            dropped.append((names[i], shape[i], parts))
+            continue
+        spec[i] = target
+        taken |= set(axes)
+    return PartitionSpec(*spec), dropped
