@@ -1,9 +1,9 @@
 """Losses of the value flow: anchor, distributional flow matching, geometric consistency.
 
-A velocity is a function `velocity(z, t, d)` of three [B, T, S] arrays (return scale, virtual time
-in [0, 1], step length in [0, 1]: 0 the instantaneous field, 1 the jump over the whole horizon) that
-returns [B, T, S]. Noise is N(0, 1) at t = 0, the return sits at t = 1. Losses are [B, T], averaged
-over the S noise/time pairs and not masked.
+A velocity is a function `velocity(z, t, d)` of points z [B, T, S], virtual time t in [0, 1] and step
+length d in [0, 1] (0 the instantaneous field, 1 the jump over the whole horizon) that returns
+[B, T, S]; t is a scalar or of z's shape, d a scalar. Noise is N(0, 1) at t = 0, the return sits at
+t = 1. Losses are [B, T], averaged over the S noise/time pairs and not masked.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def _instantaneous(velocity: Velocity) -> ode.Field:
     """The field dz/dt = velocity(z, t, 0)."""
-    return lambda z, t: velocity(z, t, jnp.zeros_like(z))
+    return lambda z, t: velocity(z, t, jnp.zeros((), z.dtype))
 
 
 def stratified_times(key: Array, shape: Sequence[int]) -> Array:
@@ -75,7 +75,7 @@ def anchor_loss(velocity: Velocity, targets: Array, noise: Array, times: Array) 
     chex.assert_equal_shape([targets, noise, times])
     targets, noise, times = jax.lax.stop_gradient((targets, noise, times))
     points = (1.0 - times) * noise + times * targets
-    error = velocity(points, times, jnp.zeros_like(times)) - (targets - noise)
+    error = _instantaneous(velocity)(points, times) - (targets - noise)
     return jnp.mean(jnp.square(error), axis=-1)
 
 
@@ -139,7 +139,7 @@ def distributional_cfm_loss(
     else:
         points = reward + discount * after
         target = discount * slope
-    error = velocity(points, times, jnp.zeros_like(times)) - target
+    error = _instantaneous(velocity)(points, times) - target
     return jnp.mean(jnp.square(error), axis=-1)
 
 
@@ -188,18 +188,18 @@ def geometric_consistency_loss(
     chex.assert_rank(noise, 3)
     chex.assert_equal_shape([noise, times])
     noise, times = jax.lax.stop_gradient((noise, times))
-    horizon = times if mode == "straight" else jnp.ones_like(times)
+    horizon = times if mode == "straight" else 1.0
     field = _instantaneous(frozen_velocity)
     ends = ode.integrate(field, noise, 0.0, horizon, num_steps=num_steps, solver=solver)
     ends = jax.lax.stop_gradient(ends)
     if mode == "reflow":
         return anchor_loss(velocity, ends, noise, times)
-    zeros = jnp.zeros_like(noise)
+    zero = jnp.zeros((), noise.dtype)
     if mode == "map":
-        error = velocity(noise, zeros, jnp.ones_like(noise)) - (ends - noise)
+        error = velocity(noise, zero, zero + 1) - (ends - noise)
     else:
-        later = jax.lax.stop_gradient(velocity(ends, times, zeros))
-        error = velocity(noise, zeros, zeros) - later
+        later = jax.lax.stop_gradient(velocity(ends, times, zero))
+        error = velocity(noise, zero, zero) - later
     return jnp.mean(jnp.square(error), axis=-1)
 
 

@@ -1,7 +1,7 @@
 """Fixed-step explicit Runge-Kutta integration of dz/dt = field(z, t) in `lax.scan`.
 
-Knows nothing of critics. State `z` may have any shape; time has the shape of `z`, so that every
-element may have its own horizon.
+Knows nothing of critics. State `z` may have any shape. Every element may have its own horizon: time
+is then an array of the shape of `z`; with scalar ends it stays a scalar, which is cheaper to embed.
 """
 
 import numbers
@@ -75,8 +75,9 @@ def _scan(field, z0, t0, t1, num_steps, solver, clip, keep: bool) -> tuple[Array
     _check_options(num_steps, solver, clip)
     z0 = jnp.asarray(z0)
     chex.assert_type(z0, float)
-    start = jnp.broadcast_to(jnp.asarray(t0, z0.dtype), z0.shape)
-    stop = jnp.broadcast_to(jnp.asarray(t1, z0.dtype), z0.shape)
+    start, stop = jnp.asarray(t0, z0.dtype), jnp.asarray(t1, z0.dtype)
+    if start.ndim or stop.ndim:
+        start, stop = jnp.broadcast_to(start, z0.shape), jnp.broadcast_to(stop, z0.shape)
     step_size = (stop - start) / num_steps
 
     def body(z: Array, index: Array):
@@ -104,7 +105,8 @@ def integrate(
     Equal steps of a fixed explicit Runge-Kutta method. Differentiable forwards and backwards.
 
     Args:
-      field: velocity; takes z and t of z0's shape and returns the same shape.
+      field: velocity; takes z of z0's shape and t, a scalar if t0 and t1 are, else of z0's shape;
+        returns z0's shape.
       z0: [...] float, state at t0.
       t0: start time, a scalar or an array that broadcasts to z0's shape.
       t1: end time, likewise; an element with t1 = t0 stays at z0.
