@@ -1,6 +1,6 @@
 """Pytrees that travel between sampling, algorithms and training, and the index convention.
 
-Index convention. A response has tokens `y[0..L-1]`. `s[i]` is the state *before* token `i`, i.e. the
+Index convention. A response has tokens `y[0..L-1]`. `s[i]` is the state *before* token `i`: the
 hidden state at the sequence position that predicts `y[i]`; `v[i]` is its value. Reward `r[i]`
 follows token `i`. After the last valid token the return is 0 unless the response was cut off and
 the configuration asks for a bootstrap from `s[L]`.

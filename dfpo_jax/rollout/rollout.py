@@ -1,0 +1,186 @@
+"""The one seam between device arrays and Python text: prompts in, scored rollouts out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.rollout.sampling import SamplingConfig, generate
+from dfpo_jax.sharding import put_batch
+from dfpo_jax.tasks.base import Item, Task
+from dfpo_jax.tasks.noise import RewardNoise
+from dfpo_jax.tokenizers import encode, left_pad, right_pad
+from dfpo_jax.types import Array, ArrayTree, Generation, Rollout
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A policy with its tokenizer, jitted once per (shape, sampling configuration).
+
+    Attributes:
+      model: the policy.
+      tokenizer: a `transformers` tokenizer with pad and eos tokens.
+      prompt_length: slots P every prompt is padded to.
+      config: sampling distribution and length limit.
+      mesh: device mesh the rows are spread over.
+    """
+
+    model: Transformer
+    tokenizer: PreTrainedTokenizerBase
+    prompt_length: int
+    config: SamplingConfig
+    mesh: jax.sharding.Mesh
+
+    def prompts(self, items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
+        """Encode and left-pad prompts: tokens [N, P] int32 and mask [N, P] float32.
+
+        Raises:
+          ValueError: a prompt longer than `prompt_length`, named with both lengths.
+        """
+        ids = [encode(self.tokenizer, item.prompt) for item in items]
+        return left_pad(ids, self.prompt_length, self.tokenizer.pad_token_id)
+
+    def __call__(
+        self,
+        params: ArrayTree,
+        prompt_tokens: np.ndarray,
+        prompt_mask: np.ndarray,
+        key: Array,
+        *,
+        num_samples: int = 1,
+        greedy: bool = False,
+    ) -> Generation:
+        """Sample on the mesh; rows that do not fill the mesh are padded and cut off again."""
+        config = replace(self.config, temperature=0.0) if greedy else self.config
+        rows = len(prompt_tokens)
+        multiple = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        extra = -rows % multiple
+        tokens, mask = (
+            np.pad(x, ((0, extra), (0, 0)), mode="edge") for x in (prompt_tokens, prompt_mask)
+        )
+        tokens, mask = put_batch((tokens, mask), self.mesh)
+        out = _jitted_generate(
+            self.model,
+            params,
+            tokens,
+            mask,
+            key,
+            config=config,
+            eos_ids=(self.tokenizer.eos_token_id,),
+            pad_id=self.tokenizer.pad_token_id,
+            num_samples=num_samples,
+        )
+        return out if extra == 0 else jax.tree.map(lambda x: x[: rows * num_samples], out)
+
+    def texts(self, generation: Generation) -> list[str]:
+        """Responses as text, special tokens left out."""
+        tokens, mask = np.asarray(generation.tokens), np.asarray(generation.mask)
+        lengths = mask.sum(axis=1).astype(int)
+        rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+_jitted_generate = jax.jit(
+    generate, static_argnames=("model", "config", "eos_ids", "pad_id", "num_samples")
+)
+
+
+def score(task: Task, items: Sequence[Item], texts: Sequence[str]) -> np.ndarray:
+    """Verifier rewards [len(texts)] float32; `texts` holds equally many responses per item.
+
+    Raises:
+      ValueError: the verifier gave a reward that is not finite; the item is named.
+    """
+    per_item = len(texts) // len(items)
+    rewards = np.empty(len(texts), np.float32)
+    for row, text in enumerate(texts):
+        item = items[row // per_item]
+        rewards[row] = task.score(item, text)
+        if not np.isfinite(rewards[row]):
+            raise ValueError(
+                f"task {task.name!r} gave reward {rewards[row]} for prompt {item.prompt!r} and "
+                f"response {text!r}; rewards must be finite numbers"
+            )
+    return rewards
+
+
+def collect(
+    sampler: Sampler,
+    params: ArrayTree,
+    task: Task,
+    noise: RewardNoise,
+    items: Sequence[Item],
+    key: Array,
+    step: int,
+    *,
+    num_samples: int,
+) -> tuple[Rollout, list[str]]:
+    """Sample `num_samples` responses per item, score them, corrupt the scores.
+
+    Args:
+      sampler: policy and tokenizer.
+      params: policy parameters.
+      task: gives the clean reward.
+      noise: corrupts it; the clean one is kept beside it for metrics.
+      items: N prompts.
+      key: PRNG key of this iteration.
+      step: iteration number, seeds the noise.
+      num_samples: responses per item.
+
+    Returns:
+      A host-side `Rollout` with N * num_samples rows, and the response texts.
+    """
+    prompt_tokens, prompt_mask = sampler.prompts(items)
+    generation = sampler(params, prompt_tokens, prompt_mask, key, num_samples=num_samples)
+    generation = jax.device_get(generation)
+    texts = sampler.texts(generation)
+    clean = score(task, items, texts)
+    low, high = task.reward_range if task.reward_range is not None else (0.0, 1.0)
+    noisy = noise.apply(clean, step, low, high)
+    rollout = Rollout(
+        prompt_tokens=np.repeat(prompt_tokens, num_samples, axis=0),
+        prompt_mask=np.repeat(prompt_mask, num_samples, axis=0),
+        tokens=generation.tokens,
+        mask=generation.mask,
+        log_probs=generation.log_probs,
+        truncated=generation.truncated,
+        rewards=noisy,
+        clean_rewards=clean,
+        groups=np.repeat(np.arange(len(items), dtype=np.int32), num_samples),
+    )
+    return rollout, texts
+
+
+def demonstrations(
+    tokenizer: PreTrainedTokenizerBase,
+    items: Sequence[Item],
+    *,
+    prompt_length: int,
+    response_length: int,
+) -> Rollout:
+    """The task's own answers as a rollout, for supervised warm starts: answer, then eos.
+
+    Raises:
+      ValueError: a prompt or an answer (with its eos) does not fit; lengths are named.
+    """
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    prompts, prompt_mask = left_pad(
+        [encode(tokenizer, i.prompt) for i in items], prompt_length, pad
+    )
+    answers = [[*encode(tokenizer, i.answer), eos] for i in items]
+    tokens, mask = right_pad(answers, response_length, pad)
+    ones = np.ones(len(items), np.float32)
+    return Rollout(
+        prompt_tokens=prompts,
+        prompt_mask=prompt_mask,
+        tokens=tokens,
+        mask=mask,
+        log_probs=np.zeros_like(mask),
+        truncated=np.zeros(len(items), bool),
+        rewards=ones,
+        clean_rewards=ones,
+        groups=np.arange(len(items), dtype=np.int32),
+    )

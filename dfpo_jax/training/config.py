@@ -1,0 +1,346 @@
+"""The configuration of a run: frozen dataclasses, and the door from `ConfigDict` to them.
+
+Outside, a configuration is an `ml_collections.ConfigDict` (see `configs/`), every key of which can
+be overridden on the command line. `parse_config` turns it once into the frozen, validated
+dataclasses that the rest of the code reads.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_collections
+
+from dfpo_jax.algorithms import (
+    ALGORITHMS,
+    CriticConfig,
+    DFPOConfig,
+    FlowCriticConfig,
+    PolicyConfig,
+    PPOConfig,
+)
+from dfpo_jax.algorithms.base import check_choice, check_interval
+from dfpo_jax.algorithms.dfpo import RiskConfig
+from dfpo_jax.models.config import TransformerConfig
+from dfpo_jax.models.value_flow import ValueFlowConfig
+from dfpo_jax.rollout.sampling import SamplingConfig
+from dfpo_jax.tasks import TASKS
+from dfpo_jax.tasks.noise import RewardNoise
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Where prompts come from.
+
+    Attributes:
+      name: a key of `dfpo_jax.tasks.TASKS`.
+      dataset: name of the data set within it.
+      parameters: the data set's own parameters.
+      prompt: format string over an entry of the data set.
+      held_out_percent: share of prompts kept for evaluation, by a hash of their text.
+      solved_at: reward from which a response counts as correct.
+      seed: seed of the prompts drawn.
+    """
+
+    name: str = "reasoning_gym"
+    dataset: str = "chain_sum"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str = "{question}"
+    held_out_percent: int = 10
+    solved_at: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        """Check the name; the task checks the rest when it is built."""
+        check_choice(self, "name", tuple(TASKS))
+
+    def build(self, split: str):
+        """The task for "train" or "held_out" prompts."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return TASKS[options.pop("name")](**options, split=split)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The tokenizer.
+
+    Attributes:
+      alphabet: characters of a character tokenizer built in memory.
+      pad_is_eos: one id for padding and end of sequence.
+    """
+
+    alphabet: str = "0123456789+-*/=() "
+    pad_is_eos: bool = False
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a schedule (arXiv 1711.05101).
+
+    Attributes:
+      learning_rate: peak learning rate.
+      warmup_steps: updates over which it rises linearly from 0.
+      schedule: "constant", "linear" or "cosine" decay to `final_fraction` of the peak.
+      final_fraction: see `schedule`.
+      b1, b2, eps: Adam's.
+      weight_decay: decoupled weight decay.
+      clip_norm: 0, or the global norm gradients are clipped to.
+    """
+
+    learning_rate: float = 3e-4
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    final_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        """Check ranges."""
+        check_choice(self, "schedule", ("constant", "linear", "cosine"))
+        check_interval(self, "learning_rate", "weight_decay", "clip_norm", low=0.0)
+        check_interval(self, "warmup_steps", "eps", low=0.0)
+        check_interval(self, "b1", "b2", "final_fraction", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    """Supervised steps on the task's own answers before reinforcement learning.
+
+    Attributes:
+      steps: updates; 0 for none.
+      batch_size: examples per update.
+      optimizer: its own.
+    """
+
+    steps: int = 0
+    batch_size: int = 256
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self):
+        """Check ranges."""
+        check_interval(self, "steps", low=0)
+        check_interval(self, "batch_size", low=1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Sizes of the reinforcement learning loop.
+
+    Attributes:
+      iterations: rollouts, each followed by `epochs * minibatches` updates.
+      prompts: prompts per iteration.
+      samples: responses per prompt.
+      prompt_length: prompt slots P, in tokens.
+      epochs: passes over a rollout.
+      minibatches: updates per pass.
+      microbatches: pieces a minibatch is split into to save memory; changes no result.
+    """
+
+    iterations: int = 100
+    prompts: int = 128
+    samples: int = 4
+    prompt_length: int = 16
+    epochs: int = 1
+    minibatches: int = 2
+    microbatches: int = 1
+
+    def __post_init__(self):
+        """Check ranges and that the batch divides."""
+        for item in dataclasses.fields(self):
+            check_interval(self, item.name, low=0 if item.name == "iterations" else 1)
+        rows, pieces = self.prompts * self.samples, self.minibatches * self.microbatches
+        if rows % pieces:
+            raise ValueError(
+                f"prompts * samples is {rows}; it must be a multiple of minibatches * "
+                f"microbatches, {pieces}"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation on clean held-out items.
+
+    Attributes:
+      every: iterations between evaluations; 0 for the start and the end only.
+      items: items per evaluation set.
+      critic_prompts: held-out prompts on which the critic is measured; 0 for none.
+      critic_samples: responses per such prompt.
+    """
+
+    every: int = 0
+    items: int = 256
+    critic_prompts: int = 32
+    critic_samples: int = 16
+
+    def __post_init__(self):
+        """Check ranges."""
+        check_interval(self, "every", "critic_prompts", low=0)
+        check_interval(self, "items", "critic_samples", low=1)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Orbax checkpoints.
+
+    Attributes:
+      every: iterations between checkpoints; 0 for the end only.
+      keep: newest checkpoints kept.
+    """
+
+    every: int = 0
+    keep: int = 2
+
+    def __post_init__(self):
+        """Check ranges."""
+        check_interval(self, "every", low=0)
+        check_interval(self, "keep", low=1)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where metrics go besides metrics.jsonl.
+
+    Attributes:
+      tensorboard: event files in the work directory.
+      wandb_project: "" or the name of a Weights & Biases project.
+    """
+
+    tensorboard: bool = True
+    wandb_project: str = ""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices per mesh axis; one of them may be -1, "what is left".
+
+    Attributes:
+      data, fsdp, tensor: sizes.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. Every attribute is a section of its own, documented at its class.
+
+    Attributes:
+      seed: of parameters, sampling and losses.
+      algorithm: a key of `dfpo_jax.algorithms.ALGORITHMS`.
+      task: training prompts; evaluated in-domain on its held-out split.
+      out_of_domain: a second task, only evaluated.
+      value_clip: PPO's, see `PPOConfig`.
+    """
+
+    seed: int = 0
+    algorithm: str = "dfpo"
+    task: TaskConfig = field(default_factory=TaskConfig)
+    out_of_domain: TaskConfig = field(default_factory=TaskConfig)
+    noise: RewardNoise = field(default_factory=RewardNoise)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: TransformerConfig = field(
+        default_factory=lambda: TransformerConfig(32, 128, 3, 4, 2, 32, 352)
+    )
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_new_tokens=8))
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    flow: FlowCriticConfig = field(default_factory=FlowCriticConfig)
+    head: ValueFlowConfig = field(default_factory=ValueFlowConfig)
+    risk: RiskConfig = field(default_factory=RiskConfig)
+    value_clip: float = 0.0
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    policy_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    critic_optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=1e-3)
+    )
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+    def __post_init__(self):
+        """Check what spans sections."""
+        check_choice(self, "algorithm", tuple(ALGORITHMS))
+        longest = self.train.prompt_length + self.sampling.max_new_tokens
+        if longest > self.model.max_positions:
+            raise ValueError(
+                f"train.prompt_length + sampling.max_new_tokens is {longest}; it must be at most "
+                f"model.max_positions, {self.model.max_positions}"
+            )
+        if self.sampling.temperature == 0.0:
+            raise ValueError("sampling.temperature is 0.0; training needs samples, so above 0")
+        truncating = self.sampling.top_k > 0 or self.sampling.top_p < 1.0
+        if truncating and not self.policy.recompute_log_probs:
+            raise ValueError(
+                "policy.recompute_log_probs is False; with top_k or top_p the sampler's "
+                "log-probabilities belong to a truncated distribution, so it must be True"
+            )
+        self.algorithm_config()
+
+    def algorithm_config(self) -> DFPOConfig | PPOConfig:
+        """The settings of the chosen algorithm."""
+        if self.algorithm == "ppo":
+            return PPOConfig(self.policy, self.critic, self.value_clip)
+        return DFPOConfig(self.policy, self.critic, self.flow, self.head, self.risk)
+
+
+def to_config_dict(config: Any) -> ml_collections.ConfigDict:
+    """A dataclass and all in it as a `ConfigDict`."""
+    return ml_collections.ConfigDict(dataclasses.asdict(config))
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every key with its default: what files in `configs/` start from."""
+    return to_config_dict(Config())
+
+
+def parse_config(source: Mapping[str, Any]) -> Config:
+    """Turn a `ConfigDict` or mapping into a validated `Config`.
+
+    Raises:
+      ValueError: an unknown key (the nearest valid one is named), a value of the wrong type or one
+        out of range; the message starts with the key's full path.
+    """
+    return _parse(Config, source, "config")
+
+
+def _parse(cls: type, source: Mapping[str, Any], path: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    names = [item.name for item in dataclasses.fields(cls)]
+    values = {}
+    for key in source:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{path}.{key} is not a setting; the nearest is {path}.{near}")
+        values[key] = _convert(hints[key], source[key], f"{path}.{key}")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{path}.{error}") from error
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping | ml_collections.ConfigDict):
+            raise ValueError(f"{path} is {value!r}; it must be a section of settings")
+        return _parse(hint, value, path)
+    if typing.get_origin(hint) is Mapping or hint is Mapping:
+        plain = value.to_dict() if isinstance(value, ml_collections.ConfigDict) else dict(value)
+        return plain
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is not hint:
+        raise ValueError(
+            f"{path} is {value!r} of type {type(value).__name__}; it must be of type "
+            f"{hint.__name__}"
+        )
+    return value

@@ -1,0 +1,326 @@
+"""From a rollout to new parameters: minibatches, exact micro-batch accumulation, finite checks."""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from dfpo_jax.algorithms.base import Algorithm, Batch, Context
+from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.sharding import mesh_context, put_batch, shardings
+from dfpo_jax.types import Array, ArrayTree, Rollout, Term, TrainState
+
+# Folded into an iteration's key beside the update numbers 0, 1, ...
+_ORDER, _PREPARE = 2**31, 2**31 + 1
+
+Optimizers = Mapping[str, optax.GradientTransformation]
+
+
+class Schedule(NamedTuple):
+    """How an iteration's rows become updates: passes, updates per pass, pieces per update."""
+
+    epochs: int = 1
+    minibatches: int = 1
+    microbatches: int = 1
+
+
+def init_state(
+    algorithm: Algorithm,
+    optimizers: Optimizers,
+    policy_params: ArrayTree,
+    key: Array,
+    *,
+    keep_reference: bool,
+    kl_coefficient: float = 0.0,
+) -> TrainState:
+    """A fresh train state around given policy parameters; pure, boxes pass through.
+
+    Args:
+      algorithm: gives the parameters.
+      optimizers: "policy" and, with a critic, "critic".
+      policy_params: starting point; also the KL reference where one is kept.
+      key: typed PRNG key of the run.
+      keep_reference: whether a KL to the start is measured.
+      kl_coefficient: its first weight.
+    """
+    params = algorithm.init(jax.random.fold_in(key, 0), policy_params)
+    reference = jax.tree.map(jnp.copy, policy_params) if keep_reference else None
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state={name: optimizers[name].init(params[name]) for name in params},
+        reference=reference,
+        kl_coefficient=jnp.float32(kl_coefficient),
+        value_shift=jnp.float32(0.0),
+        value_scale=jnp.float32(1.0),
+        key=jax.random.fold_in(key, 1),
+    )
+
+
+def init_policy(model: Transformer, key: Array) -> ArrayTree:
+    """Random policy parameters, boxed with their logical axes."""
+    dummy = jnp.zeros((1, 1), jnp.int32)
+
+    def init(key):
+        return model.init(key, dummy, dummy, method=_init_all)["params"]
+
+    return init(key)
+
+
+def _init_all(model: Transformer, tokens: Array, valid: Array) -> Array:
+    hidden, _ = model(tokens, valid)
+    return model.logits(hidden)
+
+
+def _objective(
+    algorithm: Algorithm, context: Context, key: Array, counts: Mapping[str, Array], params, batch
+) -> tuple[Array, dict[str, Term]]:
+    """sum_k weight_k total_k / count_k with the counts of the whole minibatch."""
+    terms = algorithm.loss(params, batch, context, key)
+    parts = [t.weight * t.total / jnp.maximum(counts[name], 1.0) for name, t in terms.items()]
+    return sum(parts[1:], parts[0]), terms
+
+
+def accumulate_gradients(
+    algorithm: Algorithm,
+    params: ArrayTree,
+    batch: Batch,
+    context: Context,
+    key: Array,
+    microbatches: int,
+) -> tuple[ArrayTree, dict[str, Array]]:
+    """Gradient of the objective over a minibatch, and each term's mean.
+
+    Counts are summed over all micro-batches before any gradient is taken, so the result does not
+    depend on `microbatches` beyond float rounding.
+
+    Args:
+      algorithm: gives the loss.
+      params: differentiated.
+      batch: [B, ...] leaves.
+      context: shared inputs.
+      key: PRNG key of the losses.
+      microbatches: pieces; must divide B.
+    """
+    pieces = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+    sum_leading = functools.partial(jax.tree.map, lambda x: jnp.sum(x, axis=0))
+
+    def counts_of(piece):
+        return {name: t.count for name, t in algorithm.loss(params, piece, context, key).items()}
+
+    counts = sum_leading(jax.lax.map(counts_of, pieces))
+    gradient = jax.grad(
+        functools.partial(_objective, algorithm, context, key, counts), has_aux=True
+    )
+
+    def step(total, piece):
+        grads, terms = gradient(params, piece)
+        return jax.tree.map(jnp.add, total, grads), {name: t.total for name, t in terms.items()}
+
+    grads, totals = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, params), pieces)
+    totals = sum_leading(totals)
+    means = {name: totals[name] / jnp.maximum(counts[name], 1.0) for name in totals}
+    return grads, means
+
+
+def _all_finite(tree: ArrayTree) -> ArrayTree:
+    return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree)
+
+
+def apply_gradients(
+    optimizers: Optimizers, state: TrainState, grads: ArrayTree, active: Mapping[str, Array]
+) -> tuple[TrainState, dict[str, Array]]:
+    """One optimizer step per network; a network that is not active keeps params and moments.
+
+    Args:
+      optimizers: by network.
+      state: before the step.
+      grads: as `state.params`.
+      active: [] bool by network.
+
+    Returns:
+      The new state and the global gradient norms.
+    """
+    params, opt_state, norms = {}, {}, {}
+    for name, optimizer in optimizers.items():
+        old = (state.params[name], state.opt_state[name])
+        updates, moments = optimizer.update(grads[name], old[1], old[0])
+        new = (optax.apply_updates(old[0], updates), moments)
+        keep = functools.partial(jnp.where, active[name])
+        params[name], opt_state[name] = jax.tree.map(keep, new, old)
+        norms[f"{name}/gradient_norm"] = optax.global_norm(grads[name])
+    return state.replace(params=params, opt_state=opt_state), norms
+
+
+def update(
+    state: TrainState,
+    batch: Batch,
+    context: Context,
+    *,
+    algorithm: Algorithm,
+    optimizers: Optimizers,
+    schedule: Schedule,
+) -> tuple[TrainState, dict[str, Array], dict]:
+    """All updates of one iteration; pure, to be jitted with the keyword arguments static.
+
+    An update whose gradient or loss is not finite changes nothing and is reported.
+
+    Args:
+      state: at the start of the iteration.
+      batch: [B, ...] leaves; B is a multiple of minibatches * microbatches.
+      context: shared inputs.
+      algorithm: gives the loss.
+      optimizers: "policy" and, with a critic, "critic".
+      schedule: epochs, minibatches, microbatches.
+
+    Returns:
+      The state after the iteration, metrics averaged over its updates, and a report of which
+      gradients and terms were finite in every update.
+    """
+    rows = batch.tokens.shape[0]
+    key = jax.random.fold_in(state.key, state.step)
+
+    def one_update(state, inputs):
+        indices, number = inputs
+        piece = jax.tree.map(lambda x: x[indices], batch)
+        loss_key = jax.random.fold_in(key, number)
+        grads, means = accumulate_gradients(
+            algorithm, state.params, piece, context, loss_key, schedule.microbatches
+        )
+        finite = {"gradient": _all_finite(grads), "loss": _all_finite(means)}
+        sound = jnp.all(jnp.stack(jax.tree.leaves(finite)))
+        active = {"policy": sound & (context.policy_scale > 0), "critic": sound}
+        state, norms = apply_gradients(optimizers, state, grads, active)
+        return state, (means | norms, finite)
+
+    order_key = jax.random.fold_in(key, _ORDER)
+    orders = [
+        jax.random.permutation(jax.random.fold_in(order_key, epoch), rows)
+        for epoch in range(schedule.epochs)
+    ]
+    indices = jnp.concatenate(orders).reshape(schedule.epochs * schedule.minibatches, -1)
+    numbers = jnp.arange(len(indices))
+    state, (metrics, finite) = jax.lax.scan(one_update, state, (indices, numbers))
+    metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+    finite = jax.tree.map(lambda x: jnp.all(x, axis=0), finite)
+    return state.replace(step=state.step + 1), metrics, finite
+
+
+class Learner:
+    """`prepare`, `update`, `predict` and `trajectories` of an algorithm, jitted on a mesh.
+
+    State shardings follow from the logical axes of the parameters; states passed to `update` are
+    donated.
+
+    Args:
+      model: the policy.
+      algorithm: its pure functions.
+      optimizers: by network.
+      schedule: updates per iteration.
+      mesh: device mesh.
+      keep_reference: whether the state holds a KL reference.
+      kl_coefficient: first KL weight.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        algorithm: Algorithm,
+        optimizers: Optimizers,
+        schedule: Schedule,
+        mesh: jax.sharding.Mesh,
+        *,
+        keep_reference: bool = False,
+        kl_coefficient: float = 0.0,
+    ):
+        """Jit the programs; nothing compiles before the first call."""
+        self.model, self.mesh = model, mesh
+        self._init = functools.partial(
+            init_state,
+            algorithm,
+            optimizers,
+            keep_reference=keep_reference,
+            kl_coefficient=kl_coefficient,
+        )
+        boxed = jax.eval_shape(lambda key: self._init(init_policy(model, key), key), _dummy_key())
+        self.state_shardings = nn.unbox(shardings(boxed, mesh))
+        self.abstract_state = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            nn.unbox(boxed),
+            self.state_shardings,
+        )
+        self._prepare = jax.jit(
+            lambda state, rollout: algorithm.prepare(
+                state,
+                rollout,
+                jax.random.fold_in(jax.random.fold_in(state.key, state.step), _PREPARE),
+            )
+        )
+        self._update = jax.jit(
+            functools.partial(
+                update, algorithm=algorithm, optimizers=optimizers, schedule=schedule
+            ),
+            donate_argnums=0,
+            out_shardings=(self.state_shardings, None, None),
+        )
+        self._predict = None if algorithm.predict is None else jax.jit(algorithm.predict)
+        self._paths = None if algorithm.trajectories is None else jax.jit(algorithm.trajectories)
+
+    def start(self, key: Array, policy_params: ArrayTree | None = None) -> TrainState:
+        """A fresh state, born sharded; random policy parameters unless given."""
+
+        def build(key, params):
+            params = init_policy(self.model, key) if params is None else params
+            return nn.unbox(self._init(params, key))
+
+        with mesh_context(self.mesh):
+            return jax.jit(build, out_shardings=self.state_shardings)(key, policy_params)
+
+    def prepare(self, state: TrainState, rollout: Rollout) -> tuple[Batch, Context]:
+        """Targets and advantages of a rollout under the frozen state."""
+        with mesh_context(self.mesh):
+            return self._prepare(state, put_batch(rollout, self.mesh))
+
+    def update(self, state: TrainState, batch: Batch, context: Context):
+        """All updates of an iteration: (state, metrics). The old state is donated.
+
+        Raises:
+          FloatingPointError: a loss or gradient was not finite; names the iteration and the
+            tensors. Updates with such values were not applied.
+        """
+        step = int(state.step)
+        with mesh_context(self.mesh):
+            state, metrics, finite = self._update(state, batch, context)
+        broken = [
+            jax.tree_util.keystr(path, simple=True, separator="/")
+            for path, good in jax.tree_util.tree_leaves_with_path(jax.device_get(finite))
+            if not good
+        ]
+        if broken:
+            raise FloatingPointError(
+                f"iteration {step}: not finite: {', '.join(broken[:4])}"
+                + (f" and {len(broken) - 4} more" if len(broken) > 4 else "")
+            )
+        return state, {name: float(x) for name, x in jax.device_get(metrics).items()}
+
+    def predict(self, state: TrainState, rollout: Rollout) -> Array | None:
+        """Return quantiles [B, R, M] in raw reward units, or None without a critic."""
+        return self._on_mesh(self._predict, state, rollout)
+
+    def trajectories(self, state: TrainState, rollout: Rollout) -> Array | None:
+        """The flow's positions [17, B, M] at s_0, or None without a flow."""
+        return self._on_mesh(self._paths, state, rollout)
+
+    def _on_mesh(self, function, state, rollout):
+        if function is None:
+            return None
+        with mesh_context(self.mesh):
+            return jax.device_get(function(state, put_batch(rollout, self.mesh)))
+
+
+def _dummy_key() -> Array:
+    return jax.eval_shape(lambda: jax.random.key(0))
