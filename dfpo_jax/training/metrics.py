@@ -1,0 +1,262 @@
+"""Metrics of a run: JSON lines, TensorBoard, Weights & Biases, and progress on the terminal."""
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorboardX
+from tqdm import tqdm
+
+FILE_NAME = "metrics.jsonl"
+_SHOWN = (
+    ("reward", "rollout/reward", "{:.3f}"),
+    ("accuracy", "rollout/accuracy", "{:.1%}"),
+    ("KL", "policy/kl_old", "{:.2g}"),
+)
+
+
+class MetricsWriter:
+    """Appends rows of metrics to `workdir/metrics.jsonl` and, if asked for, to other places.
+
+    A row is one JSON object on one line, `{"step": 3, "rollout/reward": 0.5}`, handed to the
+    operating system in a single write: a crash leaves at most one broken line, the last. NaN,
+    which JSON lacks, is written as null. Keys that start with "time/" are timings, the only ones
+    that differ between two runs of the same seed.
+
+    Args:
+      workdir: directory of the run, made if it is missing.
+      tensorboard: also write event files into `workdir/tensorboard`.
+      wandb_project: "" or the project of Weights & Biases to log to as well; a resumed run goes on
+        under its first id, where steps that were logged already are not logged anew.
+      resume_step: None to append to what is there; n to drop rows with step > n first, so that a
+        run which continues from a checkpoint of step n leaves no step twice (-1 drops all).
+
+    Raises:
+      ImportError: `wandb_project` is given and wandb is not installed.
+      ValueError: a line other than the last of an existing metrics.jsonl is broken.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        tensorboard: bool = True,
+        wandb_project: str = "",
+        resume_step: int | None = None,
+    ):
+        """Open the files; drop a broken last line and rows beyond `resume_step`."""
+        self._file = self._events = self._wandb = None
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        _trim(workdir / FILE_NAME, resume_step)
+        if wandb_project:
+            self._wandb = _start_wandb(workdir, wandb_project)
+        if tensorboard:
+            purge = None if resume_step is None else resume_step + 1
+            self._events = tensorboardX.SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=purge
+            )
+        self._file = open(workdir / FILE_NAME, "ab", buffering=0)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one row.
+
+        Args:
+          step: iteration, >= 0.
+          values: by key, real scalars (Python, NumPy or JAX), finite or NaN.
+
+        Raises:
+          ValueError: a step below 0, the key "step", or a value that is no such scalar; the
+            message names it, and nothing is written.
+        """
+        if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
+            raise ValueError(f"step is {step!r}; it must be an integer >= 0")
+        row = {key: _scalar(key, value) for key, value in values.items()}
+        line = {key: None if math.isnan(value) else value for key, value in row.items()}
+        text = json.dumps({"step": int(step), **line}, allow_nan=False)
+        self._file.write(text.encode() + b"\n")
+        if self._events is not None:
+            for key, value in row.items():
+                self._events.add_scalar(key, value, int(step))
+            self._events.flush()
+        if self._wandb is not None:
+            self._wandb.log(row, step=int(step))
+
+    def close(self) -> None:
+        """Flush and close; a second call does nothing."""
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+        self._file = self._events = self._wandb = None
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
+    """The rows of `workdir/metrics.jsonl` in order; null is read as NaN.
+
+    A broken last line, which a crash may leave, is skipped.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: another line is broken; the message names it.
+    """
+    rows = _parse(Path(workdir) / FILE_NAME)
+    return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
+
+
+def _parse(path: Path) -> list[dict[str, float | None]]:
+    lines, rows = path.read_bytes().split(b"\n"), []
+    if not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise ValueError("no JSON object with an integer step")
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        rows.append(row)
+    return rows
+
+
+def _trim(path: Path, resume_step: int | None) -> None:
+    if not path.exists():
+        return
+    rows = _parse(path)
+    if resume_step is not None:
+        rows = [row for row in rows if row["step"] <= resume_step]
+    content = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
+    if content == path.read_bytes():
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _scalar(key: str, value: Any) -> float:
+    if key == "step":
+        raise ValueError('key "step" is taken by the step itself; name the value otherwise')
+    array = np.asarray(value)
+    real = jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)
+    if array.ndim or not real:
+        raise ValueError(f"{key} is {value!r}; it must be a real scalar")
+    if math.isinf(number := float(array)):
+        raise ValueError(f"{key} is {number}; it must be finite or NaN")
+    return number
+
+
+def _start_wandb(workdir: Path, project: str):
+    try:
+        import wandb
+    except ImportError as error:
+        raise ImportError(
+            f"wandb_project is {project!r} but wandb is not installed; "
+            "pip install 'dfpo-jax[wandb]'"
+        ) from error
+    path = workdir / "wandb_id.txt"
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex[:8])
+    return wandb.init(
+        project=project, dir=str(workdir), id=path.read_text().strip(), resume="allow"
+    )
+
+
+def explained_variance(predicted: np.ndarray, observed: np.ndarray) -> float:
+    """1 - Var(observed - predicted) / Var(observed), over all entries.
+
+    1 for a perfect predictor up to a constant, 0 for a constant, below 0 for worse than that.
+
+    Args:
+      predicted: any shape.
+      observed: the same shape.
+
+    Returns:
+      The share, or NaN where `observed` is empty or constant.
+
+    Raises:
+      ValueError: the shapes differ.
+    """
+    predicted, observed = np.asarray(predicted, np.float64), np.asarray(observed, np.float64)
+    if predicted.shape != observed.shape:
+        raise ValueError(f"predicted is {predicted.shape}, observed {observed.shape}; must agree")
+    if observed.size == 0 or np.ptp(observed) == 0.0:
+        return math.nan
+    return float(1.0 - np.var(observed - predicted) / np.var(observed))
+
+
+def peak_memory_bytes() -> int:
+    """Largest memory in use so far, in bytes.
+
+    The larger of this process's peak resident set on the host and, where devices report one, the
+    peak of the fullest local device. Never their sum: on a CPU both are the same memory.
+    """
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    host *= 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    return max([host] + [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s])
+
+
+class Progress:
+    """Where a run is: a bar on a terminal, else one plain line about every 10 % of the way.
+
+    Both show the reward the learner sees, the accuracy of sampled responses, the KL to the policy
+    that sampled them, and the time left.
+
+    Args:
+      total: iterations of the run.
+      start: iterations done before, when resumed.
+      stream: where to; standard error unless given.
+    """
+
+    def __init__(self, total: int, start: int = 0, *, stream: TextIO | None = None):
+        """Start the clock, and the bar where there is a terminal."""
+        self._stream = sys.stderr if stream is None else stream
+        self._total, self._start, self._tenth = total, start, _tenth(start, total)
+        self._clock, self._bar = time.monotonic(), None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total, initial=start, file=self._stream, dynamic_ncols=True, unit="it"
+            )
+
+    def update(self, done: int, values: Mapping[str, float]) -> None:
+        """Show the figures after `done` iterations; those that are missing are left out."""
+        figures = {n: form.format(values[key]) for n, key, form in _SHOWN if key in values}
+        if self._bar is not None:
+            self._bar.set_postfix(figures, refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        tenth = _tenth(done, self._total)
+        first = done == self._start + 1
+        if tenth <= self._tenth and not first:
+            return
+        self._tenth = tenth
+        seconds = (time.monotonic() - self._clock) * (self._total - done)
+        left = tqdm.format_interval(seconds / max(done - self._start, 1))
+        parts = [f"iteration {done}/{self._total}", *(f"{n} {x}" for n, x in figures.items())]
+        print(", ".join([*parts, f"{left} left"]), file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it is; a second call does nothing."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _tenth(done: int, total: int) -> int:
+    return 10 * done // max(total, 1)
