@@ -91,7 +91,7 @@ def length_adaptive_lambda(lengths: Array, alpha: float = 0.05) -> Array:
     """GAE lambda that grows with the response: `max(0, 1 - 1 / (alpha * length))`.
 
     It makes the sum of the weights lambda^k, which is 1 / (1 - lambda), proportional to the length.
-    Source: VAPO, Yue et al. 2025, arXiv 2504.05118, section 4.2.
+    Source: VAPO, Yue et al. 2025, arXiv 2504.05118, section 4.
 
     Args:
       lengths: [...] valid tokens per response.
@@ -131,8 +131,8 @@ def group_relative(rewards: Array, group_size: int, *, normalize: bool = True) -
     """Reward relative to the other answers to the same prompt.
 
     `A = (r - mean) / (std + 1e-6)` over the group, std with ddof 1; or just `r - mean`.
-    Sources: GRPO (normalized), Shao et al. 2024, arXiv 2402.03300, section 4.1.2; Dr. GRPO (not
-    normalized), Liu et al. 2025, arXiv 2503.20783, section 3.2.
+    Sources: GRPO (normalized), Shao et al. 2024, arXiv 2402.03300, section 4.1; Dr. GRPO (not
+    normalized), Liu et al. 2025, arXiv 2503.20783, section 3.
 
     Args:
       rewards: [B]; rows of a group are consecutive.
@@ -160,7 +160,7 @@ def rloo(rewards: Array, group_size: int) -> Array:
     """Reward minus the mean reward of the *other* answers to the same prompt.
 
     `A_k = r_k - mean_{j != k} r_j = (r_k - mean) * n / (n - 1)`.
-    Source: REINFORCE leave-one-out, Ahmadian et al. 2024, arXiv 2402.14740, section 2.
+    Source: REINFORCE leave-one-out, Ahmadian et al. 2024, arXiv 2402.14740.
 
     Args:
       rewards: [B]; rows of a group are consecutive.

@@ -39,8 +39,10 @@ def token_log_probs(logits: Array, tokens: Array, *, temperature: float = 1.0) -
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
     logits = as_float(logits) / temperature
+    # Shifted before the logarithm is taken off: the difference of two large numbers loses digits.
+    logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     chosen = jnp.take_along_axis(logits, jnp.asarray(tokens)[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    return chosen - jnp.log(jnp.sum(jnp.exp(logits), axis=-1))
 
 
 def _ratio(log_probs: Array, other_log_probs: Array) -> Array:
@@ -72,7 +74,7 @@ def ppo_clip(
       loss = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A),
     and where A < 0 and `dual_clip` = c is given, loss = min(loss, -c A).
     Sources: Schulman et al. 2017, arXiv 1707.06347, eq. 7; the dual clip, Ye et al. 2020,
-    arXiv 1912.09729, eq. 2; unequal bounds, DAPO, Yu et al. 2025, arXiv 2503.14476, eq. 10.
+    arXiv 1912.09729; unequal bounds, DAPO, Yu et al. 2025, arXiv 2503.14476, section 3.1.
 
     Args:
       log_probs: [B, T] of the policy being trained, nats.
@@ -144,7 +146,7 @@ def truncated_importance_weights(
 
     `w = min(exp(log_probs - behaviour_log_probs), cap)`, exponent clamped to +-20; stopped.
     Source: truncated importance sampling, Ionides 2008, Journal of Computational and Graphical
-    Statistics 17(2), section 2; per token, with a constant cap, is common practice.
+    Statistics 17(2); a constant cap per token is common practice in language-model training.
 
     Args:
       log_probs: [B, T] of the trainer at the start of the iteration, nats.
