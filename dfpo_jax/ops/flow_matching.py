@@ -1,7 +1,7 @@
 """Losses of the value flow: anchor, distributional flow matching, geometric consistency.
 
-A velocity is a function `velocity(z, t, d)` of points z [B, T, S], virtual time t in [0, 1] and step
-length d in [0, 1] (0 the instantaneous field, 1 the jump over the whole horizon) that returns
+A velocity is a function `velocity(z, t, d)` of points z [B, T, S], virtual time t in [0, 1] and
+step length d in [0, 1] (0 the instantaneous field, 1 the jump over the whole horizon) that returns
 [B, T, S]; t is a scalar or of z's shape, d a scalar. Noise is N(0, 1) at t = 0, the return sits at
 t = 1. Losses are [B, T], averaged over the S noise/time pairs and not masked.
 """

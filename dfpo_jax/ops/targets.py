@@ -61,8 +61,7 @@ def lambda_mixture(
       bootstrap: [B, T, S] samples of the return from the state after token i, that is the state
         before the *next valid* token: before a gap in the mask the caller passes samples from the
         state behind the gap. Ignored where mask is 0, and at the last valid token except in
-        truncated rows. Samples of different tokens must be independent draws for the law to be
-        the mixture.
+        truncated rows. Tokens may share noise: only the joint law of the targets depends on it.
       mask: [B, T], 1 on response tokens, holes and empty rows allowed.
       discount: in [0, 1].
       lambda_: in [0, 1], a float or one per row [B].
