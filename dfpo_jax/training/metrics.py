@@ -87,7 +87,8 @@ class MetricsWriter:
         self._file.write(text.encode() + b"\n")
         if self._events is not None:
             for key, value in row.items():
-                self._events.add_scalar(key, value, int(step))
+                if not math.isnan(value):  # tensorboardX prints a warning for every NaN
+                    self._events.add_scalar(key, value, int(step))
             self._events.flush()
         if self._wandb is not None:
             self._wandb.log(row, step=int(step))

@@ -1,0 +1,312 @@
+"""Charts of the report: matplotlib figures as inline SVG that follows the page's colours.
+
+Figures are drawn with the object-oriented API under fixed settings, so neither the caller's
+matplotlib style nor its pyplot state matters or changes. Every colour drawn is a key of `THEME`
+and becomes a CSS variable, which is how one drawing is readable on light and on dark pages.
+"""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+# Colour drawn -> (light page, dark page). Series colours are those of Okabe and Ito (2008), which
+# readers with colour-blindness can tell apart, lightened for dark pages.
+THEME = {
+    "#0072b2": ("#0072b2", "#56b4e9"),
+    "#d55e00": ("#d55e00", "#ff9045"),
+    "#009e73": ("#008a65", "#2fc79b"),
+    "#cc79a7": ("#b4558a", "#e39fc4"),
+    "#8a6d00": ("#8a6d00", "#e6b422"),
+    "#5a5a6e": ("#5a5a6e", "#a9a9bd"),
+    "#1f2329": ("#1f2329", "#e4e6ea"),
+    "#d5d8dd": ("#dfe2e7", "#3a3e45"),
+}
+SERIES = tuple(THEME)[:6]
+_INK, _GRID = tuple(THEME)[6:]
+_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+_MAX_POINTS, _MANY_POINTS = 600, 40
+
+_SETTINGS = {
+    "svg.fonttype": "none",
+    "font.size": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.8,
+    "grid.color": _GRID,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9.0,
+    "legend.handlelength": 2.6,
+}
+
+
+class Curve(NamedTuple):
+    """A learning curve chart: its title, unit and series (key of a row -> label).
+
+    Attributes:
+      title: heading.
+      unit: label of the vertical axis.
+      series: metrics key -> legend label; a key that ends in "*" takes all that start like it.
+      percent: values are shares, drawn in percent.
+      zero_based: the vertical axis starts at 0 or below.
+      log: logarithmic where all values are positive and span more than a factor of 30.
+    """
+
+    title: str
+    unit: str
+    series: Mapping[str, str]
+    percent: bool = False
+    zero_based: bool = True
+    log: bool = False
+
+
+CURVES = (
+    Curve(
+        "Reward",
+        "reward per response",
+        {"rollout/reward": "as trained on (noisy)", "rollout/clean_reward": "clean"},
+    ),
+    Curve(
+        "Accuracy",
+        "correct responses",
+        {
+            "rollout/accuracy": "training, sampled",
+            "eval/in_domain/accuracy": "held out, in-domain",
+            "eval/out_of_domain/accuracy": "held out, out-of-domain",
+        },
+        percent=True,
+    ),
+    Curve(
+        "KL divergence of the policy",
+        "nats per token",
+        {"policy/kl_old": "to the sampling policy", "policy/kl": "to the start"},
+    ),
+    Curve("Policy entropy", "nats per token", {"policy/entropy": "entropy"}),
+    Curve("Clipped updates", "share of tokens", {"policy/clip_fraction": "clipped"}, percent=True),
+    Curve("Response length", "tokens", {"rollout/length": "mean length"}),
+    Curve("Critic losses", "loss", {"critic/*": ""}, log=True),
+    Curve(
+        "Critic: explained variance",
+        "share of return variance",
+        {"eval/critic/explained_variance": "held out"},
+        zero_based=False,
+    ),
+    Curve(
+        "Critic: distance to observed returns",
+        "reward",
+        {
+            "eval/critic/wasserstein1": "Wasserstein-1 at the prompt",
+            "eval/critic/crps": "CRPS over all tokens",
+        },
+    ),
+)
+
+
+def to_svg(figure: Figure, label: str) -> str:
+    """A figure as an SVG element for HTML: themed, scalable, without ids, metadata or addresses.
+
+    Args:
+      figure: drawn with colours of `THEME` alone.
+      label: what it shows, for screen readers; must be HTML-escaped already.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_SETTINGS):
+        FigureCanvasSVG(figure).print_svg(
+            buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", text)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = text.replace("xlink:href", "href")
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
+    for number, colour in enumerate(THEME):
+        text = text.replace(colour, f"var(--c{number})")
+    size = r'(<svg[^>]*?) width="[^"]*"'
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(size, rf'\1 role="img" aria-label="{label}"', text, count=1)
+    return re.sub(r"\s*\n\s*", "\n", text).strip()
+
+
+def _axes(width: float = 4.6, height: float = 3.0) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_visible(False)
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    return figure, axes
+
+
+def _points(rows: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(row["step"], row[key]) for row in rows if key in row and math.isfinite(row[key])]
+    steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+def _expand(curve: Curve, rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    series = {}
+    for key, label in curve.series.items():
+        if not key.endswith("*"):
+            series[key] = label
+            continue
+        found = sorted({k for row in rows for k in row if k.startswith(key[:-1])})
+        names = {k: k[len(key) - 1 :].replace("_", " ") for k in found}
+        series |= {k: name for k, name in names.items() if name != "gradient norm"}
+    return series
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Centred mean over a twentieth of the points (at least 5), narrower at the ends."""
+    half = max(len(values) // 40, 2)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
+    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+
+
+def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Of every bin keep its lowest and highest point, so that no spike is lost.
+    if len(steps) <= _MAX_POINTS:
+        return steps, values
+    keep = {0, len(steps) - 1}
+    for part in np.array_split(np.arange(len(steps)), _MAX_POINTS // 2):
+        keep |= {int(part[values[part].argmin()]), int(part[values[part].argmax()])}
+    index = sorted(keep)
+    return steps[index], values[index]
+
+
+def draw_curve(curve: Curve, rows: Sequence[Mapping[str, float]]) -> tuple[str | None, list[str]]:
+    """One learning curve chart.
+
+    Args:
+      curve: what to draw.
+      rows: metrics rows; keys may be missing and values NaN.
+
+    Returns:
+      The SVG, or None if nothing was measured, and the names of series that were not.
+    """
+    series = _expand(curve, rows)
+    data = {key: _points(rows, key) for key in series}
+    missing = [label for key, label in series.items() if not len(data[key][0])]
+    drawn = [key for key in series if len(data[key][0])]
+    if not drawn:
+        return None, missing
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _axes()
+        for number, key in enumerate(series):
+            if key in drawn:
+                _draw_series(axes, *data[key], series[key], number)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel(curve.unit)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        values = np.concatenate([data[key][1] for key in drawn])
+        _scale(axes, curve, values)
+        if len(series) > 1:
+            figure.legend(loc="outside upper left", ncols=1 if len(drawn) < 4 else 2)
+    return to_svg(figure, f"{curve.title} in {curve.unit} against the iteration"), missing
+
+
+def _draw_series(axes, steps: np.ndarray, values: np.ndarray, label: str, number: int) -> None:
+    options = {"color": SERIES[number % 6], "linestyle": _STYLES[number % 6]}
+    if len(steps) <= _MANY_POINTS:
+        axes.plot(steps, values, label=label, lw=1.8, marker="o", ms=3.5, **options)
+        return
+    axes.plot(*_thin(steps, values), lw=0.7, alpha=0.35, color=options["color"])
+    axes.plot(*_thin(steps, smooth(values)), lw=1.9, label=label, **options)
+
+
+def _scale(axes, curve: Curve, values: np.ndarray) -> None:
+    if curve.percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if curve.log and values.min() > 0 and values.max() > 30 * values.min():
+        axes.set_yscale("log")
+    elif curve.zero_based:
+        low, high = min(values.min(), 0.0), max(values.max(), 0.0)
+        pad = 0.06 * (high - low) or 1.0
+        axes.set_ylim(low - pad * (low < 0), high + pad)
+
+
+def draw_distributions(quantiles: np.ndarray, observed: np.ndarray) -> tuple[str, int]:
+    """Predicted against observed distribution of the return at one state.
+
+    Args:
+      quantiles: [M] predicted quantiles, in units of reward; each carries weight 1/M.
+      observed: [k] observed returns.
+
+    Returns:
+      The SVG and how many observed returns lie beyond its horizontal axis, which is cut where
+      far outliers would squeeze everything else.
+    """
+    quantiles, observed = np.sort(quantiles[np.isfinite(quantiles)]), np.sort(observed)
+    low, high = _span(quantiles, observed)
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _axes()
+        pairs = ((observed, "observed", "-"), (quantiles, "predicted", "--"))
+        for (values, label, style), colour in zip(pairs, SERIES, strict=False):
+            if len(values):
+                levels = np.arange(len(values) + 1) / len(values)
+                x = np.concatenate([[min(low, values[0])], values, [max(high, values[-1])]])
+                y = np.append(levels, 1.0)
+                axes.step(x, y, where="post", color=colour, ls=style, lw=1.9, label=label)
+        axes.set_xlim(low, high)
+        axes.set_ylim(-0.02, 1.04)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_xlabel("return G, in units of reward")
+        axes.set_ylabel("share of returns up to G")
+        figure.legend(loc="outside upper left", ncols=2)
+    beyond = int(np.sum((observed < low) | (observed > high)))
+    return to_svg(figure, "predicted and observed distribution of the return"), beyond
+
+
+def _span(quantiles: np.ndarray, observed: np.ndarray) -> tuple[float, float]:
+    pooled = np.concatenate([quantiles, observed])
+    if not len(pooled):
+        return -1.0, 1.0
+    core = [np.quantile(x, [0.05, 0.95]) for x in (quantiles, observed) if len(x)]
+    low, high = min(c[0] for c in core), max(c[1] for c in core)
+    width = max(high - low, 0.1 * max(abs(low), abs(high)), 1e-3)
+    low, high = max(pooled.min(), low - width), min(pooled.max(), high + width)
+    pad = 0.08 * max(high - low, width)
+    return low - pad, high + pad
+
+
+def draw_trajectories(positions: np.ndarray) -> str:
+    """Paths of the flow at one state, from noise at time 0 to the return at time 1.
+
+    Args:
+      positions: [times, M] normalised positions at evenly spaced times, one path per noise
+        quantile in ascending order.
+    """
+    times = np.linspace(0.0, 1.0, len(positions))
+    count = positions.shape[1]
+    shown = np.unique(np.linspace(0, count - 1, min(count, 24)).round().astype(int))
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _axes()
+        segments = [np.column_stack([times, positions[:, i]]) for i in shown]
+        axes.add_collection(LineCollection(segments, colors=SERIES[5], alpha=0.45, lw=0.8))
+        for share, colour, style in ((0.9, 1, "--"), (0.5, 0, "-"), (0.1, 2, "-.")):
+            path = positions[:, min(int(share * count), count - 1)]
+            label = f"{share:.0%} quantile of the noise"
+            axes.plot(times, path, color=SERIES[colour], ls=style, lw=2.0, label=label)
+        axes.set_xlim(0.0, 1.0)
+        axes.margins(y=0.06)
+        axes.set_xlabel("flow time t (0: noise, 1: return)")
+        axes.set_ylabel("position z, normalised")
+        figure.legend(loc="outside upper left", ncols=1)
+    return to_svg(figure, "trajectories of the value flow from noise to the return")

@@ -1,0 +1,360 @@
+"""The report at the end of a run: one HTML file that opens offline, on any screen."""
+
+import html
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from dfpo_jax.training import charts
+
+_STATES, _EXAMPLES = 4, 12
+_SETS = {"in_domain": "In-domain", "out_of_domain": "Out-of-domain"}
+
+
+@dataclass(frozen=True)
+class CriticSnapshot:
+    """What the critic predicts at n prompts, and what came of them.
+
+    Attributes:
+      prompts: n texts.
+      quantiles: [n, M] predicted return quantiles at the prompt's state, in units of raw reward.
+      observed: [n, k] observed (noisy) returns of k sampled responses.
+      trajectories: [17, n, M] normalised positions of the flow at times 0, 1/16, .., 1, by
+        ascending noise quantile; None for a critic without a flow.
+    """
+
+    prompts: list[str]
+    quantiles: np.ndarray
+    observed: np.ndarray
+    trajectories: np.ndarray | None
+
+    def __post_init__(self):
+        """Check the shapes against each other."""
+        count = len(self.prompts)
+        for name, axis in (("quantiles", 0), ("observed", 0), ("trajectories", 1)):
+            value = getattr(self, name)
+            if value is None and name == "trajectories":
+                continue
+            if np.ndim(value) != 2 + axis or np.shape(value)[axis] != count:
+                raise ValueError(
+                    f"{name} has shape {np.shape(value)}; it must have {2 + axis} axes and "
+                    f"{count} entries, as many as prompts, along axis {axis}"
+                )
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out item and the responses to it before and after training."""
+
+    prompt: str
+    answer: str
+    before: str
+    after: str
+    before_correct: bool
+    after_correct: bool
+
+
+def write_report(
+    path: str | os.PathLike,
+    *,
+    title: str,
+    results: Mapping[str, Any],
+    rows: Sequence[Mapping[str, float]],
+    examples: Sequence[Example],
+    snapshot: CriticSnapshot | None,
+) -> None:
+    """Write the report, whole or not at all.
+
+    Args:
+      path: the HTML file.
+      title: heading.
+      results: "in_domain" and "out_of_domain", each with the accuracy in [0, 1] "before" and
+        "after" on clean held-out items (None or NaN where not measured); "seconds",
+        "peak_memory_bytes", "config" (nested, with the section "noise" described in words if
+        there is one) and "seed".
+      rows: metrics by iteration; keys may be missing and values NaN.
+      examples: the first 12 are shown.
+      snapshot: up to 4 of its prompts are shown, spread evenly from the lowest to the highest mean
+        observed return; None for a run without a critic.
+    """
+    config = results["config"]
+    page = _PAGE.substitute(
+        title=html.escape(title),
+        colours_light=_variables(0),
+        colours_dark=_variables(1),
+        style=_STYLE,
+        headline=_headline(results),
+        facts=_facts(results, rows),
+        noise=_noise(config["noise"]) if "noise" in config else "",
+        curves=_curves(rows),
+        critic=_critic(snapshot),
+        examples=_examples(examples),
+        config=html.escape(json.dumps(config, indent=2, default=str)),
+    )
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _variables(side: int) -> str:
+    pairs = enumerate(charts.THEME.values())
+    return " ".join(f"--c{number}: {colours[side]};" for number, colours in pairs)
+
+
+def _known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _percent(value: float | None) -> str:
+    return f"{100 * value:.1f}\u202f%" if _known(value) else "not measured"
+
+
+def _difference(before: float | None, after: float | None) -> str:
+    if not (_known(before) and _known(after)):
+        return "not measured"
+    points = round(100 * (after - before), 1)
+    sign = "+" if points > 0 else "\u2212" if points < 0 else "\u00b1"
+    return f"{sign}{abs(points):.1f} points"
+
+
+def _headline(results: Mapping[str, Any]) -> str:
+    main = results["in_domain"]
+    before, after = main["before"], main["after"]
+    lines = []
+    for key, name in _SETS.items():
+        pair = results[key]["before"], results[key]["after"]
+        cells = [_percent(pair[0]), _percent(pair[1]), f"<b>{_difference(*pair)}</b>"]
+        cells = "".join(f"<td>{cell}</td>" for cell in cells)
+        lines.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
+    return (
+        f'<p class="headline">{_percent(before)} <span class="arrow">→</span> {_percent(after)}'
+        f'<span class="points">{_difference(before, after)}</span></p>'
+        '<p class="note">Share of clean held-out in-domain items solved at the first, greedy '
+        "attempt, before and after training.</p>"
+        '<table class="figures"><thead><tr><th scope="col">Accuracy on clean held-out items</th>'
+        '<th scope="col">Before</th><th scope="col">After</th><th scope="col">Difference</th>'
+        f"</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    )
+
+
+def _duration(seconds: float | None) -> str:
+    if not _known(seconds):
+        return "not measured"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _facts(results: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> str:
+    memory = results["peak_memory_bytes"]
+    facts = {
+        "Iterations": str(max((row["step"] for row in rows), default="not measured")),
+        "Time": _duration(results["seconds"]),
+        "Peak memory": f"{memory / 2**30:.2f} GiB" if _known(memory) else "not measured",
+        "Seed": str(results["seed"]),
+    }
+    items = "".join(f"<div><dt>{k}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts.items())
+    return f'<dl class="facts">{items}</dl>'
+
+
+def describe_noise(noise: Mapping[str, float]) -> str:
+    """The settings of `dfpo_jax.tasks.noise.RewardNoise` in words."""
+    parts = []
+    if noise["false_positive"] > 0:
+        parts.append(f"a wrong response was rewarded as right in {noise['false_positive']:.3g}")
+    if noise["false_negative"] > 0:
+        parts.append(f"a right response was rewarded as wrong in {noise['false_negative']:.3g}")
+    parts = [f"{part} of cases" for part in parts]
+    if noise["gaussian_std"] > 0:
+        parts.append(f"Gaussian noise of standard deviation {noise['gaussian_std']:.3g} was added")
+    if noise["spike_probability"] > 0:
+        parts.append(
+            f"a share of {noise['spike_probability']:.3g} of rewards got a heavy-tailed spike, "
+            f"{noise['spike_scale']:.3g} times a Student t with {noise['spike_df']:.3g} degrees "
+            f"of freedom, cut at \u00b1{noise['spike_cut']:.3g}"
+        )
+    if not parts:
+        return "Rewards were left as the verifier gave them: no noise."
+    return f"Training rewards were corrupted on purpose: {'; '.join(parts)}."
+
+
+def _noise(noise: Mapping[str, float]) -> str:
+    text = html.escape(describe_noise(noise))
+    return f"<p><b>Reward noise.</b> {text} Accuracies above are on clean rewards.</p>"
+
+
+def _curves(rows: Sequence[Mapping[str, float]]) -> str:
+    cards, missing = [], []
+    for curve in charts.CURVES:
+        svg, absent = charts.draw_curve(curve, rows)
+        if svg is None:
+            missing.append(curve.title)
+        else:
+            missing += [f"{curve.title} ({label})" for label in absent]
+            cards.append(f"<figure><h3>{curve.title}</h3>{svg}</figure>")
+    note = ""
+    if missing:
+        note = f'<p class="note">Not measured in this run: {html.escape("; ".join(missing))}.</p>'
+    if not cards:
+        return note
+    explanation = (
+        '<p class="note">Where points are many, thin lines are the values of single iterations '
+        "and thick ones a running mean over a twentieth of them.</p>"
+    )
+    return f'{explanation}<div class="charts">{"".join(cards)}</div>{note}'
+
+
+def _critic(snapshot: CriticSnapshot | None) -> str:
+    if snapshot is None or not len(snapshot.prompts):
+        return '<p class="note">Not measured: this run kept no predictions of a critic.</p>'
+    order = np.argsort(np.nan_to_num(np.mean(snapshot.observed, axis=1)), kind="stable")
+    spread = np.linspace(0, len(order) - 1, min(len(order), _STATES)).round().astype(int)
+    cards = [_state(snapshot, int(order[place])) for place in spread]
+    flow = (
+        "Beside it, the paths along which the value flow carries noise to that return."
+        if snapshot.trajectories is not None
+        else "The flow has no paths to show: this critic predicts the distribution directly."
+    )
+    return (
+        f'<p class="note">{len(cards)} of {len(order)} held-out prompts, spread from the lowest '
+        "to the highest mean return. Steps: the distribution the critic predicts before the first "
+        f"token, and that of the (noisy) returns of {snapshot.observed.shape[1]} sampled "
+        f"responses. {flow}</p>" + "".join(cards)
+    )
+
+
+def _state(snapshot: CriticSnapshot, index: int) -> str:
+    quantiles, observed = snapshot.quantiles[index], snapshot.observed[index]
+    svg, beyond = charts.draw_distributions(np.asarray(quantiles), np.asarray(observed))
+    means = f"mean return predicted {np.mean(quantiles):.2f}, observed {np.mean(observed):.2f}"
+    if beyond:
+        means += f"; {beyond} of {observed.size} observed returns lie beyond the axis"
+    plots = f"<figure><h4>Return at this state</h4>{svg}</figure>"
+    if snapshot.trajectories is not None:
+        paths = charts.draw_trajectories(np.asarray(snapshot.trajectories)[:, index])
+        plots += f"<figure><h4>Trajectories of the flow</h4>{paths}</figure>"
+    return (
+        f'<section class="state"><h3><code>{html.escape(snapshot.prompts[index])}</code></h3>'
+        f'<p class="note">{means}</p><div class="charts">{plots}</div></section>'
+    )
+
+
+def _verdict(text: str, correct: bool, label: str) -> str:
+    kind, mark = ("right", "✓ right") if correct else ("wrong", "✗ wrong")
+    shown = f"<code>{html.escape(text)}</code>" if text else "<i>empty</i>"
+    return f'<td data-label="{label}">{shown} <span class="{kind}">{mark}</span></td>'
+
+
+def _examples(examples: Sequence[Example]) -> str:
+    if not examples:
+        return '<p class="note">No examples were kept.</p>'
+    lines = []
+    for item in examples[:_EXAMPLES]:
+        lines.append(
+            f'<tr><td data-label="Prompt"><code>{html.escape(item.prompt)}</code></td>'
+            f'<td data-label="Answer"><code>{html.escape(item.answer)}</code></td>'
+            f"{_verdict(item.before, item.before_correct, 'Before')}"
+            f"{_verdict(item.after, item.after_correct, 'After')}</tr>"
+        )
+    heads = "".join(
+        f'<th scope="col">{h}</th>' for h in ("Prompt", "Right answer", "Before", "After")
+    )
+    return (
+        f'<table class="examples"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table>"
+    )
+
+
+_STYLE = """
+  body { margin: 0 auto; max-width: 68rem; padding: 1.2rem 1rem 4rem; background: var(--page);
+    color: var(--c6); font: 1rem/1.5 system-ui, sans-serif; }
+  h1 { font-size: 1.5rem; line-height: 1.25; margin: .4rem 0 0; overflow-wrap: anywhere; }
+  h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem; border-bottom: 1px solid var(--c7);
+    padding-bottom: .25rem; }
+  h3, h4 { font-size: .95rem; margin: 0 0 .3rem; font-weight: 600; overflow-wrap: anywhere; }
+  h4 { font-weight: 400; color: var(--c5); }
+  code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: .92em;
+    white-space: pre-wrap; overflow-wrap: anywhere; }
+  .note { color: var(--c5); font-size: .9rem; margin: .3rem 0 .9rem; }
+  .headline { font-size: clamp(1.7rem, 7vw, 2.8rem); font-weight: 700; line-height: 1.2;
+    margin: 1rem 0 0; }
+  .arrow { color: var(--c5); font-weight: 400; }
+  .points { font-size: 1.1rem; font-weight: 600; margin-left: .9rem; padding: .2rem .7rem;
+    border-radius: 1rem; border: 1px solid var(--c7); white-space: nowrap;
+    vertical-align: middle; }
+  table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+  th, td { text-align: left; padding: .4rem .9rem .4rem 0; border-bottom: 1px solid var(--c7);
+    vertical-align: top; }
+  thead th { font-size: .85rem; font-weight: 600; color: var(--c5); }
+  tbody th { font-weight: 400; }
+  .figures td, .figures thead th + th { text-align: right; padding-right: 0;
+    padding-left: 1.1rem; }
+  .examples { width: 100%; }
+  .facts { display: flex; flex-wrap: wrap; gap: .6rem 2.2rem; margin: 1.2rem 0; }
+  .facts dt { font-size: .85rem; color: var(--c5); }
+  .facts dd { margin: 0; font-variant-numeric: tabular-nums; }
+  .charts { display: grid; gap: 1rem; align-items: start;
+    grid-template-columns: repeat(auto-fill, minmax(min(100%, 19.5rem), 1fr)); }
+  figure { margin: 0; padding: .8rem; border-radius: .5rem; background: var(--card); }
+  svg { display: block; width: 100%; height: auto; }
+  .state { margin: 1.6rem 0; }
+  .state .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
+  .right, .wrong { font-size: .85rem; font-weight: 600; white-space: nowrap; }
+  .right { color: var(--c2); }
+  .wrong { color: var(--c1); }
+  details pre { overflow-x: auto; background: var(--card); padding: 1rem; border-radius: .5rem;
+    font-size: .85rem; }
+  summary { cursor: pointer; }
+  @media (max-width: 36rem) {
+    .figures { font-size: .9rem; width: 100%; }
+    .figures td, .figures thead th + th { padding-left: .5rem; }
+    .examples thead { display: none; }
+    .examples tr { display: block; padding: .6rem 0; border-bottom: 1px solid var(--c7); }
+    .examples td { display: grid; grid-template-columns: 4.5rem 1fr auto; gap: .5rem; border: 0;
+      padding: .15rem 0; }
+    .examples td::before { content: attr(data-label); color: var(--c5); font-size: .85rem; }
+  }
+"""
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>$title</title>
+<style>
+  :root { --page: #ffffff; --card: #f6f7f9; $colours_light }
+  @media (prefers-color-scheme: dark) {
+    :root { --page: #16181c; --card: #1e2126; $colours_dark }
+  }
+$style</style>
+</head>
+<body>
+<main>
+<h1>$title</h1>
+$headline
+$facts
+$noise
+<h2>Learning curves</h2>
+$curves
+<h2>What the critic predicts</h2>
+$critic
+<h2>Before and after</h2>
+$examples
+<h2>Configuration</h2>
+<details><summary>All settings of this run</summary><pre>$config</pre></details>
+</main>
+</body>
+</html>
+""")
