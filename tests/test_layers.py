@@ -1,0 +1,161 @@
+"""Holds the layering: a file of dfpo_jax imports only from files listed above it."""
+
+import ast
+import pathlib
+import tomllib
+
+import pytest
+
+import dfpo_jax
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# One layer per line. Files that share a line may not import one another. A package's name stands
+# for its __init__.py, (root) for that of dfpo_jax.
+LAYERS = """
+(root)
+types
+ops.masking
+ops.ode
+ops.advantages
+ops.targets
+ops.flow_matching
+ops.risk
+ops.quantiles
+ops.policy_gradients
+ops.divergences
+ops
+models.config
+models.attention
+models.transformer
+models.value_flow
+models.value_heads
+models.critic
+models.hf models.gguf
+models
+sharding
+tokenizers
+tasks.base
+tasks.noise tasks.verifiers
+tasks.reasoning_gym tasks.jsonl
+tasks
+rollout.sampling
+rollout.rollout
+rollout
+algorithms.base
+algorithms.policy
+algorithms.critic algorithms.flow_critic
+algorithms.ppo algorithms.dfpo algorithms.sft
+algorithms
+training.config
+training.optim training.metrics training.command_line
+training.learner training.checkpoint training.evaluate training.charts
+training.report training.run
+training.loop
+training
+"""
+RANK = {name: rank for rank, line in enumerate(LAYERS.split("\n")) for name in line.split()}
+FILES = sorted((ROOT / "dfpo_jax").rglob("*.py"))
+
+
+def layer_name(path):
+    """`dfpo_jax/ops/ode.py` -> "ops.ode", `dfpo_jax/ops/__init__.py` -> "ops"."""
+    parts = path.relative_to(ROOT / "dfpo_jax").with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__") or "(root)"
+
+
+NAMES = {layer_name(path) for path in FILES}
+
+
+def imported_names(name, source, is_package=False):
+    """Names of the files of dfpo_jax that `source` imports, anywhere in it."""
+    package = ["dfpo_jax", *([] if name == "(root)" else name.split("."))]
+    package = package if is_package else package[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join(above + ([node.module] if node.module else []))
+            for alias in node.names:
+                inner = f"{module}.{alias.name}"
+                is_file = inner.removeprefix("dfpo_jax.") in NAMES | set(RANK)
+                found.add(inner if is_file else module)
+    ours = {module for module in found if module.split(".")[0] == "dfpo_jax"}
+    return {module.removeprefix("dfpo_jax").removeprefix(".") or "(root)" for module in ours}
+
+
+def violations(name, source, is_package=False):
+    """One sentence per import that the layering forbids."""
+    found = []
+    for other in sorted(imported_names(name, source, is_package)):
+        if other not in RANK:
+            found.append(f"{name} imports {other}, which is in no layer")
+        elif RANK[other] >= RANK[name]:
+            found.append(f"{name} imports {other}, which is not above it")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=layer_name)
+def test_file_imports_only_from_layers_above(path):
+    name = layer_name(path)
+    assert name in RANK, f"{name} is in no layer: give it a place in LAYERS of {__file__}"
+    found = violations(name, path.read_text(), path.name == "__init__.py")
+    assert not found, "; ".join(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "culprit"),
+    [
+        ("ops.masking", "from dfpo_jax.ops.ode import integrate", "ops.ode"),
+        ("ops.ode", "from dfpo_jax import ops", "ops"),
+        ("ops.ode", "import dfpo_jax.models.config as c", "models.config"),
+        ("ops.ode", "def f():\n    from dfpo_jax.training import loop", "training.loop"),
+        ("models.config", "from . import attention", "models.attention"),
+        ("models.config", "from .attention import attention", "models.attention"),
+        ("models.config", "from ..sharding import create_mesh", "sharding"),
+        ("algorithms.ppo", "from dfpo_jax.algorithms.dfpo import dfpo", "algorithms.dfpo"),
+        ("algorithms.ppo", "from dfpo_jax.algorithms import ALGORITHMS", "algorithms"),
+        ("training.loop", "from dfpo_jax.surprise import x", "surprise"),
+        ("types", "from dfpo_jax.types import Array", "types"),
+    ],
+)
+def test_a_forbidden_import_is_seen(name, source, culprit):
+    (sentence,) = violations(name, source)
+    assert sentence.startswith(f"{name} imports {culprit}, ")
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "expected"),
+    [
+        ("ops.ode", "import jax.ops\nfrom os import path", set()),
+        (
+            "algorithms.dfpo",
+            "from dfpo_jax import ops\nfrom . import base",
+            {"ops", "algorithms.base"},
+        ),
+        ("ops.targets", "from dfpo_jax.ops import masking, ode", {"ops.masking", "ops.ode"}),
+        ("training.loop", "from dfpo_jax import __version__", {"(root)"}),
+    ],
+)
+def test_an_allowed_import_is_named_and_passes(name, source, expected):
+    assert imported_names(name, source) == expected
+    assert violations(name, source) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "dfpo_jax" / "ops").glob("*.py")), ids=layer_name)
+def test_ops_use_no_jit_and_no_model_library(path):
+    words = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            words.add(node.attr)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            words |= {word for name in names for word in name.split(".")}
+    assert not words & {"jit", "pjit", "flax", "optax", "ml_collections", "transformers"}
+
+
+def test_version_is_that_of_the_package_metadata():
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert metadata["project"]["version"] == dfpo_jax.__version__
