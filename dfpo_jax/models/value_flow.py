@@ -68,17 +68,7 @@ class ValueFlow(nn.Module):
         c = self.config
         self.trunk = _dense(c.condition_dim, ("embed", None))
         self.conditions = _dense((c.num_blocks + 1) * c.hidden, (None, None))
-        self.state = self.param(
-            "state", nn.with_logical_partitioning(_normal(1.0), (None, None)), (2, c.hidden)
-        )
-        self.time = self.param(
-            "time",
-            nn.with_logical_partitioning(_normal(c.time_features**-0.5), (None, None)),
-            (c.time_features, c.hidden),
-        )
-        self.step = self.param(
-            "step", nn.with_logical_partitioning(_normal(1.0), (None,)), (c.hidden,)
-        )
+        self.inputs = _dense(c.hidden, (None, None), bias=False, init=nn.initializers.normal(0.5))
         self.blocks = [_dense(c.hidden, (None, None), bias=False) for _ in range(c.num_blocks)]
         self.output = _dense(1, (None, None), init=nn.initializers.zeros_init())
 
@@ -105,26 +95,33 @@ class ValueFlow(nn.Module):
         for x in (t, d):
             if x.ndim:
                 chex.assert_equal_shape([x, z])
-        cond = cond[..., None, :].reshape(*cond.shape[:-1], 1, c.num_blocks + 1, c.hidden)
-        # z and z * d: the flow map needs another slope in z than the instantaneous field.
-        x = cond[..., 0, :] + _outer(z, self.state[0]) + _outer(z * d, self.state[1])
-        x = x + _match(self._time_terms(t), x) + _match(_outer(d, self.step), x)
-        x = jax.nn.silu(x)
-        for i, block in enumerate(self.blocks):
-            x = x + jax.nn.silu(block(x) + cond[..., i + 1, :])
-        return self.output(x)[..., 0]
+        # Rows of one matrix, and all inputs in one product: CPU gradients of products with several
+        # leading axes, or of separate outer products, take several times as long.
+        # z * d: the flow map has another slope in z than the instantaneous field.
+        inputs = [z, z * d, d, *self._time_features(t)]
+        inputs = jnp.stack([jnp.broadcast_to(x, z.shape) for x in inputs], axis=-1)
+        inputs = inputs.reshape(z.size, 3 + c.time_features)
+        cond = cond.reshape(*cond.shape[:-1], 1, c.num_blocks + 1, c.hidden)
+        wide = (*z.shape, c.hidden)
+        first, *rest = (
+            jnp.broadcast_to(cond[..., i, :], wide).reshape(z.size, c.hidden)
+            for i in range(c.num_blocks + 1)
+        )
+        x = jax.nn.silu(self.inputs(inputs) + first)
+        for block, term in zip(self.blocks, rest, strict=True):
+            x = x + jax.nn.silu(block(x) + term)
+        return self.output(x).reshape(z.shape)
 
     def __call__(self, features: Array, z: Array, t: Array, d: Array) -> Array:
         """`velocity` at the condition of `features`; initialises every parameter."""
         return self.velocity(self.condition(features), z, t, d)
 
-    def _time_terms(self, t: Array) -> Array:
-        """t [...] -> [..., hidden], from cos(k pi t) by the recurrence of Chebyshev polynomials."""
-        first = jnp.cos(jnp.pi * t)
-        features = [first, 2 * first * first - 1]
-        while len(features) < self.config.time_features:
-            features.append(2 * first * features[-1] - features[-2])
-        return jnp.stack(features[: self.config.time_features], axis=-1) @ self.time
+    def _time_features(self, t: Array) -> list[Array]:
+        """cos(k pi t), k = 1..F, from one cosine by the recurrence of Chebyshev polynomials."""
+        features = [jnp.ones_like(t), jnp.cos(jnp.pi * t)]
+        while len(features) <= self.config.time_features:
+            features.append(2 * features[1] * features[-1] - features[-2])
+        return features[1:]
 
 
 def samples(
@@ -184,11 +181,6 @@ def mean(velocity: Velocity, noise: Array) -> Array:
     return jnp.mean(noise + velocity(noise, zero, zero), axis=-1)
 
 
-def _normal(std: float) -> jax.nn.initializers.Initializer:
-    """Gaussian initialiser."""
-    return nn.initializers.normal(std)
-
-
 def _dense(width, axes, *, bias=True, init=None) -> nn.Dense:
     """A float32 dense layer with logical axis names."""
     return nn.Dense(
@@ -197,13 +189,3 @@ def _dense(width, axes, *, bias=True, init=None) -> nn.Dense:
         kernel_init=nn.with_logical_partitioning(init or nn.initializers.lecun_normal(), axes),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[-1:]),
     )
-
-
-def _outer(x: Array, vector: Array) -> Array:
-    """x [...] times vector [H] -> [..., H]."""
-    return x[..., None] * vector.reshape((1,) * x.ndim + (-1,))
-
-
-def _match(x: Array, like: Array) -> Array:
-    """x [H] or of the rank of `like` -> the rank of `like`."""
-    return x.reshape((1,) * (like.ndim - 1) + (-1,)) if x.ndim == 1 else x
