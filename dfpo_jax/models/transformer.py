@@ -297,7 +297,7 @@ class Transformer(nn.Module):
         mask = causal[None] & seen[:, None, :]
         rope = rope_tables(jnp.maximum(positions, 0), self.config.head_dim, self.config.rope_theta)
 
-        # A lookup in rows that are whole: the compiler has no good plan for rows split over devices.
+        # A lookup needs whole rows: the compiler has no good plan for rows split over devices.
         table = nn.with_logical_constraint(self.embedding, ("vocab", None))
         x = jnp.take(table, tokens, axis=0).astype(self.config.dtype)
         x = nn.with_logical_constraint(x, _ACTIVATIONS)
