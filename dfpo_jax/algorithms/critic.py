@@ -70,7 +70,12 @@ def critic_states(
       length: R.
     """
     if config.trunk == "own":
-        return response_states(model, params["trunk"], sequence, valid, length)
+        trunk = params["trunk"]
+        if not model.config.tie_embeddings:
+            # The decoder asks for its output projection even where nothing reads it.
+            shape = (model.config.d_model, model.config.vocab_size)
+            trunk = {**trunk, "head": jnp.zeros(shape, model.config.param_dtype)}
+        return response_states(model, trunk, sequence, valid, length)
     if config.trunk == "detached":
         return jax.lax.stop_gradient(policy_states)
     return policy_states
