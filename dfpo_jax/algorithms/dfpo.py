@@ -121,7 +121,8 @@ def advantages(config: DFPOConfig, frozen, quantiles: Array, samples: Array) -> 
     """
     policy, current = config.policy, quantiles[:, :-1]
     if policy.advantage == "rank":
-        return jnp.mean(2.0 * ops.cdf(current[:, :, None, :], samples) - 1.0, axis=-1)
+        points = jnp.broadcast_to(current[:, :, None], (*samples.shape, current.shape[-1]))
+        return jnp.mean(2.0 * ops.cdf(points, samples) - 1.0, axis=-1)
     values = ops.risk_value(
         quantiles, measure=config.risk.measure, alpha=config.risk.alpha, eta=config.risk.eta
     )
