@@ -261,6 +261,7 @@ def dfpo(model: Transformer, config: DFPOConfig, temperature: float) -> Algorith
         return terms
 
     def loss(params, batch, context, key):
+        batch, context = jax.lax.stop_gradient((batch, context))
         length = batch.tokens.shape[1]
         states = response_states(model, params["policy"], batch.sequence, batch.valid, length)
         log_probs, entropy = token_statistics(

@@ -65,6 +65,7 @@ def policy_losses(
       batch: old and reference log-probabilities, advantages, mask.
       context: KL weight and policy scale.
     """
+    batch = jax.lax.stop_gradient(batch)
     weights, count = ops.aggregate_weights(batch.mask, config.aggregation)
 
     def term(per_token, weight):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -124,6 +125,7 @@ def ppo(model: Transformer, config: PPOConfig, temperature: float) -> Algorithm:
 
     def loss(params, batch, context, key):
         del key
+        batch, context = jax.lax.stop_gradient((batch, context))
         length = batch.tokens.shape[1]
         states = response_states(model, params["policy"], batch.sequence, batch.valid, length)
         log_probs, entropy = token_statistics(
