@@ -1,22 +1,32 @@
 """Charts of the report: matplotlib figures as inline SVG that follows the page's colours.
 
+A chart is HTML: a legend, which wraps as text does, and the figure below it.
+
 Figures are drawn with the object-oriented API under fixed settings, so neither the caller's
 matplotlib style nor its pyplot state matters or changes. Every colour drawn is a key of `THEME`
 and becomes a CSS variable, which is how one drawing is readable on light and on dark pages.
 """
 
+import html
 import io
 import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogFormatterMathtext,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+)
 
 # Colour drawn -> (light page, dark page). Series colours are those of Okabe and Ito (2008), which
 # readers with colour-blindness can tell apart, lightened for dark pages.
@@ -32,11 +42,13 @@ THEME = {
 }
 SERIES = tuple(THEME)[:6]
 _INK, _GRID = tuple(THEME)[6:]
-_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+_DASHES = ((), (4, 1.5), (6, 1.5, 1, 1.5), (1, 1.5), (5, 1, 1, 1, 1, 1), (2.5, 1))
+_WIDTH = 1.9
 _MAX_POINTS, _MANY_POINTS = 600, 40
 
 _SETTINGS = {
     "svg.fonttype": "none",
+    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -49,10 +61,15 @@ _SETTINGS = {
     "text.color": _INK,
     "xtick.color": _INK,
     "ytick.color": _INK,
-    "legend.frameon": False,
-    "legend.fontsize": 9.0,
-    "legend.handlelength": 2.6,
+    "figure.subplot.left": 0.18,
+    "figure.subplot.right": 0.97,
+    "figure.subplot.bottom": 0.18,
+    "figure.subplot.top": 0.89,
 }
+
+
+def _settings():
+    return matplotlib.style.context(["default", _SETTINGS])
 
 
 class Curve(NamedTuple):
@@ -118,14 +135,14 @@ CURVES = (
 
 
 def to_svg(figure: Figure, label: str) -> str:
-    """A figure as an SVG element for HTML: themed, scalable, without ids, metadata or addresses.
+    """A figure as an SVG element for HTML: themed, scalable, without metadata or addresses.
 
     Args:
       figure: drawn with colours of `THEME` alone.
-      label: what it shows, for screen readers; must be HTML-escaped already.
+      label: what it shows, for screen readers.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context(_SETTINGS):
+    with _settings():
         FigureCanvasSVG(figure).print_svg(
             buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
         )
@@ -141,15 +158,48 @@ def to_svg(figure: Figure, label: str) -> str:
         text = text.replace(colour, f"var(--c{number})")
     size = r'(<svg[^>]*?) width="[^"]*"'
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(size, rf'\1 role="img" aria-label="{label}"', text, count=1)
+    name = html.escape(label)
+    text = re.sub(size, lambda m: f'{m[1]} role="img" aria-label="{name}"', text, count=1)
     return re.sub(r"\s*\n\s*", "\n", text).strip()
 
 
-def _axes(width: float = 4.6, height: float = 3.0) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def legend(series: Mapping[str, int]) -> str:
+    """A list of labels, each beside a sample of its line; label -> number of the line's style."""
+    items = []
+    for label, number in series.items():
+        dashes = " ".join(f"{2.2 * dash:.3g}" for dash in _dashes(number))
+        line = (
+            f'<svg class="key" viewBox="0 0 28 8" aria-hidden="true"><path d="M0 4H28" '
+            f'stroke="var(--c{number % 6})" stroke-width="2.2" stroke-dasharray="{dashes}"/></svg>'
+        )
+        items.append(f"<li>{line}{html.escape(label)}</li>")
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def _dashes(number: int) -> tuple[float, ...]:
+    return _DASHES[(number + number // 6) % 6]  # a seventh series repeats a colour, not its dashes
+
+
+def _line(number: int) -> dict[str, Any]:
+    dashes = _dashes(number)
+    return {
+        "color": SERIES[number % 6],
+        "linestyle": (0, dashes) if dashes else "-",
+        "linewidth": _WIDTH,
+    }
+
+
+def _axes(width: float, height: float, *, x: str, y: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height))
     figure.patch.set_visible(False)
     axes = figure.add_subplot()
     axes.patch.set_visible(False)
+    axes.set_xlabel(x)
+    # Above the axis, where tick labels of any width leave it room.
+    axes.set_title(y, loc="left", x=-0.16, fontsize=10, pad=7)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.4g}".replace("-", "\u2212")))
     return figure, axes
 
 
@@ -172,12 +222,12 @@ def _expand(curve: Curve, rows: Sequence[Mapping[str, float]]) -> dict[str, str]
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred mean over a twentieth of the points (at least 5), narrower at the ends."""
+    """Centred mean over a twentieth of the points (at least 5), of what there is at the ends."""
     half = max(len(values) // 40, 2)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(index, len(values) - 1 - index))
-    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
 
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +249,7 @@ def draw_curve(curve: Curve, rows: Sequence[Mapping[str, float]]) -> tuple[str |
       rows: metrics rows; keys may be missing and values NaN.
 
     Returns:
-      The SVG, or None if nothing was measured, and the names of series that were not.
+      The chart, or None if nothing was measured, and the labels of series that were not.
     """
     series = _expand(curve, rows)
     data = {key: _points(rows, key) for key in series}
@@ -207,28 +257,32 @@ def draw_curve(curve: Curve, rows: Sequence[Mapping[str, float]]) -> tuple[str |
     drawn = [key for key in series if len(data[key][0])]
     if not drawn:
         return None, missing
-    with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _axes()
+    with _settings():
+        figure, axes = _axes(3.7, 2.5, x="iteration", y=curve.unit)
         for number, key in enumerate(series):
             if key in drawn:
-                _draw_series(axes, *data[key], series[key], number)
-        axes.set_xlabel("iteration")
-        axes.set_ylabel(curve.unit)
+                _draw_series(axes, *data[key], number)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_xlim(*_span_steps(rows))
         values = np.concatenate([data[key][1] for key in drawn])
         _scale(axes, curve, values)
-        if len(series) > 1:
-            figure.legend(loc="outside upper left", ncols=1 if len(drawn) < 4 else 2)
-    return to_svg(figure, f"{curve.title} in {curve.unit} against the iteration"), missing
+    svg = to_svg(figure, f"{curve.title} in {curve.unit} against the iteration")
+    numbers = {label: n for n, (key, label) in enumerate(series.items()) if key in drawn}
+    return (legend(numbers) if len(series) > 1 else "") + svg, missing
 
 
-def _draw_series(axes, steps: np.ndarray, values: np.ndarray, label: str, number: int) -> None:
-    options = {"color": SERIES[number % 6], "linestyle": _STYLES[number % 6]}
+def _draw_series(axes, steps: np.ndarray, values: np.ndarray, number: int) -> None:
     if len(steps) <= _MANY_POINTS:
-        axes.plot(steps, values, label=label, lw=1.8, marker="o", ms=3.5, **options)
+        axes.plot(steps, values, marker="o", markersize=3.5, **_line(number))
         return
-    axes.plot(*_thin(steps, values), lw=0.7, alpha=0.35, color=options["color"])
-    axes.plot(*_thin(steps, smooth(values)), lw=1.9, label=label, **options)
+    axes.plot(*_thin(steps, values), lw=0.7, alpha=0.35, color=SERIES[number % 6])
+    axes.plot(*_thin(steps, smooth(values)), **_line(number))
+
+
+def _span_steps(rows: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    low, high = min(row["step"] for row in rows), max(row["step"] for row in rows)
+    pad = 0.03 * (high - low) or 0.5
+    return low - pad, high + pad
 
 
 def _scale(axes, curve: Curve, values: np.ndarray) -> None:
@@ -236,6 +290,9 @@ def _scale(axes, curve: Curve, values: np.ndarray) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     if curve.log and values.min() > 0 and values.max() > 30 * values.min():
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(LogFormatterMathtext())
     elif curve.zero_based:
         low, high = min(values.min(), 0.0), max(values.max(), 0.0)
         pad = 0.06 * (high - low) or 1.0
@@ -250,35 +307,33 @@ def draw_distributions(quantiles: np.ndarray, observed: np.ndarray) -> tuple[str
       observed: [k] observed returns.
 
     Returns:
-      The SVG and how many observed returns lie beyond its horizontal axis, which is cut where
+      The chart and how many observed returns lie beyond its horizontal axis, which is cut where
       far outliers would squeeze everything else.
     """
     quantiles, observed = np.sort(quantiles[np.isfinite(quantiles)]), np.sort(observed)
     low, high = _span(quantiles, observed)
-    with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _axes()
-        pairs = ((observed, "observed", "-"), (quantiles, "predicted", "--"))
-        for (values, label, style), colour in zip(pairs, SERIES, strict=False):
+    with _settings():
+        labels = {"x": "return G, in units of reward", "y": "share of returns up to G"}
+        figure, axes = _axes(4.8, 2.9, **labels)
+        for number, values in enumerate((observed, quantiles)):
             if len(values):
                 levels = np.arange(len(values) + 1) / len(values)
                 x = np.concatenate([[min(low, values[0])], values, [max(high, values[-1])]])
                 y = np.append(levels, 1.0)
-                axes.step(x, y, where="post", color=colour, ls=style, lw=1.9, label=label)
+                axes.step(x, y, where="post", **_line(number))
         axes.set_xlim(low, high)
         axes.set_ylim(-0.02, 1.04)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.set_xlabel("return G, in units of reward")
-        axes.set_ylabel("share of returns up to G")
-        figure.legend(loc="outside upper left", ncols=2)
     beyond = int(np.sum((observed < low) | (observed > high)))
-    return to_svg(figure, "predicted and observed distribution of the return"), beyond
+    svg = to_svg(figure, "predicted and observed distribution of the return")
+    return legend({"observed": 0, "predicted": 1}) + svg, beyond
 
 
 def _span(quantiles: np.ndarray, observed: np.ndarray) -> tuple[float, float]:
     pooled = np.concatenate([quantiles, observed])
     if not len(pooled):
         return -1.0, 1.0
-    core = [np.quantile(x, [0.05, 0.95]) for x in (quantiles, observed) if len(x)]
+    core = [np.quantile(x, [0.1, 0.9]) for x in (quantiles, observed) if len(x)]
     low, high = min(c[0] for c in core), max(c[1] for c in core)
     width = max(high - low, 0.1 * max(abs(low), abs(high)), 1e-3)
     low, high = max(pooled.min(), low - width), min(pooled.max(), high + width)
@@ -292,21 +347,23 @@ def draw_trajectories(positions: np.ndarray) -> str:
     Args:
       positions: [times, M] normalised positions at evenly spaced times, one path per noise
         quantile in ascending order.
+
+    Returns:
+      The chart.
     """
     times = np.linspace(0.0, 1.0, len(positions))
     count = positions.shape[1]
     shown = np.unique(np.linspace(0, count - 1, min(count, 24)).round().astype(int))
-    with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _axes()
+    with _settings():
+        labels = {"x": "flow time t (0: noise, 1: return)", "y": "position z, normalised"}
+        figure, axes = _axes(4.8, 2.9, **labels)
         segments = [np.column_stack([times, positions[:, i]]) for i in shown]
         axes.add_collection(LineCollection(segments, colors=SERIES[5], alpha=0.45, lw=0.8))
-        for share, colour, style in ((0.9, 1, "--"), (0.5, 0, "-"), (0.1, 2, "-.")):
-            path = positions[:, min(int(share * count), count - 1)]
-            label = f"{share:.0%} quantile of the noise"
-            axes.plot(times, path, color=SERIES[colour], ls=style, lw=2.0, label=label)
+        shares = {"90%": (0.9, 1), "50%": (0.5, 0), "10%": (0.1, 2)}
+        for share, number in shares.values():
+            axes.plot(times, positions[:, min(int(share * count), count - 1)], **_line(number))
         axes.set_xlim(0.0, 1.0)
         axes.margins(y=0.06)
-        axes.set_xlabel("flow time t (0: noise, 1: return)")
-        axes.set_ylabel("position z, normalised")
-        figure.legend(loc="outside upper left", ncols=1)
-    return to_svg(figure, "trajectories of the value flow from noise to the return")
+    svg = to_svg(figure, "trajectories of the value flow from noise to the return")
+    keys = {f"noise quantile {name}": number for name, (_, number) in shares.items()}
+    return legend(keys) + svg

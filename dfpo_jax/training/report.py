@@ -114,7 +114,7 @@ def _known(value: float | None) -> bool:
 
 
 def _percent(value: float | None) -> str:
-    return f"{100 * value:.1f}\u202f%" if _known(value) else "not measured"
+    return f"{100 * value:.1f}%" if _known(value) else "not measured"
 
 
 def _difference(before: float | None, after: float | None) -> str:
@@ -135,8 +135,8 @@ def _headline(results: Mapping[str, Any]) -> str:
         cells = "".join(f"<td>{cell}</td>" for cell in cells)
         lines.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
     return (
-        f'<p class="headline">{_percent(before)} <span class="arrow">→</span> {_percent(after)}'
-        f'<span class="points">{_difference(before, after)}</span></p>'
+        f'<p class="headline"><span>{_percent(before)} <span class="arrow">→</span> '
+        f'{_percent(after)}</span> <span class="points">{_difference(before, after)}</span></p>'
         '<p class="note">Share of clean held-out in-domain items solved at the first, greedy '
         "attempt, before and after training.</p>"
         '<table class="figures"><thead><tr><th scope="col">Accuracy on clean held-out items</th>'
@@ -169,17 +169,17 @@ def _facts(results: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> s
 
 def describe_noise(noise: Mapping[str, float]) -> str:
     """The settings of `dfpo_jax.tasks.noise.RewardNoise` in words."""
+    share = {key: f"{100 * value:.3g}%" for key, value in noise.items()}
     parts = []
     if noise["false_positive"] > 0:
-        parts.append(f"a wrong response was rewarded as right in {noise['false_positive']:.3g}")
+        parts.append(f"{share['false_positive']} of wrong responses were rewarded as right")
     if noise["false_negative"] > 0:
-        parts.append(f"a right response was rewarded as wrong in {noise['false_negative']:.3g}")
-    parts = [f"{part} of cases" for part in parts]
+        parts.append(f"{share['false_negative']} of right responses were rewarded as wrong")
     if noise["gaussian_std"] > 0:
         parts.append(f"Gaussian noise of standard deviation {noise['gaussian_std']:.3g} was added")
     if noise["spike_probability"] > 0:
         parts.append(
-            f"a share of {noise['spike_probability']:.3g} of rewards got a heavy-tailed spike, "
+            f"{share['spike_probability']} of rewards got a heavy-tailed spike, "
             f"{noise['spike_scale']:.3g} times a Student t with {noise['spike_df']:.3g} degrees "
             f"of freedom, cut at \u00b1{noise['spike_cut']:.3g}"
         )
@@ -196,12 +196,12 @@ def _noise(noise: Mapping[str, float]) -> str:
 def _curves(rows: Sequence[Mapping[str, float]]) -> str:
     cards, missing = [], []
     for curve in charts.CURVES:
-        svg, absent = charts.draw_curve(curve, rows)
-        if svg is None:
+        chart, absent = charts.draw_curve(curve, rows)
+        if chart is None:
             missing.append(curve.title)
         else:
             missing += [f"{curve.title} ({label})" for label in absent]
-            cards.append(f"<figure><h3>{curve.title}</h3>{svg}</figure>")
+            cards.append(f"<figure><h3>{curve.title}</h3>{chart}</figure>")
     note = ""
     if missing:
         note = f'<p class="note">Not measured in this run: {html.escape("; ".join(missing))}.</p>'
@@ -235,11 +235,12 @@ def _critic(snapshot: CriticSnapshot | None) -> str:
 
 def _state(snapshot: CriticSnapshot, index: int) -> str:
     quantiles, observed = snapshot.quantiles[index], snapshot.observed[index]
-    svg, beyond = charts.draw_distributions(np.asarray(quantiles), np.asarray(observed))
+    chart, beyond = charts.draw_distributions(np.asarray(quantiles), np.asarray(observed))
     means = f"mean return predicted {np.mean(quantiles):.2f}, observed {np.mean(observed):.2f}"
+    means = means.replace("-", "\u2212")
     if beyond:
         means += f"; {beyond} of {observed.size} observed returns lie beyond the axis"
-    plots = f"<figure><h4>Return at this state</h4>{svg}</figure>"
+    plots = f"<figure><h4>Return at this state</h4>{chart}</figure>"
     if snapshot.trajectories is not None:
         paths = charts.draw_trajectories(np.asarray(snapshot.trajectories)[:, index])
         plots += f"<figure><h4>Trajectories of the flow</h4>{paths}</figure>"
@@ -287,11 +288,10 @@ _STYLE = """
     white-space: pre-wrap; overflow-wrap: anywhere; }
   .note { color: var(--c5); font-size: .9rem; margin: .3rem 0 .9rem; }
   .headline { font-size: clamp(1.7rem, 7vw, 2.8rem); font-weight: 700; line-height: 1.2;
-    margin: 1rem 0 0; }
+    margin: 1rem 0 0; display: flex; flex-wrap: wrap; align-items: center; gap: .3rem 1.2rem; }
   .arrow { color: var(--c5); font-weight: 400; }
-  .points { font-size: 1.1rem; font-weight: 600; margin-left: .9rem; padding: .2rem .7rem;
-    border-radius: 1rem; border: 1px solid var(--c7); white-space: nowrap;
-    vertical-align: middle; }
+  .points { font-size: 1.1rem; font-weight: 600; padding: .2rem .7rem; border-radius: 1rem;
+    border: 1px solid var(--c7); white-space: nowrap; }
   table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
   th, td { text-align: left; padding: .4rem .9rem .4rem 0; border-bottom: 1px solid var(--c7);
     vertical-align: top; }
@@ -299,14 +299,20 @@ _STYLE = """
   tbody th { font-weight: 400; }
   .figures td, .figures thead th + th { text-align: right; padding-right: 0;
     padding-left: 1.1rem; }
+  .figures td { white-space: nowrap; }
   .examples { width: 100%; }
   .facts { display: flex; flex-wrap: wrap; gap: .6rem 2.2rem; margin: 1.2rem 0; }
   .facts dt { font-size: .85rem; color: var(--c5); }
   .facts dd { margin: 0; font-variant-numeric: tabular-nums; }
-  .charts { display: grid; gap: 1rem; align-items: start;
+  .charts { display: grid; gap: 1rem;
     grid-template-columns: repeat(auto-fill, minmax(min(100%, 19.5rem), 1fr)); }
-  figure { margin: 0; padding: .8rem; border-radius: .5rem; background: var(--card); }
-  svg { display: block; width: 100%; height: auto; }
+  figure { display: flex; flex-direction: column; margin: 0; padding: .8rem;
+    border-radius: .5rem; background: var(--card); }
+  svg { display: block; width: 100%; height: auto; margin-top: auto; }
+  .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 0 1rem; margin: 0 0 .4rem;
+    padding: 0; font-size: .85rem; }
+  .legend li { display: flex; align-items: center; gap: .4rem; }
+  .key { flex: none; width: 1.75rem; height: .5rem; margin: 0; fill: none; }
   .state { margin: 1.6rem 0; }
   .state .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
   .right, .wrong { font-size: .85rem; font-weight: 600; white-space: nowrap; }
