@@ -18,17 +18,14 @@ def strict_dtypes():
     [("k1", [-1, 14, 29]), ("k2", [0.5, 98, 420.5]), ("k3", [np.e - 2, 13, 28])],
 )
 def test_kl_known_numbers(variant, kind, expected):
-    ref = jnp.array([[0.0, -15.0, -30.0]])
-    result = variant(ops.kl_estimate, static_argnames="kind")(
-        jnp.full((1, 3), -1.0), ref, kind=kind
-    )
+    ref = np.array([[0.0, -15.0, -30.0]])
+    result = variant(ops.kl_estimate, static_argnames="kind")(np.full((1, 3), -1.0), ref, kind=kind)
     np.testing.assert_allclose(result, [expected], rtol=1e-5)
 
 
 def two_policies():
-    logits = jax.random.normal(jax.random.key(0), (7,))
-    ref = jax.nn.log_softmax(jax.random.normal(jax.random.key(1), (7,)))
-    return logits, ref
+    logits, ref = np.random.default_rng(0).normal(size=(2, 7)).astype(np.float32)
+    return logits, ref - np.log(np.exp(ref).sum())
 
 
 @jax.jit
@@ -49,7 +46,7 @@ def test_kl_estimates_are_unbiased(kind):
 @pytest.mark.parametrize("kind", ["k1", "k2"])
 def test_expected_gradient_of_the_estimate_as_a_loss(kind):
     logits, ref = two_policies()
-    weights = jax.nn.softmax(logits)  # sampling does not depend on the parameters
+    weights = np.exp(logits) / np.exp(logits).sum()  # sampling does not depend on the parameters
 
     def loss(logits):
         return jnp.sum(weights * ops.kl_estimate(jax.nn.log_softmax(logits), ref, kind))
@@ -62,8 +59,8 @@ def test_expected_gradient_of_the_estimate_as_a_loss(kind):
 
 @pytest.mark.parametrize("kind", ops.KL_KINDS)
 def test_reference_is_stopped_and_extremes_are_finite(kind):
-    log_probs = jnp.array([[-1.0, -900.0, -0.1, -2.0]])
-    ref = jnp.array([[-2.0, -0.1, -900.0, -2.0]])
+    log_probs = np.array([[-1.0, -900.0, -0.1, -2.0]])
+    ref = np.array([[-2.0, -0.1, -900.0, -2.0]])
 
     def total(log_probs, ref):
         return jnp.sum(ops.kl_estimate(log_probs, ref, kind))
@@ -71,13 +68,14 @@ def test_reference_is_stopped_and_extremes_are_finite(kind):
     value, grads = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(log_probs, ref)
     assert np.isfinite(value) and np.isfinite(grads[0]).all()
     np.testing.assert_array_equal(grads[1], np.zeros((1, 4)))
-    assert grads[0][0, 0] > 0  # more likely than under the reference: pushed down
+    assert np.asarray(grads[0])[0, 0] > 0  # more likely than under the reference: pushed down
 
 
 def test_k3_is_never_negative():
     ref = np.linspace(-30.0, 30.0, 601, dtype=np.float32)[None]
-    assert (ops.kl_estimate(np.zeros((1, 601)), ref, "k3") >= 0).all()
-    values = ops.kl_estimate(np.zeros((1, 3)), np.array([[0.0, 20.0, 25.0]]), "k3")[0]
+    fun = jax.jit(ops.kl_estimate)  # k3 is the default
+    assert np.min(fun(np.zeros((1, 601)), ref)) >= 0
+    values = np.asarray(fun(np.zeros((1, 3)), np.array([[0.0, 20.0, 25.0]])))[0]
     assert values[0] == 0 and values[1] == values[2]
 
 
@@ -89,14 +87,15 @@ def test_entropy_matches_loop(variant):
 
 
 def test_entropy_is_largest_for_equal_logits_and_zero_for_one_choice():
-    logits = jnp.array([[[2.0, 2.0, 2.0, 2.0], [0.0, -jnp.inf, -jnp.inf, -jnp.inf]]])
-    np.testing.assert_allclose(ops.entropy(logits), [[np.log(4), 0]], rtol=1e-6)
+    logits = np.array([[[2.0, 2.0, 2.0, 2.0], [0.0, -np.inf, -np.inf, -np.inf]]])
+    np.testing.assert_allclose(jax.jit(ops.entropy)(logits), [[np.log(4), 0]], rtol=1e-6)
 
 
 def test_entropy_gradient_with_ruled_out_tokens():
-    logits = jnp.array([[[0.5, -jnp.inf, 1.5, -1e4]]])
+    logits = np.array([[[0.5, -np.inf, 1.5, -1e4]]])
     gradient = jax.jit(jax.grad(lambda x: ops.entropy(x).sum()))
-    grad, allowed = gradient(logits)[0, 0], gradient(logits[:, :, ::2])[0, 0]
+    grad = np.asarray(gradient(logits))[0, 0]
+    allowed = np.asarray(gradient(logits[:, :, ::2]))[0, 0]
     np.testing.assert_allclose(grad[::2], allowed, rtol=1e-5)
     np.testing.assert_array_equal(grad[1::2], np.zeros(2))
     assert np.abs(allowed).max() > 0.1
@@ -135,7 +134,7 @@ def test_adaptive_kl_controller_settles_where_the_divergence_meets_the_target():
     np.testing.assert_allclose([settle(0.01), settle(3.0)], [0.2, 0.2], rtol=1e-3)
 
 
-X = jnp.zeros((1, 2))
+X = np.zeros((1, 2))
 
 
 @pytest.mark.parametrize(
@@ -160,6 +159,6 @@ def test_bad_options_are_named(call, words):
 
 def test_wrong_shapes_are_refused():
     with pytest.raises(AssertionError):
-        ops.kl_estimate(X, jnp.zeros((2,)))
+        ops.kl_estimate(X, np.zeros((2,)))
     with pytest.raises(AssertionError):
-        ops.adaptive_kl_update(1.0, jnp.ones(2), target=1.0, horizon=1.0, num_tokens_or_steps=1)
+        ops.adaptive_kl_update(1.0, np.ones(2), target=1.0, horizon=1.0, num_tokens_or_steps=1)

@@ -13,7 +13,7 @@ def strict_dtypes():
         yield
 
 
-def data(seed, shape=(4, 6)):
+def data(seed, shape=(6, 8)):
     rng = np.random.default_rng(seed)
     old = rng.normal(-2.0, 1.0, shape).astype(np.float32)
     return (
@@ -43,15 +43,15 @@ def test_token_log_probs_of_all_tokens_sum_to_one_even_from_huge_bfloat16_logits
 
 
 def test_token_log_probs_gradient_is_finite_beside_ruled_out_tokens():
-    logits = jnp.array([[[0.3, -jnp.inf, 1.0]]])
-    tokens = jnp.array([[2]])
+    logits = np.array([[[0.3, -np.inf, 1.0]]])
+    tokens = np.array([[2]])
     grad = jax.jit(jax.grad(lambda x: ops.token_log_probs(x, tokens).sum()))(logits)
     p = np.exp([0.3, -np.inf, 1.0]) / np.exp([0.3, 1.0]).sum()
     np.testing.assert_allclose(grad[0, 0], [-p[0], 0, 1 - p[2]], rtol=1e-5)
 
 
 def test_token_log_probs_of_an_unknown_token_is_not_a_number():
-    assert np.isnan(ops.token_log_probs(jnp.zeros((1, 1, 4)), jnp.array([[4]])))
+    assert np.isnan(jax.jit(ops.token_log_probs)(np.zeros((1, 1, 4)), np.array([[4]])))
 
 
 @pytest.mark.parametrize("clips", [(0.2, 0.2, None), (0.2, 0.28, None), (0.1, 0.3, 1.5)])
@@ -78,29 +78,29 @@ def test_ppo_clip_matches_rlax():
 
 
 def test_ppo_clip_known_numbers():
-    log_probs = jnp.log(jnp.array([[0.5, 1.0, 1.5]])) - 1
-    loss = ops.ppo_clip(log_probs, jnp.full((1, 3), -1.0), jnp.array([[1.0, -1.0, 2.0]]))
+    log_probs = np.log([[0.5, 1.0, 1.5]]) - 1
+    loss = jax.jit(ops.ppo_clip)(log_probs, np.full((1, 3), -1.0), np.array([[1.0, -1.0, 2.0]]))
     np.testing.assert_allclose(loss, [[-0.5, 1.0, -2.4]], rtol=1e-6)
 
 
 def test_dual_clip_bounds_the_loss_of_bad_tokens_only():
-    log_probs, old = jnp.full((1, 2), jnp.log(10.0)), jnp.zeros((1, 2))
-    advantages = jnp.array([[-1.0, 1.0]])
+    log_probs, old = np.full((1, 2), np.log(10.0)), np.zeros((1, 2))
+    advantages = np.array([[-1.0, 1.0]])
     np.testing.assert_allclose(ops.ppo_clip(log_probs, old, advantages), [[10, -1.2]], rtol=1e-5)
     loss = ops.ppo_clip(log_probs, old, advantages, dual_clip=3.0)
     np.testing.assert_allclose(loss, [[3, -1.2]], rtol=1e-5)
 
 
 def test_gradient_reaches_the_policy_only_and_only_where_not_clipped():
-    log_probs, old, advantages = data(3, (8, 8))
+    log_probs, old, advantages = data(3)
 
     def total(log_probs, old, advantages):
         return jnp.sum(ops.ppo_clip(log_probs, old, advantages, clip_low=0.2, clip_high=0.3))
 
     grads = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(log_probs, old, advantages)
-    np.testing.assert_array_equal(grads[1], np.zeros((8, 8)))
-    np.testing.assert_array_equal(grads[2], np.zeros((8, 8)))
-    clipped = ops.clip_fraction(log_probs, old, advantages, clip_low=0.2, clip_high=0.3)
+    np.testing.assert_array_equal(grads[1], np.zeros((6, 8)))
+    np.testing.assert_array_equal(grads[2], np.zeros((6, 8)))
+    clipped = np.asarray(ops.clip_fraction(log_probs, old, advantages, clip_low=0.2, clip_high=0.3))
     expected = -np.exp(log_probs - old) * advantages * (1 - clipped)
     np.testing.assert_allclose(grads[0], expected, rtol=1e-4, atol=1e-6)
     assert 0.05 < np.mean(clipped) < 0.5
@@ -117,15 +117,15 @@ def test_clip_fraction_matches_the_definition(variant):
 
 
 def test_extreme_log_ratios_stay_finite():
-    log_probs = jnp.array([[500.0, -500.0, 500.0, -500.0, jnp.inf, -jnp.inf]])
-    advantages = jnp.array([[1.0, 1.0, -1.0, -1.0, -1.0, -1.0]])
-    old = jnp.zeros((1, 6))
+    log_probs = np.array([[500.0, -500.0, 500.0, -500.0, np.inf, -np.inf]])
+    advantages = np.array([[1.0, 1.0, -1.0, -1.0, -1.0, -1.0]])
+    old = np.zeros((1, 6))
     loss, grad = jax.jit(jax.value_and_grad(lambda x: jnp.sum(ops.ppo_clip(x, old, advantages))))(
         log_probs
     )
     assert np.isfinite(loss)
     np.testing.assert_array_equal(grad, np.zeros((1, 6)))
-    weights = ops.truncated_importance_weights(log_probs, old)
+    weights = np.asarray(ops.truncated_importance_weights(log_probs, old))
     assert ((weights > 0) & (weights <= 2.0)).all()
 
 
@@ -138,10 +138,10 @@ def test_importance_weights_match_loop_and_carry_no_gradient(variant):
     assert np.max(result) == 1.5 and np.min(result) < 1
     gradient = jax.grad(lambda x, y: ops.truncated_importance_weights(x, y).sum(), argnums=(0, 1))
     for grad in jax.jit(gradient)(log_probs, behaviour):
-        np.testing.assert_array_equal(grad, np.zeros((4, 6)))
+        np.testing.assert_array_equal(grad, np.zeros((6, 8)))
 
 
-X = jnp.zeros((1, 2))
+X = np.zeros((1, 2))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ X = jnp.zeros((1, 2))
         (lambda: ops.truncated_importance_weights(X, X, cap=0.0), ["cap", "0.0", "positive"]),
         (
             lambda: ops.token_log_probs(
-                jnp.zeros((1, 2, 3)), jnp.zeros((1, 2), int), temperature=0
+                np.zeros((1, 2, 3)), np.zeros((1, 2), np.int32), temperature=0
             ),
             ["temperature", "0", "positive"],
         ),
@@ -169,11 +169,11 @@ def test_bad_options_are_named(call, words):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: ops.ppo_clip(X, X, jnp.zeros((1, 1))),
-        lambda: ops.clip_fraction(X, jnp.zeros((2,)), X),
-        lambda: ops.truncated_importance_weights(X, jnp.zeros((2, 1))),
-        lambda: ops.token_log_probs(jnp.zeros((1, 3, 4)), jnp.zeros((1, 2), int)),
-        lambda: ops.token_log_probs(jnp.zeros((1, 2, 4)), jnp.zeros((1, 2))),
+        lambda: ops.ppo_clip(X, X, np.zeros((1, 1))),
+        lambda: ops.clip_fraction(X, np.zeros((2,)), X),
+        lambda: ops.truncated_importance_weights(X, np.zeros((2, 1))),
+        lambda: ops.token_log_probs(np.zeros((1, 3, 4)), np.zeros((1, 2), np.int32)),
+        lambda: ops.token_log_probs(np.zeros((1, 2, 4)), np.zeros((1, 2))),
     ],
 )
 def test_wrong_shapes_and_types_are_refused(call):
