@@ -111,9 +111,8 @@ def penalties(alpha, beta):
 
 
 @pytest.mark.parametrize("name", ["cvar", "gain", "mean", "shape"])
-@pytest.mark.parametrize("alpha,beta", [(0.3, 0.45), (1.0, 0.1)])
-def test_penalties_match_loop_and_stop_their_target(name, alpha, beta, variant):
-    ours, plain = penalties(alpha, beta)[name]
+def test_penalties_match_loop_and_stop_their_target(name, variant):
+    ours, plain = penalties(0.3, 0.45)[name]
     q, target = quantiles(7, 2, 3, 10), quantiles(8, 2, 3, 16)
     got = variant(ours)(jnp.asarray(q), jnp.asarray(target))
     want = rows(plain, q, target)
@@ -148,8 +147,8 @@ def test_mean_shift_is_one_sided():
     np.testing.assert_allclose(ops.mean_shift_penalty(target - 0.5, target), 0.5)
 
 
-@pytest.mark.parametrize("alpha,beta", [(0.3, 0.45), (1.0, 0.1)])
-def test_tail_curvature_matches_loop(alpha, beta, variant):
+def test_tail_curvature_matches_loop(variant):
+    alpha, beta = 0.3, 0.45
     q = quantiles(9, 2, 3, 10)
     got = variant(lambda x: ops.tail_curvature_penalty(x, alpha, beta))(jnp.asarray(q))
     want = rows(lambda x: reference.tail_curvature(x, alpha, beta), q)

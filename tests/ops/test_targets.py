@@ -19,6 +19,10 @@ def example(seed=0, batch=6, time=7, last=5):
     return rng, mask, rewards, values
 
 
+def key_of(seed):
+    return jax.random.key(seed, impl="rbg")  # compiles faster than the default
+
+
 def spoil(array, mask):
     """NaN wherever the mask is 0: those entries must be ignored."""
     holes = np.asarray(mask) == 0
@@ -35,7 +39,7 @@ def test_mixture_matches_loop(lambda_, discount, variant):
     for b, row in enumerate(mask):
         if row.any() and not truncated[b]:
             last[b, np.flatnonzero(row)[-1]] = 1  # ignored there, so NaN must do no harm
-    key = jax.random.key(3)
+    key = key_of(3)
     take = np.asarray(jax.random.uniform(key, bootstrap.shape)) < lambda_
     want = reference.lambda_mixture(take, rewards, bootstrap, mask, discount, truncated)
     got = variant(
@@ -57,7 +61,7 @@ def test_mixture_law_equals_enumeration():
     rewards, bootstrap = [0.5, -1.0, 2.0, 0.25], [3.0, -7.0, 11.0, 100.0]
     discount, lambda_, draws = 0.9, 0.7, 40_000
     samples = ops.lambda_mixture(
-        jax.random.key(0),
+        key_of(0),
         jnp.asarray([rewards]),
         jnp.broadcast_to(jnp.asarray(bootstrap)[None, :, None], (1, 4, draws)),
         jnp.ones((1, 4)),
@@ -91,7 +95,7 @@ def test_mixture_mean_is_the_lambda_return():
             bootstrap[b, i] = centre + rng.normal(size=draws)
             bootstrap[b, i] += centre - bootstrap[b, i].mean()
     got = ops.lambda_mixture(
-        jax.random.key(1),
+        key_of(1),
         jnp.asarray(rewards),
         jnp.asarray(bootstrap),
         jnp.asarray(mask),
@@ -114,7 +118,7 @@ def test_mixture_keeps_the_spread_that_the_average_loses():
     ones = jnp.ones((1, 2))
     options = dict(discount=1.0, lambda_=0.5)
     mixture = ops.lambda_mixture(
-        jax.random.key(2), 0 * ones, noise, ones, truncated=jnp.array([True]), **options
+        key_of(2), 0 * ones, noise, ones, truncated=jnp.array([True]), **options
     )
     np.testing.assert_allclose(np.asarray(mixture[0, 0]).var(), 1.0, atol=0.05)
     average = ops.lambda_average(0 * ones, noise, ones, final_values=-noise[:, 1], **options)
@@ -124,7 +128,7 @@ def test_mixture_keeps_the_spread_that_the_average_loses():
 def test_mixture_draws_one_coin_per_row_token_and_sample():
     zeros, bootstrap = jnp.zeros((2, 3)), jnp.ones((2, 3, 64))
     mixture = jax.jit(functools.partial(ops.lambda_mixture, lambda_=0.5))
-    out = mixture(jax.random.key(4), zeros, bootstrap, jnp.ones((2, 3)))
+    out = mixture(key_of(4), zeros, bootstrap, jnp.ones((2, 3)))
     coins = np.asarray(out[:, :2]).reshape(4, 64)  # 1 where some bootstrap was used
     assert len(np.unique(coins, axis=0)) == 4
     assert all(0 < row.sum() < 64 for row in coins)
@@ -135,7 +139,7 @@ def test_lambda_per_row(variant):
     _, mask, rewards, bootstrap = example(seed=5)
     rates = jnp.asarray([0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
     args = (jnp.asarray(rewards), jnp.asarray(bootstrap), jnp.asarray(mask))
-    key = jax.random.key(5)
+    key = key_of(5)
     mixture, average = jax.jit(ops.lambda_mixture), jax.jit(ops.lambda_average)
     mixed = variant(lambda lam, *a: ops.lambda_mixture(key, *a, lambda_=lam))(rates, *args)
     averaged = variant(lambda lam, *a: ops.lambda_average(*a, lambda_=lam))(rates, *args)
@@ -184,7 +188,7 @@ def test_known_gae_numbers():
 def test_targets_carry_no_gradient():
     _, mask, rewards, values = example()
     args = (jnp.asarray(rewards), jnp.asarray(values), jnp.asarray(mask))
-    key = jax.random.key(0)
+    key = key_of(0)
     for fn in (lambda *a: ops.lambda_mixture(key, *a), ops.lambda_average):
         assert float(jnp.abs(fn(*args)).sum()) > 0
         slopes = jax.grad(lambda r, v, fn=fn: fn(r, v, args[2]).sum(), argnums=(0, 1))
@@ -194,7 +198,7 @@ def test_targets_carry_no_gradient():
 
 
 def test_bad_arguments():
-    ones, key = jnp.ones((1, 2)), jax.random.key(0)
+    ones, key = jnp.ones((1, 2)), key_of(0)
     with pytest.raises(ValueError, match=r"lambda_ is 1.5; allowed"):
         ops.lambda_mixture(key, ones, ones[..., None], ones, lambda_=1.5)
     with pytest.raises(ValueError, match=r"discount is -1; allowed"):
