@@ -44,6 +44,7 @@ SERIES = tuple(THEME)[:6]
 _INK, _GRID = tuple(THEME)[6:]
 _DASHES = ((), (4, 1.5), (6, 1.5, 1, 1.5), (1, 1.5), (5, 1, 1, 1, 1, 1), (2.5, 1))
 _WIDTH = 1.9
+_STEPS = [1, 2, 2.5, 5, 10]
 _MAX_POINTS, _MANY_POINTS = 600, 40
 
 _SETTINGS = {
@@ -148,8 +149,9 @@ def to_svg(figure: Figure, label: str) -> str:
         )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    # An inline <style> would hold for the whole page; the page's own style says the same.
+    aside = r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->"
+    text = re.sub(aside, "", text, flags=re.DOTALL)
     text = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = text.replace("xlink:href", "href")
@@ -197,8 +199,8 @@ def _axes(width: float, height: float, *, x: str, y: str) -> tuple[Figure, Any]:
     axes.set_xlabel(x)
     # Above the axis, where tick labels of any width leave it room.
     axes.set_title(y, loc="left", x=-0.16, fontsize=10, pad=7)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.4g}".replace("-", "\u2212")))
     return figure, axes
 
@@ -216,8 +218,8 @@ def _expand(curve: Curve, rows: Sequence[Mapping[str, float]]) -> dict[str, str]
             series[key] = label
             continue
         found = sorted({k for row in rows for k in row if k.startswith(key[:-1])})
-        names = {k: k[len(key) - 1 :].replace("_", " ") for k in found}
-        series |= {k: name for k, name in names.items() if name != "gradient norm"}
+        found = [k for k in found if not k.endswith("/gradient_norm")]  # not a loss
+        series |= {k: k[len(key) - 1 :].replace("_", " ") for k in found}
     return series
 
 
@@ -262,7 +264,7 @@ def draw_curve(curve: Curve, rows: Sequence[Mapping[str, float]]) -> tuple[str |
         for number, key in enumerate(series):
             if key in drawn:
                 _draw_series(axes, *data[key], number)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS, integer=True))
         axes.set_xlim(*_span_steps(rows))
         values = np.concatenate([data[key][1] for key in drawn])
         _scale(axes, curve, values)
@@ -310,7 +312,7 @@ def draw_distributions(quantiles: np.ndarray, observed: np.ndarray) -> tuple[str
       The chart and how many observed returns lie beyond its horizontal axis, which is cut where
       far outliers would squeeze everything else.
     """
-    quantiles, observed = np.sort(quantiles[np.isfinite(quantiles)]), np.sort(observed)
+    quantiles, observed = (np.sort(x[np.isfinite(x)]) for x in (quantiles, observed))
     low, high = _span(quantiles, observed)
     with _settings():
         labels = {"x": "return G, in units of reward", "y": "share of returns up to G"}
@@ -365,5 +367,5 @@ def draw_trajectories(positions: np.ndarray) -> str:
         axes.set_xlim(0.0, 1.0)
         axes.margins(y=0.06)
     svg = to_svg(figure, "trajectories of the value flow from noise to the return")
-    keys = {f"noise quantile {name}": number for name, (_, number) in shares.items()}
+    keys = {f"noise at {name}": number for name, (_, number) in shares.items()}
     return legend(keys) + svg

@@ -308,7 +308,8 @@ _STYLE = """
     grid-template-columns: repeat(auto-fill, minmax(min(100%, 19.5rem), 1fr)); }
   figure { display: flex; flex-direction: column; margin: 0; padding: .8rem;
     border-radius: .5rem; background: var(--card); }
-  svg { display: block; width: 100%; height: auto; margin-top: auto; }
+  svg { display: block; width: 100%; height: auto; margin-top: auto;
+    stroke-linejoin: round; }
   .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 0 1rem; margin: 0 0 .4rem;
     padding: 0; font-size: .85rem; }
   .legend li { display: flex; align-items: center; gap: .4rem; }
