@@ -1,0 +1,152 @@
+"""Models small enough to follow by hand, ragged rollouts, and states with random parameters."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
+from dfpo_jax.models import TransformerConfig, ValueFlowConfig
+from dfpo_jax.types import Rollout, TrainState
+
+VOCAB, WIDTH = 20, 16
+DECODER = TransformerConfig(VOCAB, WIDTH, 2, 2, 2, 8, 32, max_positions=64)
+UNTIED = dataclasses.replace(DECODER, tie_embeddings=False)
+HEAD = ValueFlowConfig(hidden=8, num_blocks=1, condition_dim=8, time_features=4)
+# Every loss of the critic has a weight.
+FLOW = FlowCriticConfig(
+    num_samples=4,
+    num_steps=2,
+    num_quantiles=5,
+    dcfm_weight=0.5,
+    cvar_weight=0.3,
+    upper_gain_weight=0.2,
+    mean_shift_weight=0.1,
+    tail_shape_weight=0.1,
+    tail_curvature_weight=0.1,
+    tail_alpha=0.3,
+    tail_beta=0.3,
+    uncertainty="discount",
+)
+
+
+@pytest.fixture(scope="module")
+def fast_compile():
+    """Programs run a few times only: compile them without most optimizations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Markov:
+    """Stands in for the decoder; its state is an embedding of the last token alone.
+
+    Attributes:
+      config: sizes; an untied output projection named "head", as in the decoder.
+      shapes: shapes of the tokens of every *traced* call.
+      calls: one entry per *executed* call, filled only where `count` is set.
+      count: whether to.
+    """
+
+    config: TransformerConfig = UNTIED
+    shapes: list = dataclasses.field(default_factory=list)
+    calls: list = dataclasses.field(default_factory=list)
+    count: bool = False
+
+    def init(self, key, *inputs, method=None):
+        del inputs, method
+        shape, axes = (self.config.vocab_size, self.config.d_model), ("vocab", "embed")
+        keys = jax.random.split(key)
+        embedding = jax.random.normal(keys[0], shape)
+        head = 0.5 * jax.random.normal(keys[1], shape[::-1])
+        return {
+            "params": {
+                "embedding": nn.LogicallyPartitioned(embedding, axes),
+                "head": nn.LogicallyPartitioned(head, axes[::-1]),
+            }
+        }
+
+    def apply(self, variables, *inputs, method=None):
+        params = variables["params"]
+        if method == "logits":
+            return inputs[0] @ params["head"]
+        tokens, valid, *cache = inputs
+        assert tokens.shape == valid.shape
+        self.shapes.append(tokens.shape)
+        if self.count:
+            jax.debug.callback(lambda: self.calls.append(tokens.shape))
+        return params["embedding"][tokens], (cache or [None])[0]
+
+
+def markov_params(key=0, vocab=VOCAB, width=WIDTH):
+    """Random parameters of `Markov` without boxes."""
+    rng = np.random.default_rng(key)
+    return {
+        "embedding": rng.normal(size=(vocab, width)).astype(np.float32),
+        "head": (0.5 * rng.normal(size=(width, vocab))).astype(np.float32),
+    }
+
+
+def table_params(log_table):
+    """Parameters with which `Markov` follows a table [V, V] of next-token logits."""
+    table = np.asarray(log_table, np.float32)
+    return {"embedding": np.eye(len(table), dtype=np.float32), "head": table}
+
+
+def ragged_rollout(seed=0, batch=8, prompt=4, response=5, vocab=VOCAB):
+    """A rollout whose first rows are: full and truncated, with a hole, one token, empty."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((batch, response), np.float32)
+    mask[0] = 1
+    mask[1, [0, 2, 3]] = 1
+    mask[2, 0] = 1
+    for row in range(4, batch):
+        mask[row, : rng.integers(1, response + 1)] = 1
+    mask[-1] = 1
+    lengths = rng.integers(1, prompt + 1, batch)
+    prompt_mask = (np.arange(prompt)[None] >= prompt - lengths[:, None]).astype(np.float32)
+    truncated = np.zeros(batch, bool)
+    truncated[[0, -1]] = True
+    rewards = rng.uniform(size=batch).astype(np.float32)
+    return Rollout(
+        prompt_tokens=rng.integers(0, vocab, (batch, prompt)).astype(np.int32),
+        prompt_mask=prompt_mask,
+        tokens=rng.integers(0, vocab, (batch, response)).astype(np.int32),
+        mask=mask,
+        log_probs=(-rng.uniform(1.0, 4.0, (batch, response)) * mask).astype(np.float32),
+        truncated=truncated,
+        rewards=rewards,
+        clean_rewards=rewards,
+        groups=(np.arange(batch) // 2).astype(np.int32),
+    )
+
+
+def randomised(tree, seed=0, scale=0.3):
+    """Adds noise to every array: heads that start at 0 would hide mistakes."""
+    rng = np.random.default_rng(seed)
+
+    def one(x):
+        return (np.asarray(x) + scale * rng.normal(size=x.shape)).astype(np.float32)
+
+    return jax.tree.map(one, nn.unbox(tree))
+
+
+def make_state(algorithm, policy=None, step=0, kl_coefficient=0.2, shift=0.4, scale=0.7):
+    """A train state with random parameters, another random policy as reference, odd units."""
+    policy = markov_params() if policy is None else policy
+    params = algorithm.init(jax.random.key(0), policy)
+    critic = {k: randomised(v, seed=1) for k, v in params.items() if k != "policy"}
+    return TrainState(
+        step=jnp.int32(step),
+        params={"policy": policy, **critic},
+        opt_state=None,
+        reference=randomised(policy, seed=2, scale=0.1),
+        kl_coefficient=jnp.float32(kl_coefficient),
+        value_shift=jnp.float32(shift),
+        value_scale=jnp.float32(scale),
+        key=jax.random.key(3),
+    )
