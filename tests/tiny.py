@@ -150,3 +150,49 @@ def make_state(algorithm, policy=None, step=0, kl_coefficient=0.2, shift=0.4, sc
         value_scale=jnp.float32(scale),
         key=jax.random.key(3),
     )
+
+
+def take(batch, rows):
+    """Some rows of a batch."""
+    return jax.tree.map(lambda x: x[rows], batch)
+
+
+def objective(terms):
+    """What the learner differentiates, for one whole batch."""
+    return sum(t.weight * t.total / jnp.maximum(t.count, 1.0) for t in terms.values())
+
+
+def evaluator(algorithm):
+    """Jitted (params, batch, context, key) -> (terms, gradients).
+
+    Gradients of the objective are to the parameters ("params"), and to every float array in the
+    batch ("batch") and in the context ("context"), by path.
+    """
+
+    def floats(tree):
+        return {
+            jax.tree_util.keystr(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+        }
+
+    def put(tree, values):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: values.get(jax.tree_util.keystr(path), leaf), tree
+        )
+
+    def run(params, batch, context, key):
+        def loss(inputs):
+            terms = algorithm.loss(
+                inputs["params"],
+                put(batch, inputs["batch"]),
+                put(context, inputs["context"]),
+                key,
+            )
+            return objective(terms), terms
+
+        inputs = {"params": params, "batch": floats(batch), "context": floats(context)}
+        grads, terms = jax.grad(loss, has_aux=True)(inputs)
+        return terms, grads
+
+    return jax.jit(run)
