@@ -5,6 +5,7 @@ Logical axis names of parameters: "vocab", "embed", "layers", "heads", "kv_heads
 """
 
 import functools
+import math
 
 import chex
 import flax.linen as nn
@@ -100,42 +101,44 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """A linear map between the residual stream and other axes, e.g. [D] -> [N, H] or back.
+    """A linear map of the trailing axes of [B, T, *inputs] to [B, T, *outputs].
 
     Attributes:
       config: the model's configuration.
-      equation: einsum of (input, kernel).
-      shape: shape of the kernel.
-      axes: logical names of the kernel's axes.
+      inputs: sizes of the axes that are summed over.
+      outputs: sizes of the axes that are produced.
+      axes: logical names of the kernel's axes, inputs then outputs.
       std: standard deviation of the initial kernel.
-      bias_rank: number of trailing kernel axes a bias covers; 0 for none.
+      use_bias: whether to add a bias over the outputs.
     """
 
     config: TransformerConfig
-    equation: str
-    shape: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
     axes: tuple[str, ...]
     std: float = _INIT_STD
-    bias_rank: int = 0
+    use_bias: bool = False
 
     def setup(self):
         """Creates the kernel and the bias."""
         dtype = jnp.dtype(self.config.param_dtype)
         init = nn.with_logical_partitioning(nn.initializers.normal(self.std), self.axes)
-        self.kernel = self.param("kernel", init, self.shape, dtype)
-        if self.bias_rank:
-            axes, shape = self.axes[-self.bias_rank :], self.shape[-self.bias_rank :]
+        self.kernel = self.param("kernel", init, self.inputs + self.outputs, dtype)
+        if self.use_bias:
+            axes = self.axes[len(self.inputs) :]
             init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
-            self.bias = self.param("bias", init, shape, dtype)
+            self.bias = self.param("bias", init, self.outputs, dtype)
 
     def __call__(self, x: Array) -> Array:
-        """Applies `equation` in the compute type."""
+        """Multiplies in the compute type."""
         dtype = jnp.dtype(self.config.dtype)
-        out = jnp.einsum(self.equation, x.astype(dtype), self.kernel.astype(dtype))
-        if self.bias_rank:
-            shape = (1,) * (out.ndim - self.bias_rank) + self.bias.shape
-            out = out + self.bias.astype(dtype).reshape(shape)
-        return out
+        # One product of two matrices: its gradient is faster on CPU than with more axes.
+        rows, width = math.prod(x.shape[:2]), math.prod(self.inputs)
+        kernel = self.kernel.astype(dtype).reshape(width, math.prod(self.outputs))
+        out = x.astype(dtype).reshape(rows, width) @ kernel
+        if self.use_bias:
+            out = out + self.bias.astype(dtype).reshape(1, -1)
+        return out.reshape(*x.shape[:2], *self.outputs)
 
 
 class Attention(nn.Module):
@@ -146,37 +149,31 @@ class Attention(nn.Module):
     def setup(self):
         """Names the projections."""
         c = self.config
-        project = functools.partial(Projection, c, "btd,dnh->btnh", bias_rank=2 * c.qkv_bias)
-        query_shape = (c.d_model, c.num_heads, c.head_dim)
-        key_shape = (c.d_model, c.num_kv_heads, c.head_dim)
-        self.query = project(query_shape, ("embed", "heads", "head_dim"))
-        self.key = project(key_shape, ("embed", "kv_heads", "head_dim"))
-        self.value = project(key_shape, ("embed", "kv_heads", "head_dim"))
-        self.output = Projection(
-            c,
-            "btnh,nhd->btd",
-            (c.num_heads, c.head_dim, c.d_model),
-            ("heads", "head_dim", "embed"),
-            std=_INIT_STD / (2 * c.num_layers) ** 0.5,
-        )
+        project = functools.partial(Projection, c, (c.d_model,), use_bias=c.qkv_bias)
+        queries, keys = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
+        self.query = project(queries, ("embed", "heads", "head_dim"))
+        self.key = project(keys, ("embed", "kv_heads", "head_dim"))
+        self.value = project(keys, ("embed", "kv_heads", "head_dim"))
+        axes, std = ("heads", "head_dim", "embed"), _INIT_STD / (2 * c.num_layers) ** 0.5
+        self.output = Projection(c, queries, (c.d_model,), axes, std=std)
         if c.qk_norm:
             self.query_norm = RMSNorm(c, c.head_dim, "head_dim")
             self.key_norm = RMSNorm(c, c.head_dim, "head_dim")
 
     def __call__(self, x, layer_cache, rope, mask, index):
-        """[B, T, D] -> ([B, T, D], this layer's updated (keys, values) or None)."""
+        """[B, T, D] -> ([B, T, D], (keys, values) of these T slots, [B, T, K, H] each)."""
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        written = None
         if layer_cache is not None:
-            start = (0, index, 0, 0)
-            layer_cache = tuple(
-                jax.lax.dynamic_update_slice(old, new.astype(old.dtype), start)
-                for old, new in zip(layer_cache, (k, v), strict=True)
+            written = tuple(x.astype(old.dtype) for x, old in zip((k, v), layer_cache, strict=True))
+            k, v = (
+                jax.lax.dynamic_update_slice(old, new, (0, index, 0, 0)).astype(q.dtype)
+                for old, new in zip(layer_cache, written, strict=True)
             )
-            k, v = (array.astype(q.dtype) for array in layer_cache)
-        return self.output(attention(q, k, v, mask, self.config.attention)), layer_cache
+        return self.output(attention(q, k, v, mask, self.config.attention)), written
 
 
 class MLP(nn.Module):
@@ -187,12 +184,10 @@ class MLP(nn.Module):
     def setup(self):
         """Names the projections."""
         c = self.config
-        into = functools.partial(
-            Projection, c, "btd,df->btf", (c.d_model, c.d_ff), ("embed", "mlp")
-        )
+        into = functools.partial(Projection, c, (c.d_model,), (c.d_ff,), ("embed", "mlp"))
         self.gate, self.up = into(), into()
         std = _INIT_STD / (2 * c.num_layers) ** 0.5
-        self.down = Projection(c, "btf,fd->btd", (c.d_ff, c.d_model), ("mlp", "embed"), std=std)
+        self.down = Projection(c, (c.d_ff,), (c.d_model,), ("mlp", "embed"), std=std)
 
     def __call__(self, x: Array) -> Array:
         """[B, T, D] -> [B, T, D]."""
@@ -212,11 +207,11 @@ class Block(nn.Module):
         self.mlp = MLP(self.config)
 
     def __call__(self, x, layer_cache, rope, mask, index):
-        """[B, T, D] and one layer's cache -> the same."""
-        update, layer_cache = self.attention(self.attention_norm(x), layer_cache, rope, mask, index)
+        """[B, T, D] and one layer's cache -> [B, T, D] and what to write into that cache."""
+        update, written = self.attention(self.attention_norm(x), layer_cache, rope, mask, index)
         x = nn.with_logical_constraint(x + update, _ACTIVATIONS)
         x = nn.with_logical_constraint(x + self.mlp(self.mlp_norm(x)), _ACTIVATIONS)
-        return x, layer_cache
+        return x, written
 
 
 class Transformer(nn.Module):
@@ -301,25 +296,23 @@ class Transformer(nn.Module):
         table = nn.with_logical_constraint(self.embedding, ("vocab", None))
         x = jnp.take(table, tokens, axis=0).astype(self.config.dtype)
         x = nn.with_logical_constraint(x, _ACTIVATIONS)
-        x, layer_caches = self.layers(x, layer_caches, rope, mask, index)
+        x, written = self.layers(x, layer_caches, rope, mask, index)
         hidden = self.final_norm(x)
         if cache is None:
             return hidden, None
-        keys, values = layer_caches
+        # The scan returns only the new slots, so that a decoding step does not copy the cache.
+        keys, values = (
+            jax.lax.dynamic_update_slice(old, new, (0, 0, index, 0, 0))
+            for old, new in zip(layer_caches, written, strict=True)
+        )
         return hidden, KVCache(keys=keys, values=values, valid=seen, index=index + length)
 
     def logits(self, hidden: Array) -> Array:
         """[B, T, D] -> [B, T, V] unnormalised log-probabilities, float32."""
         chex.assert_rank(hidden, 3)
         dtype = jnp.dtype(self.config.dtype)
-        if self.config.tie_embeddings:
-            kernel, equation = self.embedding, "btd,vd->btv"
-        else:
-            kernel, equation = self.head, "btd,dv->btv"
-        out = jnp.einsum(
-            equation,
-            hidden.astype(dtype),
-            kernel.astype(dtype),
-            preferred_element_type=jnp.float32,
-        )
+        kernel = self.embedding.T if self.config.tie_embeddings else self.head
+        rows = hidden.astype(dtype).reshape(-1, self.config.d_model)
+        out = jnp.matmul(rows, kernel.astype(dtype), preferred_element_type=jnp.float32)
+        out = out.reshape(*hidden.shape[:2], self.config.vocab_size)
         return nn.with_logical_constraint(out, ("batch", "length", "vocab"))
