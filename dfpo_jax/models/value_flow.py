@@ -68,7 +68,7 @@ class ValueFlow(nn.Module):
         c = self.config
         self.trunk = _dense(c.condition_dim, ("embed", None))
         self.conditions = _dense((c.num_blocks + 1) * c.hidden, (None, None))
-        self.inputs = _dense(c.hidden, (None, None), bias=False, init=nn.initializers.normal(0.5))
+        self.inputs = _dense(c.hidden, (None, None), bias=False, init=nn.initializers.normal(1.0))
         self.blocks = [_dense(c.hidden, (None, None), bias=False) for _ in range(c.num_blocks)]
         self.output = _dense(1, (None, None), init=nn.initializers.zeros_init())
 
