@@ -40,8 +40,7 @@ class Sampler:
         Raises:
           ValueError: a prompt longer than `prompt_length`, named with both lengths.
         """
-        ids = [encode(self.tokenizer, item.prompt) for item in items]
-        return left_pad(ids, self.prompt_length, self.tokenizer.pad_token_id)
+        return _padded_prompts(self.tokenizer, items, self.prompt_length)
 
     def __call__(
         self,
@@ -76,11 +75,25 @@ class Sampler:
         return out if extra == 0 else jax.tree.map(lambda x: x[: rows * num_samples], out)
 
     def texts(self, generation: Generation) -> list[str]:
-        """Responses as text, special tokens left out."""
+        """Responses as text, without their end-of-sequence token.
+
+        Other special tokens stay visible, so that no verifier takes "1<bos>2" for "12".
+        """
         tokens, mask = np.asarray(generation.tokens), np.asarray(generation.mask)
-        lengths = mask.sum(axis=1).astype(int)
+        ended = ~np.asarray(generation.truncated)
+        lengths = mask.sum(axis=1).astype(int) - ended
         rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=False)
+
+
+def _padded_prompts(tokenizer, items, length) -> tuple[np.ndarray, np.ndarray]:
+    ids = [encode(tokenizer, item.prompt) for item in items]
+    for item, row in zip(items, ids, strict=True):
+        if len(row) > length:
+            raise ValueError(
+                f"prompt {item.prompt!r} has {len(row)} tokens; prompt_length is {length}"
+            )
+    return left_pad(ids, length, tokenizer.pad_token_id)
 
 
 _jitted_generate = jax.jit(
@@ -167,10 +180,14 @@ def demonstrations(
       ValueError: a prompt or an answer (with its eos) does not fit; lengths are named.
     """
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    prompts, prompt_mask = left_pad(
-        [encode(tokenizer, i.prompt) for i in items], prompt_length, pad
-    )
+    prompts, prompt_mask = _padded_prompts(tokenizer, items, prompt_length)
     answers = [[*encode(tokenizer, i.answer), eos] for i in items]
+    for item, row in zip(items, answers, strict=True):
+        if len(row) > response_length:
+            raise ValueError(
+                f"answer {item.answer!r} has {len(row)} tokens with its end of sequence; "
+                f"max_new_tokens is {response_length}"
+            )
     tokens, mask = right_pad(answers, response_length, pad)
     ones = np.ones(len(items), np.float32)
     return Rollout(

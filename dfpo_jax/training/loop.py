@@ -1,0 +1,272 @@
+"""The training loop: warm up, iterate, evaluate, checkpoint, report."""
+
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from dfpo_jax import ops
+from dfpo_jax.rollout.rollout import collect
+from dfpo_jax.training.checkpoint import Checkpointer
+from dfpo_jax.training.config import Config
+from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy
+from dfpo_jax.training.metrics import MetricsWriter, Progress, peak_memory_bytes, read_metrics
+from dfpo_jax.training.report import CriticSnapshot, Example, write_report
+from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run, warm_start
+from dfpo_jax.types import Rollout, TrainState
+
+_UNIT_MOMENTUM = 0.05
+
+
+def update_value_units(
+    state: TrainState, rewards: np.ndarray, reward_range: tuple[float, float] | None
+) -> TrainState:
+    """Set the value units z = (G - mu) / sigma for an iteration (algorithm section 1).
+
+    With a declared range: its midpoint and half its width. Without: the median and half the
+    10-90 % spread of the rewards seen, taken over at the first iteration and slowly averaged
+    afterwards.
+
+    Args:
+      state: whose units change.
+      rewards: [B] sequence rewards of this iteration.
+      reward_range: (low, high) or None.
+    """
+    if reward_range is not None:
+        low, high = reward_range
+        shift, scale = (low + high) / 2, (high - low) / 2
+    else:
+        low, shift, high = np.quantile(rewards, [0.1, 0.5, 0.9])
+        scale = max((high - low) / 2, 1e-3)
+        if int(state.step) > 0:
+            shift = (1 - _UNIT_MOMENTUM) * float(state.value_shift) + _UNIT_MOMENTUM * shift
+            scale = (1 - _UNIT_MOMENTUM) * float(state.value_scale) + _UNIT_MOMENTUM * scale
+    place = state.value_shift.sharding
+    return state.replace(
+        value_shift=jax.device_put(jnp.float32(shift), place),
+        value_scale=jax.device_put(jnp.float32(scale), place),
+    )
+
+
+def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+    """One rollout and its updates: the new state and the iteration's metrics."""
+    config, step, clock = run.config, int(state.step), time.perf_counter()
+    items = run.train_task.batch(step, config.train.prompts)
+    key = jax.random.fold_in(jax.random.fold_in(run.key, ROLLOUT), step)
+    rollout, _ = collect(
+        run.sampler,
+        state.params["policy"],
+        run.train_task,
+        config.noise,
+        items,
+        key,
+        step,
+        num_samples=config.train.samples,
+    )
+    sampled = time.perf_counter()
+    state = update_value_units(state, rollout.rewards, run.reward_range)
+    state, metrics = run.learner.update(state, *run.learner.prepare(state, rollout))
+    policy = config.policy
+    if policy.kl_target > 0.0:
+        coefficient = ops.adaptive_kl_update(
+            state.kl_coefficient,
+            metrics["policy/kl"],
+            target=policy.kl_target,
+            horizon=policy.kl_horizon,
+            num_tokens_or_steps=1,
+        )
+        place = state.kl_coefficient.sharding
+        state = state.replace(kl_coefficient=jax.device_put(coefficient, place))
+    metrics |= rollout_metrics(rollout, run.train_task.solved_at)
+    metrics["policy/kl_coefficient"] = float(state.kl_coefficient)
+    metrics["time/sample_seconds"] = sampled - clock
+    metrics["time/iteration_seconds"] = time.perf_counter() - clock
+    return state, metrics
+
+
+def rollout_metrics(rollout: Rollout, solved_at: float) -> dict[str, float]:
+    """Rewards (noisy and clean), accuracy and lengths of a rollout."""
+    return {
+        "rollout/reward": float(rollout.rewards.mean()),
+        "rollout/reward_std": float(rollout.rewards.std()),
+        "rollout/clean_reward": float(rollout.clean_rewards.mean()),
+        "rollout/accuracy": float((rollout.clean_rewards >= solved_at).mean()),
+        "rollout/length": float(rollout.mask.sum(axis=1).mean()),
+        "rollout/truncated": float(np.asarray(rollout.truncated).mean()),
+    }
+
+
+def evaluate(run: Run, state: TrainState) -> tuple[dict[str, float], dict[str, list]]:
+    """Greedy accuracy on every evaluation set; also the responses and which are correct."""
+    metrics, details = {}, {}
+    for name, held_out in run.evaluations.items():
+        key = jax.random.fold_in(run.key, EVALUATE)
+        accuracy, texts, correct = greedy_accuracy(
+            held_out.sampler, state.params["policy"], held_out.task, held_out.items, key
+        )
+        metrics[f"eval/{name}/accuracy"] = accuracy
+        details[name] = [{"text": t, "correct": c} for t, c in zip(texts, correct, strict=True)]
+    return metrics, details
+
+
+def evaluate_critic(run: Run, state: TrainState) -> tuple[dict[str, float], CriticSnapshot | None]:
+    """The critic against noisy returns of held-out rollouts; always the same prompts and noise."""
+    config = run.config.evaluation
+    if config.critic_prompts == 0:
+        return {}, None
+    held_out = run.evaluations["in_domain"]
+    items = held_out.items[: config.critic_prompts]
+    rollout, _ = collect(
+        run.sampler,
+        state.params["policy"],
+        held_out.task,
+        run.config.noise,
+        items,
+        jax.random.fold_in(run.key, CRITIC),
+        2**30,
+        num_samples=config.critic_samples,
+    )
+    quantiles = run.learner.predict(state, rollout)
+    metrics = critic_metrics(quantiles, rollout, config.critic_samples)
+    trajectories = run.learner.trajectories(state, rollout)
+    rows = slice(None, None, config.critic_samples)
+    snapshot = CriticSnapshot(
+        prompts=[item.prompt for item in items],
+        quantiles=quantiles[rows, 0],
+        observed=rollout.rewards.reshape(-1, config.critic_samples),
+        trajectories=None if trajectories is None else trajectories[:, rows],
+    )
+    return {f"eval/critic/{name}": value for name, value in metrics.items()}, snapshot
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2))
+    os.replace(temporary, path)
+
+
+def open_workdir(workdir: str | Path, config: Config, resume: bool = False) -> None:
+    """Create the work directory and write `config.json`.
+
+    Raises:
+      ValueError: it holds a run already and `resume` is False.
+    """
+    workdir = Path(workdir)
+    if (workdir / "metrics.jsonl").exists() and not resume:
+        raise ValueError(
+            f"workdir {workdir} already holds a run; pass --resume to continue it, or name "
+            "another --workdir"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", dataclasses.asdict(config))
+
+
+def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[TrainState, dict | None]:
+    """The state to go on from, and the first evaluation if it is to be logged."""
+    if checkpoints.latest_step() is not None:
+        state = checkpoints.restore(run.learner.abstract_state)
+        logging.info("continuing from iteration %d", int(state.step))
+        return state, None
+    policy = warm_start(run) if run.config.warm_start.steps > 0 else None
+    state = run.learner.start(jax.random.fold_in(run.key, INIT), policy)
+    metrics, details = evaluate(run, state)
+    write_json(workdir / "before.json", {"metrics": metrics, "details": details})
+    checkpoints.save(state)
+    return state, metrics
+
+
+def train(run: Run, workdir: str | Path) -> dict[str, Any]:
+    """Run from the warm start, or from the newest checkpoint in `workdir`, to the report.
+
+    Args:
+      run: from `build_run`.
+      workdir: opened by `open_workdir`; metrics.jsonl, tensorboard, checkpoints, results.json and
+        report.html go there.
+
+    Returns:
+      The content of results.json: clean accuracies in [0, 1] before and after, seconds, peak
+      memory in bytes, configuration and seed.
+
+    Raises:
+      FloatingPointError: a loss or gradient was not finite.
+    """
+    started, workdir, config = time.perf_counter(), Path(workdir), run.config
+    checkpoints = Checkpointer(workdir, config.checkpoint.keep)
+    state, first = _begin(run, checkpoints, workdir)
+    start = int(state.step)
+    writer = MetricsWriter(
+        workdir,
+        tensorboard=config.log.tensorboard,
+        wandb_project=config.log.wandb_project,
+        resume_step=start if first is None else None,
+    )
+    if first is not None:
+        writer.write(0, first)
+    iterations = config.train.iterations
+    progress = Progress(iterations, start)
+    try:
+        for step in range(start, iterations):
+            state, metrics = iteration(run, state)
+            last = step + 1 == iterations
+            if last or _due(step + 1, config.evaluation.every):
+                metrics |= evaluate(run, state)[0] | evaluate_critic(run, state)[0]
+            writer.write(step + 1, metrics)
+            progress.update(step + 1, metrics)
+            if last or _due(step + 1, config.checkpoint.every):
+                checkpoints.save(state)
+    finally:
+        progress.close()
+        writer.close()
+        checkpoints.close()
+    return _finish(run, state, workdir, started)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _finish(run: Run, state: TrainState, workdir: Path, started: float) -> dict[str, Any]:
+    """Compare before and after on clean held-out data; write results.json and report.html."""
+    before = json.loads((workdir / "before.json").read_text())
+    after, details = evaluate(run, state)
+    _, snapshot = evaluate_critic(run, state)
+    results = {
+        name: {
+            "before": before["metrics"][f"eval/{name}/accuracy"],
+            "after": after[f"eval/{name}/accuracy"],
+        }
+        for name in run.evaluations
+    }
+    results |= {
+        "seconds": time.perf_counter() - started,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "config": dataclasses.asdict(run.config),
+        "seed": run.config.seed,
+    }
+    write_json(workdir / "results.json", results)
+    examples = [
+        Example(item.prompt, item.answer, old["text"], new["text"], old["correct"], new["correct"])
+        for item, old, new in zip(
+            run.evaluations["in_domain"].items,
+            before["details"]["in_domain"],
+            details["in_domain"],
+            strict=True,
+        )
+    ]
+    write_report(
+        workdir / "report.html",
+        title=f"{run.config.algorithm} on {run.config.task.dataset}",
+        results=results,
+        rows=read_metrics(workdir),
+        examples=examples[:12],
+        snapshot=snapshot,
+    )
+    return results

@@ -1,0 +1,41 @@
+"""Train a configuration: python experiments/train.py --config=configs/quickstart.py --workdir=DIR.
+
+Any key of the configuration can be overridden: --config.train.iterations=20. See `configs/`.
+"""
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from dfpo_jax.training import command_line
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, NAME.py[:argument].")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.")
+_RESUME = flags.DEFINE_bool("resume", False, "Continue from the newest checkpoint in the workdir.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv):
+    """Train, and say where the results are."""
+    with command_line.user_errors():
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
+        from dfpo_jax.training.config import parse_config
+        from dfpo_jax.training.loop import open_workdir, train
+        from dfpo_jax.training.run import build_run
+
+        run = build_run(parse_config(_CONFIG.value))
+        open_workdir(_WORKDIR.value, run.config, _RESUME.value)
+    logging.set_verbosity(logging.INFO)
+    results = train(run, _WORKDIR.value)
+    for name in run.evaluations:
+        before, after = results[name]["before"], results[name]["after"]
+        print(
+            f"{name.replace('_', '-')} accuracy on clean held-out data: "
+            f"{before:.1%} -> {after:.1%} ({100 * (after - before):+.1f} points)"
+        )
+    print(f"{results['seconds']:.0f} s, {results['peak_memory_bytes'] / 2**30:.1f} GiB peak")
+    print(f"report: {_WORKDIR.value}/report.html")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

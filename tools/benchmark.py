@@ -1,0 +1,158 @@
+"""Timings of pairs of programs, run alternately in one process: medians and ratios.
+
+    python tools/benchmark.py [--json=PATH] [--only=train_step,...]
+
+Absolute times depend on the machine; ratios of programs that take turns do not, much.
+"""
+
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from dfpo_jax.algorithms import ALGORITHMS, CriticConfig, DFPOConfig, PPOConfig
+from dfpo_jax.models import value_flow
+from dfpo_jax.models.config import TransformerConfig
+from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.sharding import create_mesh
+from dfpo_jax.training.config import OptimizerConfig
+from dfpo_jax.training.learner import Learner, Schedule
+from dfpo_jax.training.optim import make_optimizer
+from dfpo_jax.types import Rollout
+
+_JSON = flags.DEFINE_string("json", None, "Also write the rows to this file.")
+_ONLY = flags.DEFINE_list("only", [], "Names of benchmarks to run; all by default.")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed runs of each program.", lower_bound=1)
+
+
+def alternate(programs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each program; they take turns after one run each to compile."""
+    times = {name: [] for name in programs}
+    for turn in range(repeats + 1):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program())
+            if turn > 0:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def synthetic_rollout(config: TransformerConfig, rows: int, prompt: int, response: int) -> Rollout:
+    """Random tokens, full-length responses and 0/1 rewards."""
+    rng = np.random.default_rng(0)
+    ones = np.ones((rows, response), np.float32)
+    return Rollout(
+        prompt_tokens=rng.integers(0, config.vocab_size, (rows, prompt)).astype(np.int32),
+        prompt_mask=np.ones((rows, prompt), np.float32),
+        tokens=rng.integers(0, config.vocab_size, (rows, response)).astype(np.int32),
+        mask=ones,
+        log_probs=-ones,
+        truncated=np.zeros(rows, bool),
+        rewards=rng.integers(0, 2, rows).astype(np.float32),
+        clean_rewards=np.zeros(rows, np.float32),
+        groups=np.arange(rows, dtype=np.int32),
+    )
+
+
+def _learner(name: str, model: Transformer, algorithm_config) -> Learner:
+    constructor, _ = ALGORITHMS[name]
+    optimizer = make_optimizer(OptimizerConfig(), 100)
+    optimizers = {"policy": optimizer, "critic": optimizer}
+    algorithm = constructor(model, algorithm_config, 1.0)
+    return Learner(model, algorithm, optimizers, Schedule(), create_mesh())
+
+
+def train_step(repeats: int) -> dict:
+    """One train step (targets and advantages, then the update) of DFPO against PPO.
+
+    A trunk of 22M parameters each for policy and critic, the same batch, default settings.
+    """
+    config = TransformerConfig(
+        vocab_size=4096,
+        d_model=448,
+        num_layers=8,
+        num_heads=7,
+        num_kv_heads=7,
+        head_dim=64,
+        d_ff=1216,
+    )
+    model, rollout = Transformer(config), synthetic_rollout(config, 8, 32, 96)
+    critic = CriticConfig()
+    settings = {"ppo": PPOConfig(critic=critic), "dfpo": DFPOConfig(critic=critic)}
+    states, learners = {}, {}
+    for name, setting in settings.items():
+        learners[name] = _learner(name, model, setting)
+        states[name] = learners[name].start(jax.random.key(0))
+
+    def step(name):
+        prepared = learners[name].prepare(states[name], rollout)
+        states[name], _ = learners[name].update(states[name], *prepared)
+        return states[name]
+
+    times = alternate({name: functools.partial(step, name) for name in settings}, repeats)
+    size = sum(x.size for x in jax.tree.leaves(states["ppo"].params["policy"]))
+    return {"trunk_parameters": size, **times, "dfpo/ppo": times["dfpo"] / times["ppo"]}
+
+
+def inference(repeats: int) -> dict:
+    """Sampling a value flow: 16 Euler steps against one step of the flow map."""
+    head = value_flow.ValueFlow()
+    features = jax.random.normal(jax.random.key(0), (64, 64, 448))
+    noise = value_flow.noise_grid((64, 64), 32)
+    params = head.init(jax.random.key(1), features[:1, :1], noise[:1, :1], 0.0, 0.0)
+    condition = head.apply(params, features, method="condition")
+    count = 0
+
+    def velocity(z, t, d):
+        nonlocal count
+        count += 1
+        return head.apply(params, condition, z, t, d, method="velocity")
+
+    def evaluations(program):
+        nonlocal count
+        count = 0
+        jax.eval_shape(program)
+        return count
+
+    def euler():
+        return value_flow.samples(velocity, noise, num_steps=16, solver="euler")
+
+    def one_step():
+        return value_flow.one_step(velocity, noise)
+
+    times = alternate({"euler_16": jax.jit(euler), "one_step": jax.jit(one_step)}, repeats)
+    return {
+        **times,
+        "velocity_evaluations_one_step": evaluations(one_step),
+        "velocity_evaluations_euler_16": 16 * evaluations(euler),
+        "euler_16/one_step": times["euler_16"] / times["one_step"],
+    }
+
+
+BENCHMARKS = {"train_step": train_step, "inference": inference}
+
+
+def main(_):
+    """Run the chosen benchmarks and print a line each."""
+    unknown = sorted(set(_ONLY.value) - set(BENCHMARKS))
+    if unknown:
+        raise app.UsageError(f"--only={unknown[0]}: there are {', '.join(BENCHMARKS)}")
+    rows = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    for name, benchmark in BENCHMARKS.items():
+        if _ONLY.value and name not in _ONLY.value:
+            continue
+        rows[name] = benchmark(_REPEATS.value)
+        figures = (f"{k} {v:.4g}" for k, v in rows[name].items())
+        print(f"{name}: {', '.join(figures)}", flush=True)
+    if _JSON.value:
+        Path(_JSON.value).write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    app.run(main)
