@@ -1,4 +1,3 @@
-from dfpo_jax.models.attention import attention
 from dfpo_jax.models.config import PRESETS, TransformerConfig
 from dfpo_jax.models.transformer import KVCache, Transformer, init_cache
 from dfpo_jax.models.value_flow import (
@@ -21,7 +20,6 @@ __all__ = [
     "TransformerConfig",
     "ValueFlow",
     "ValueFlowConfig",
-    "attention",
     "init_cache",
     "mean",
     "noise_grid",
