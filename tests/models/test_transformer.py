@@ -1,0 +1,390 @@
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfpo_jax.models.config import PRESETS
+from dfpo_jax.models.transformer import (
+    KVCache,
+    Transformer,
+    apply_rope,
+    init_cache,
+    rope_tables,
+)
+
+TINY = PRESETS["tiny"]
+FULL = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, tie_embeddings=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_compile():
+    """Each program runs a few times only: compile without most optimizations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@functools.cache
+def random_params(config, seed=0):
+    """Unboxed parameters, all of them random: biases and scales would hide errors at 0 and 1."""
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    shapes = nn.unbox(jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens))
+    rng = np.random.default_rng(seed)
+
+    def draw(path, x):
+        offset = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(offset + 0.1 * rng.normal(size=x.shape), x.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.cache
+def jit_apply(config):
+    """Compiled `apply` of a decoder."""
+    return jax.jit(Transformer(config).apply, static_argnames="method")
+
+
+def random_tokens(shape, seed=0, vocab=TINY.vocab_size):
+    return np.random.default_rng(seed).integers(0, vocab, size=shape).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """(apply, params) of a tiny decoder with every option on."""
+    return jit_apply(FULL), random_params(FULL)
+
+
+# Parity with PyTorch. Each copy names every array of the other side once.
+
+
+def weights_from_torch(module, config):
+    """Parameters of a `transformers` causal model in our layout."""
+    state = {name: x.detach().numpy().astype(np.float32) for name, x in module.named_parameters()}
+    heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
+
+    def layers(name, shape=None):
+        stack = [state.pop(f"model.layers.{i}.{name}") for i in range(config.num_layers)]
+        if name.endswith("_proj.weight"):
+            stack = [x.T for x in stack]
+        return np.stack([x if shape is None else x.reshape(shape) for x in stack])
+
+    attention = {"output": {"kernel": layers("self_attn.o_proj.weight", (heads, width, -1))}}
+    for ours, theirs, count in (
+        ("query", "q", heads),
+        ("key", "k", kv_heads),
+        ("value", "v", kv_heads),
+    ):
+        attention[ours] = {"kernel": layers(f"self_attn.{theirs}_proj.weight", (-1, count, width))}
+        if config.qkv_bias:
+            attention[ours]["bias"] = layers(f"self_attn.{theirs}_proj.bias", (count, width))
+    if config.qk_norm:
+        for ours, theirs in (("query_norm", "q"), ("key_norm", "k")):
+            attention[ours] = {"scale": layers(f"self_attn.{theirs}_norm.weight")}
+    params = {
+        "embedding": state.pop("model.embed_tokens.weight"),
+        "final_norm": {"scale": state.pop("model.norm.weight")},
+        "layers": {
+            "attention": attention,
+            "attention_norm": {"scale": layers("input_layernorm.weight")},
+            "mlp": {
+                name: {"kernel": layers(f"mlp.{name}_proj.weight")}
+                for name in ("gate", "up", "down")
+            },
+            "mlp_norm": {"scale": layers("post_attention_layernorm.weight")},
+        },
+    }
+    if not config.tie_embeddings:
+        params["head"] = state.pop("lm_head.weight").T
+    assert not state, f"not copied: {sorted(state)}"
+    return {"params": params}
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("Llama", {"tie_embeddings": False, "norm_eps": 1e-5}),
+        ("Qwen2", {"qkv_bias": True, "rope_theta": 1e6}),
+        ("Qwen3", {"qk_norm": True, "rope_theta": 1e6, "head_dim": 16}),
+    ],
+)
+def test_equals_transformers_in_torch(family, options):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = dataclasses.replace(TINY, **options)
+    sizes = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "attn_implementation": "eager",
+    }
+    if family != "Qwen2":
+        sizes["head_dim"] = config.head_dim
+    torch.manual_seed(0)
+    other = getattr(transformers, f"{family}ForCausalLM")(
+        getattr(transformers, f"{family}Config")(**sizes)
+    ).eval()
+    with torch.no_grad():
+        for name, x in other.named_parameters():
+            x.copy_(torch.randn_like(x) * (0.3 if x.ndim > 1 else 0.1) + 1.0 * ("norm" in name))
+    tokens, valid = random_tokens((3, 9)), np.ones((3, 9), np.int64)
+    valid[1, :4] = 0
+    positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
+    with torch.no_grad():
+        expected = other(
+            input_ids=torch.as_tensor(tokens, dtype=torch.long),
+            attention_mask=torch.as_tensor(valid),
+            position_ids=torch.as_tensor(positions),
+        ).logits.numpy()
+    params, apply = weights_from_torch(other, config), jit_apply(config)
+    hidden, _ = apply(params, tokens, valid)
+    logits = apply(params, hidden, method="logits")
+    assert np.abs(expected).max() > 1.0
+    keep = valid.astype(bool)
+    np.testing.assert_allclose(np.asarray(logits)[keep], expected[keep], rtol=1e-4, atol=1e-4)
+
+
+# The cache
+
+
+@pytest.mark.parametrize("prompt", [1, 4, 8])
+def test_prefill_and_decode_equal_one_pass(model, prompt):
+    apply, params = model
+    tokens, valid = random_tokens((3, 8)), np.ones((3, 8), bool)
+    valid[0, :3], valid[1, :1] = False, False  # left padding
+    valid[2, 6:] = False  # a row that ended early
+    whole, none = apply(params, tokens, valid)
+    assert none is None
+    hidden, cache = apply(params, tokens[:, :prompt], valid[:, :prompt], init_cache(FULL, 3, 11))
+    parts = [hidden]
+    for i in range(prompt, 8):
+        hidden, cache = apply(params, tokens[:, i : i + 1], valid[:, i : i + 1], cache)
+        parts.append(hidden)
+    np.testing.assert_allclose(
+        np.concatenate(parts, axis=1)[valid], np.asarray(whole)[valid], rtol=1e-4, atol=1e-5
+    )
+    assert int(cache.index) == 8
+    np.testing.assert_array_equal(cache.valid[:, :8], valid)
+    assert not np.any(cache.valid[:, 8:]) and not np.any(cache.keys[:, :, 8:])
+
+
+def test_decoding_in_a_scan_inside_jit(model):
+    apply, params = model
+    tokens, valid = random_tokens((2, 6)), np.ones((2, 6), bool)
+
+    @jax.jit
+    def run(params, tokens):
+        def step(cache, token):
+            hidden, cache = apply(params, token[:, None], jnp.ones((2, 1)), cache)
+            return cache, hidden[:, 0]
+
+        return jax.lax.scan(step, init_cache(FULL, 2, 6), tokens.T)[1].swapaxes(0, 1)
+
+    whole, _ = apply(params, tokens, valid)
+    np.testing.assert_allclose(run(params, tokens), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_cache_shapes_types_and_limits():
+    cache = init_cache(TINY, 3, 7)
+    assert isinstance(cache, KVCache)
+    assert cache.keys.shape == cache.values.shape == (2, 3, 7, 2, 8)
+    assert cache.keys.dtype == jnp.float32 and cache.valid.dtype == bool
+    assert cache.valid.shape == (3, 7) and cache.index.dtype == jnp.int32
+    for length in (0, TINY.max_positions + 1):
+        with pytest.raises(ValueError, match=f"length is {length}; .*between 1 and 128"):
+            init_cache(TINY, 1, length)
+
+
+def test_a_cache_of_lower_precision_stays_so_and_stays_close(model):
+    apply, params = model
+    tokens, valid = random_tokens((2, 6)), np.ones((2, 6), bool)
+    whole, _ = apply(params, tokens, valid)
+    hidden, cache = apply(params, tokens, valid, init_cache(FULL, 2, 6, "bfloat16"))
+    assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
+    assert hidden.dtype == jnp.float32
+    difference = np.abs(np.asarray(hidden) - np.asarray(whole)).max()
+    assert 0 < difference < 0.1
+
+
+def test_too_many_slots(model):
+    _, params = model
+    decoder = Transformer(FULL)
+    tokens = np.zeros((1, 6), np.int32)
+    with pytest.raises(ValueError, match="tokens has 6 slots; at most 4 are allowed"):
+        decoder.apply(params, tokens, tokens + 1, init_cache(FULL, 1, 4))
+    long = np.zeros((1, FULL.max_positions + 1), np.int32)
+    with pytest.raises(ValueError, match="tokens has 129 slots; at most 128"):
+        decoder.apply(params, long, long + 1)
+
+
+# Padding and causality
+
+
+@pytest.mark.parametrize("kind", [bool, np.float32, np.int32])
+def test_padding_on_either_side_changes_nothing(model, kind):
+    apply, params = model
+    tokens = random_tokens((2, 5))
+    expected, _ = apply(params, tokens, np.ones((2, 5), bool))
+    padded = random_tokens((2, 9), seed=5)
+    valid = np.zeros((2, 9), kind)
+    padded[0, 4:], valid[0, 4:] = tokens[0], 1  # left
+    padded[1, 1:6], valid[1, 1:6] = tokens[1], 1  # both
+    hidden, _ = apply(params, padded, valid)
+    found = np.stack([hidden[0, 4:], hidden[1, 1:6]])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_holes_are_skipped(model):
+    apply, params = model
+    tokens = random_tokens((1, 4))
+    expected, _ = apply(params, tokens, np.ones((1, 4)))
+    padded, valid = random_tokens((1, 7), seed=5), np.array([[0, 1, 0, 1, 1, 0, 1]])
+    padded[valid == 1] = tokens[0]
+    hidden, _ = apply(params, padded, valid)
+    np.testing.assert_allclose(np.asarray(hidden)[valid == 1], expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_token_does_not_see_later_ones(model):
+    apply, params = model
+    tokens = random_tokens((1, 6))
+    other = tokens.copy()
+    other[0, 4] = (other[0, 4] + 1) % TINY.vocab_size
+    first, second = (np.asarray(apply(params, x, np.ones((1, 6)))[0]) for x in (tokens, other))
+    np.testing.assert_array_equal(first[:, :4], second[:, :4])
+    assert np.all(np.abs(first[:, 4:] - second[:, 4:]).max(axis=-1) > 1e-3)
+
+
+def test_an_entirely_empty_row_is_finite_with_finite_gradients(model):
+    _, params = model
+    tokens, valid = random_tokens((2, 5)), np.ones((2, 5))
+    valid[0] = 0
+
+    def loss(params):
+        return jnp.sum(Transformer(FULL).apply(params, tokens, valid)[0] ** 2)
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    assert np.isfinite(value) and all(np.all(np.isfinite(g)) for g in jax.tree.leaves(grads))
+
+
+# Parameters, types and remat
+
+
+def test_initial_parameters():
+    config = dataclasses.replace(FULL, num_layers=8, d_model=64, d_ff=128)
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    params = nn.unbox(jax.jit(Transformer(config).init)(jax.random.key(0), tokens, tokens))[
+        "params"
+    ]
+    assert set(params) == {"embedding", "layers", "final_norm", "head"}
+    layers = params["layers"]
+    assert all(x.shape[0] == 8 for x in jax.tree.leaves(layers))
+    std = {
+        "embedding": (params["embedding"], 0.02),
+        "head": (params["head"], 0.02),
+        "query": (layers["attention"]["query"]["kernel"], 0.02),
+        "gate": (layers["mlp"]["gate"]["kernel"], 0.02),
+        "output": (layers["attention"]["output"]["kernel"], 0.02 / 4),
+        "down": (layers["mlp"]["down"]["kernel"], 0.02 / 4),
+    }
+    for name, (x, expected) in std.items():
+        assert np.std(x) == pytest.approx(expected, rel=0.05), name
+    kernel = np.asarray(layers["mlp"]["up"]["kernel"])
+    assert not np.allclose(kernel[0], kernel[1])  # each layer has its own draw
+    assert np.all(np.asarray(layers["attention"]["key"]["bias"]) == 0)
+    assert np.all(np.asarray(layers["attention"]["key_norm"]["scale"]) == 1)
+    tied = jax.eval_shape(Transformer(TINY).init, jax.random.key(0), tokens, tokens)["params"]
+    assert set(tied) == {"embedding", "layers", "final_norm"}
+    assert set(tied["layers"]["attention"]) == {"query", "key", "value", "output"}
+    assert set(tied["layers"]["attention"]["query"]) == {"kernel"}
+
+
+def test_remat_changes_neither_values_nor_gradients(model):
+    _, params = model
+    tokens, valid = random_tokens((2, 5)), np.ones((2, 5))
+    results = []
+    for remat in ("none", "full"):
+        decoder = Transformer(dataclasses.replace(FULL, remat=remat))
+
+        def loss(params, decoder=decoder):
+            return jnp.sum(jnp.sin(decoder.apply(params, tokens, valid)[0]))
+
+        text = str(jax.make_jaxpr(jax.grad(loss))(params))
+        assert ("remat" in text or "checkpoint" in text) == (remat == "full")
+        results.append(jax.jit(jax.value_and_grad(loss))(params))
+    for x, y in zip(jax.tree.leaves(results[0]), jax.tree.leaves(results[1]), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def test_types():
+    config = dataclasses.replace(FULL, dtype="bfloat16", param_dtype="bfloat16")
+    params, apply = random_params(config), jit_apply(config)
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(params))
+    tokens, valid = random_tokens((2, 5)), np.ones((2, 5))
+    hidden, cache = apply(params, tokens, valid, init_cache(config, 2, 5))
+    assert hidden.dtype == cache.keys.dtype == jnp.bfloat16
+    logits = apply(params, hidden, method="logits")
+    assert logits.dtype == jnp.float32 and logits.shape == (2, 5, config.vocab_size)
+    exact_params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    exact, _ = jit_apply(FULL)(exact_params, tokens, valid)
+    np.testing.assert_allclose(np.asarray(hidden, np.float32), exact, atol=0.25)
+    half = Transformer(dataclasses.replace(FULL, dtype="bfloat16"))
+    assert jax.eval_shape(half.apply, exact_params, tokens, valid)[0].dtype == jnp.bfloat16
+
+
+def test_logits_are_products_with_the_head(model):
+    apply, params = model
+    hidden, _ = apply(params, random_tokens((2, 3)), np.ones((2, 3)))
+    expected = np.asarray(hidden) @ np.asarray(params["params"]["head"])
+    np.testing.assert_allclose(
+        apply(params, hidden, method="logits"), expected, rtol=1e-4, atol=1e-5
+    )
+    tied = random_params(TINY)
+    expected = np.asarray(hidden) @ np.asarray(tied["params"]["embedding"]).T
+    found = jit_apply(TINY)(tied, hidden, method="logits")
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rope_rotates_pairs_by_position():
+    theta, width = 100.0, 4
+    x = np.random.default_rng(0).normal(size=(1, 3, 1, width)).astype(np.float32)
+    positions = np.array([[0, 2, 5]])
+    expected = np.zeros_like(x)
+    for t, position in enumerate(positions[0]):
+        for i in range(width // 2):
+            angle = position * theta ** (-2 * i / width)
+            a, b = x[0, t, 0, i], x[0, t, 0, i + width // 2]
+            expected[0, t, 0, i] = a * np.cos(angle) - b * np.sin(angle)
+            expected[0, t, 0, i + width // 2] = b * np.cos(angle) + a * np.sin(angle)
+    found = apply_rope(x, *rope_tables(jnp.asarray(positions), width, theta))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_constraints_are_silent_without_a_mesh(model):
+    apply, params = model
+    rules = (("batch", "data"), ("embed", "fsdp"))
+    plain, _ = apply(params, random_tokens((2, 3)), np.ones((2, 3)))
+    with nn.logical_axis_rules(rules):
+        ruled, _ = jit_apply(FULL)(params, random_tokens((2, 3)), np.ones((2, 3)))
+    np.testing.assert_allclose(plain, ruled, rtol=1e-4, atol=1e-5)
+
+
+def test_configurations_are_static_arguments():
+    traced = []
+
+    def count(config, x):
+        traced.append(config)
+        return x * config.d_model
+
+    jitted = jax.jit(count, static_argnums=0)
+    assert float(jitted(TINY, 1.0)) == float(jitted(dataclasses.replace(TINY), 1.0)) == 32
+    assert len(traced) == 1
