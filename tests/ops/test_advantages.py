@@ -142,12 +142,12 @@ def test_rloo_known_numbers():
 
 
 def test_tied_groups_are_exactly_zero_with_finite_gradients(variant):
-    gradient = jax.jit(jax.grad(lambda r: ops.group_relative(r, 5)[1]))
-    for reward in (0.1, 0.7, -1 / 3, 1e4 / 7):
-        rewards = np.full(10, reward, np.float32)
+    gradient = jax.jit(jax.grad(lambda r: ops.group_relative(r, 7)[1]))
+    for reward in (0.1, 0.9, -1 / 3, 1e4 / 7):
+        rewards = np.full(14, reward, np.float32)
         for fun in (ops.group_relative, ops.rloo):
-            result = variant(fun, static_argnames="group_size")(rewards, group_size=5)
-            np.testing.assert_array_equal(result, np.zeros(10))
+            result = variant(fun, static_argnames="group_size")(rewards, group_size=7)
+            np.testing.assert_array_equal(result, np.zeros(14))
         assert np.isfinite(gradient(rewards)).all()
 
 
