@@ -217,12 +217,23 @@ def test_a_batch_that_does_not_divide_is_an_error():
 
 @pytest.fixture(scope="module")
 def single():
-    """Two updates without any mesh: (state, losses)."""
-    state, losses = jax.jit(init)(jax.random.key(0)), []
+    """Two updates without any mesh: (initial state, final state, losses)."""
+    initial, losses = jax.jit(init)(jax.random.key(0)), []
+    state, step = initial, jax.jit(update)
     for _ in range(2):
-        state, loss = jax.jit(update)(state, TOKENS, VALID)
+        state, loss = step(state, TOKENS, VALID)
         losses.append(float(loss))
-    return state, losses
+    return initial, state, losses
+
+
+def test_a_state_is_born_in_its_layout(single):
+    mesh = create_mesh(2, 2, 2)
+    layout = shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
+    with mesh_context(mesh):
+        state = jax.jit(init, out_shardings=layout)(jax.random.key(0))
+    assert jax.tree.map(lambda x: x.sharding, state) == layout
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(single[0]), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -239,25 +250,24 @@ def test_updates_on_a_mesh_equal_those_on_one_device(single, context, sizes):
     mesh = create_mesh(*sizes)
     with context(mesh):
         layout = shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
-        state = jax.jit(init, out_shardings=layout)(jax.random.key(0))
-        step = jax.jit(update, out_shardings=(layout, replicated(mesh)))
-        losses = []
+        state = jax.device_put(single[0], layout)
+        batch = put_batch((TOKENS, VALID), mesh)
+        step, losses = jax.jit(update, out_shardings=(layout, replicated(mesh))), []
         for _ in range(2):
-            state, loss = step(state, *put_batch((TOKENS, VALID), mesh))
+            state, loss = step(state, *batch)
             losses.append(float(loss))
-    np.testing.assert_allclose(losses, single[1], rtol=1e-5)
-    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(single[0]), strict=True):
+    np.testing.assert_allclose(losses, single[2], rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(single[1]), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-5)
     kernel = state["params"]["params"]["layers"]["mlp"]["up"]["kernel"].value
     shards = {shard.data.shape for shard in kernel.addressable_shards}
     assert shards == {(2, 32 // sizes[1], 64 // sizes[2])}
 
 
-def test_activations_are_split_like_the_batch():
+def test_activations_are_split_like_the_batch(single):
     mesh = create_mesh(2, 2, 2)
     with mesh_context(mesh):
-        params = jax.jit(init)(jax.random.key(0))["params"]
-        params = jax.device_put(params, replicated(mesh))
+        params = jax.device_put(single[0]["params"], replicated(mesh))
         hidden, _ = jax.jit(Transformer(TINY).apply)(params, TOKENS, VALID)
     # Nothing but the constraints inside the model asks for this layout.
     assert hidden.sharding.is_equivalent_to(batch_sharding(mesh), 3)
