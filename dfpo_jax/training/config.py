@@ -306,36 +306,37 @@ def default_config() -> ml_collections.ConfigDict:
 def parse_config(source: Mapping[str, Any]) -> Config:
     """Turn a `ConfigDict` or mapping into a validated `Config`.
 
+    Keys that are left out, at any depth, keep the values of `default_config`.
+
     Raises:
       ValueError: an unknown key (the nearest valid one is named), a value of the wrong type or one
         out of range; the message starts with the key's full path.
     """
-    return _parse(Config, source, "config")
+    return _parse(Config(), source, "config")
 
 
-def _parse(cls: type, source: Mapping[str, Any], path: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    names = [item.name for item in dataclasses.fields(cls)]
+def _parse(default: Any, source: Mapping[str, Any], path: str) -> Any:
+    hints = typing.get_type_hints(type(default))
+    names = [item.name for item in dataclasses.fields(default)]
     values = {}
     for key in source:
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)[0]
             raise ValueError(f"{path}.{key} is not a setting; the nearest is {path}.{near}")
-        values[key] = _convert(hints[key], source[key], f"{path}.{key}")
+        values[key] = _convert(hints[key], getattr(default, key), source[key], f"{path}.{key}")
     try:
-        return cls(**values)
+        return dataclasses.replace(default, **values)
     except ValueError as error:
         raise ValueError(f"{path}.{error}") from error
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
+def _convert(hint: Any, default: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is Mapping:
         if not isinstance(value, Mapping | ml_collections.ConfigDict):
             raise ValueError(f"{path} is {value!r}; it must be a section of settings")
-        return _parse(hint, value, path)
-    if typing.get_origin(hint) is Mapping or hint is Mapping:
-        plain = value.to_dict() if isinstance(value, ml_collections.ConfigDict) else dict(value)
-        return plain
+        if dataclasses.is_dataclass(hint):
+            return _parse(default, value, path)
+        return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else dict(value)
     if hint is float and type(value) in (int, float):
         return float(value)
     if type(value) is not hint:
