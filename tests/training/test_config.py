@@ -1,0 +1,203 @@
+"""The door from `ConfigDict` to dataclasses: round trips, and errors that name the key."""
+
+import dataclasses
+
+import ml_collections
+import pytest
+
+from dfpo_jax.algorithms import DFPOConfig, PPOConfig
+from dfpo_jax.models import TransformerConfig
+from dfpo_jax.training.config import (
+    Config,
+    EvaluationConfig,
+    OptimizerConfig,
+    TaskConfig,
+    TrainConfig,
+    WarmStartConfig,
+    default_config,
+    parse_config,
+    to_config_dict,
+)
+
+
+def test_round_trip():
+    assert parse_config(default_config()) == Config()
+    assert parse_config({}) == Config()
+    config = default_config()
+    config.seed = 3
+    config.algorithm = "ppo"
+    config.value_clip = 0.2
+    config.task.parameters = {"max_terms": 3, "nested": {"a": [1, 2]}}
+    config.policy.clip_high = 0.28
+    parsed = parse_config(config)
+    assert parse_config(to_config_dict(parsed)) == parsed
+    assert parsed != Config()
+    assert parsed.task.parameters == {"max_terms": 3, "nested": {"a": [1, 2]}}
+    assert type(parsed.task.parameters) is dict
+    assert parsed.policy.clip_high == 0.28 and parsed.seed == 3
+
+
+def test_every_setting_is_a_key():
+    """No dataclass of a section hides a field from the `ConfigDict`."""
+
+    def leaves(config, prefix=""):
+        for item in dataclasses.fields(config):
+            value = getattr(config, item.name)
+            if dataclasses.is_dataclass(value):
+                yield from leaves(value, f"{prefix}{item.name}.")
+            else:
+                yield f"{prefix}{item.name}", value
+
+    config = default_config()
+    found = dict(leaves(Config()))
+    assert len(found) > 100
+    for path, value in found.items():
+        node = config
+        for part in path.split("."):
+            node = node[part]
+        assert node == value or (value == {} and len(node) == 0)
+
+
+def test_keys_left_out_keep_the_defaults_of_the_run():
+    partial = parse_config({"critic_optimizer": {"clip_norm": 0.5}, "model": {"d_model": 64}})
+    assert partial.critic_optimizer.learning_rate == Config().critic_optimizer.learning_rate
+    assert partial.critic_optimizer.learning_rate != OptimizerConfig().learning_rate
+    assert partial.model == dataclasses.replace(Config().model, d_model=64)
+    assert parse_config({"sampling": {"temperature": 0.5}}).sampling.max_new_tokens == 8
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"algoritm": "ppo"}, "config.algoritm is not a setting; the nearest is config.algorithm"),
+        (
+            {"policy": {"gae_lamda": 0.9}},
+            "config.policy.gae_lamda is not a setting; the nearest is config.policy.gae_lambda",
+        ),
+        (
+            {"warm_start": {"optimizer": {"lr": 0.1}}},
+            "config.warm_start.optimizer.lr is not a setting; the nearest is "
+            "config.warm_start.optimizer.",
+        ),
+        ({"train": {"promts": 3}}, "the nearest is config.train.prompts"),
+        ({"mesh": {"fsdb": 3}}, "the nearest is config.mesh.fsdp"),
+        ({"zzz": 0}, "config.zzz is not a setting; the nearest is config."),
+    ],
+)
+def test_unknown_keys_name_the_nearest(source, message):
+    for kind in (dict, ml_collections.ConfigDict):
+        with pytest.raises(ValueError) as error:
+            parse_config(kind(source))
+        assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"seed": True}, "config.seed is True of type bool; it must be of type int"),
+        ({"seed": 1.0}, "config.seed is 1.0 of type float; it must be of type int"),
+        ({"policy": {"clip_low": "0.2"}}, "config.policy.clip_low is '0.2' of type str"),
+        (
+            {"policy": {"whiten": 1}},
+            "config.policy.whiten is 1 of type int; it must be of type bool",
+        ),
+        ({"policy": {"discount": True}}, "config.policy.discount is True of type bool"),
+        ({"policy": {"discount": None}}, "config.policy.discount is None of type NoneType"),
+        ({"policy": 3}, "config.policy is 3; it must be a section"),
+        ({"task": {"parameters": 3}}, "config.task.parameters is 3; it must be a section"),
+        ({"algorithm": 3}, "config.algorithm is 3 of type int; it must be of type str"),
+    ],
+)
+def test_wrong_types_are_named(source, message):
+    with pytest.raises(ValueError) as error:
+        parse_config(source)
+    assert message in str(error.value)
+
+
+def test_integers_stand_for_floats():
+    parsed = parse_config({"policy": {"discount": 1, "clip_high": 2}})
+    assert type(parsed.policy.discount) is float and parsed.policy.clip_high == 2.0
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"policy": {"gae_lambda": 1.5}}, "config.policy.gae_lambda is 1.5; it must lie in [0, 1]"),
+        ({"critic": {"critic_lambda": 1.5}}, "config.critic.critic_lambda is 1.5"),
+        ({"algorithm": "trpo"}, "config.algorithm is 'trpo'; it must be one of dfpo, ppo"),
+        ({"task": {"name": "chess"}}, "config.task.name is 'chess'; it must be one of "),
+        ({"flow": {"solver": "rk5"}}, "config.flow.solver is 'rk5'; it must be one of euler, "),
+        ({"policy": {"advantage": "td"}}, "config.policy.advantage is 'td'; it must be one of gae"),
+        (
+            {"train": {"prompts": 3, "samples": 3, "minibatches": 2, "microbatches": 2}},
+            "config.train.prompts * samples is 9; it must be a multiple of minibatches * "
+            "microbatches, 4",
+        ),
+        (
+            {"train": {"prompt_length": 2041}},
+            "config.train.prompt_length + sampling.max_new_tokens is 2049; it must be at most "
+            "model.max_positions, 2048",
+        ),
+        (
+            {"algorithm": "ppo", "policy": {"advantage": "rank"}},
+            "config.policy.advantage is 'rank'; PPO's scalar critic allows gae",
+        ),
+        ({"algorithm": "ppo", "value_clip": -1.0}, "config.value_clip is -1.0"),
+        ({"sampling": {"temperature": 0.0}}, "config.sampling.temperature is 0.0"),
+        (
+            {"sampling": {"top_k": 5}, "policy": {"recompute_log_probs": False}},
+            "config.policy.recompute_log_probs is False",
+        ),
+        ({"model": {"num_kv_heads": 3}}, "config.model.num_kv_heads is 3"),
+        ({"noise": {"false_positive": 2.0}}, "config.noise.false_positive=2.0"),
+        ({"risk": {"alpha": 0.0}}, "config.risk.alpha is 0.0"),
+        ({"head": {"hidden": 0}}, "config.head.hidden is 0"),
+        ({"policy_optimizer": {"schedule": "step"}}, "config.policy_optimizer.schedule is 'step'"),
+        ({"policy_optimizer": {"b1": 1.5}}, "config.policy_optimizer.b1 is 1.5"),
+        ({"policy_optimizer": {"learning_rate": -1.0}}, "learning_rate is -1.0"),
+        ({"warm_start": {"steps": -1}}, "config.warm_start.steps is -1"),
+        ({"warm_start": {"batch_size": 0}}, "config.warm_start.batch_size is 0"),
+        ({"evaluation": {"items": 0}}, "config.evaluation.items is 0"),
+        ({"checkpoint": {"keep": 0}}, "config.checkpoint.keep is 0"),
+        ({"train": {"epochs": 0}}, "config.train.epochs is 0"),
+    ],
+)
+def test_values_out_of_range_name_the_path(source, message):
+    with pytest.raises(ValueError) as error:
+        parse_config(source)
+    assert message in str(error.value)
+
+
+def test_a_limit_that_is_just_met_is_allowed():
+    assert parse_config({"train": {"prompt_length": 2040}}).train.prompt_length == 2040
+    assert parse_config({"train": {"iterations": 0}}).train.iterations == 0
+    TrainConfig(prompts=3, samples=4, minibatches=2, microbatches=3)
+    EvaluationConfig(critic_prompts=0)
+    WarmStartConfig(steps=0)
+
+
+def test_algorithm_settings_come_from_their_sections():
+    source = {"policy": {"clip_low": 0.1}, "critic": {"trunk": "shared"}, "head": {"hidden": 8}}
+    dfpo = parse_config(source).algorithm_config()
+    assert type(dfpo) is DFPOConfig
+    assert (dfpo.policy.clip_low, dfpo.critic.trunk, dfpo.head.hidden) == (0.1, "shared", 8)
+    ppo = parse_config({**source, "algorithm": "ppo", "value_clip": 0.3}).algorithm_config()
+    assert type(ppo) is PPOConfig
+    assert (ppo.policy.clip_low, ppo.critic.trunk, ppo.value_clip) == (0.1, "shared", 0.3)
+
+
+def test_sections_are_frozen():
+    config = parse_config({})
+    for section in (config, config.policy, config.model, config.train):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            section.seed = 1
+    assert isinstance(config.model, TransformerConfig)
+    assert isinstance(hash(config.policy), int)
+
+
+def test_the_task_is_built_from_its_section():
+    task = TaskConfig(dataset="chain_sum", parameters={"max_terms": 2}, seed=5).build("train")
+    again = TaskConfig(dataset="chain_sum", parameters={"max_terms": 2}, seed=5).build("train")
+    assert task.batch(0, 4) == again.batch(0, 4)
+    with pytest.raises(ValueError, match="chain_sum"):
+        TaskConfig(dataset="chain_summ").build("train")

@@ -1,0 +1,107 @@
+"""Learning-rate schedules and the optimizer around them."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dfpo_jax.training.config import OptimizerConfig
+from dfpo_jax.training.optim import make_optimizer, make_schedule
+
+PEAK, TOTAL, RISE = 0.02, 20, 5
+
+
+def expected_rate(schedule, step, rise, final):
+    if step < rise:
+        return PEAK * step / rise
+    share = min((step - rise) / (TOTAL - rise), 1.0)
+    if schedule == "constant":
+        return PEAK
+    if schedule == "linear":
+        return PEAK * (1 - share * (1 - final))
+    return PEAK * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share)))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("rise", [0, RISE])
+def test_rates_equal_the_formulas(schedule, rise):
+    config = OptimizerConfig(
+        learning_rate=PEAK, warmup_steps=rise, schedule=schedule, final_fraction=0.25
+    )
+    rate = make_schedule(config, TOTAL)
+    for step in (0, 1, RISE - 1, RISE, RISE + 1, 12, TOTAL - 1, TOTAL, TOTAL + 9):
+        expected = expected_rate(schedule, step, rise, 0.25)
+        np.testing.assert_allclose(rate(step), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_a_run_shorter_than_its_warm_up_only_rises():
+    config = OptimizerConfig(learning_rate=PEAK, warmup_steps=10, schedule="cosine")
+    rate = make_schedule(config, 4)
+    np.testing.assert_allclose([rate(i) for i in range(4)], PEAK * np.arange(4) / 10, rtol=1e-5)
+
+
+def adamw(params, grads, config):
+    """A loop over steps and entries: parameters after each gradient [N, D]."""
+    params, out = np.array(params, float), []
+    m, v = np.zeros_like(params), np.zeros_like(params)
+    rate = make_schedule(config, TOTAL)
+    for n, grad in enumerate(np.asarray(grads, float)):
+        norm = math.sqrt((grad**2).sum())
+        if config.clip_norm and norm > config.clip_norm:
+            grad = grad * config.clip_norm / norm
+        m = config.b1 * m + (1 - config.b1) * grad
+        v = config.b2 * v + (1 - config.b2) * grad**2
+        step = m / (1 - config.b1 ** (n + 1))
+        step = step / (np.sqrt(v / (1 - config.b2 ** (n + 1))) + config.eps)
+        params = params - float(rate(n)) * (step + config.weight_decay * params)
+        out.append(params)
+    return np.stack(out)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_updates_equal_a_loop(clip_norm):
+    config = OptimizerConfig(
+        learning_rate=PEAK,
+        warmup_steps=2,
+        schedule="linear",
+        b1=0.8,
+        b2=0.9,
+        eps=1e-6,
+        weight_decay=0.1,
+        clip_norm=clip_norm,
+    )
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=6).astype(np.float32)
+    grads = (rng.normal(size=(8, 6)) * np.geomspace(0.05, 50, 8)[:, None]).astype(np.float32)
+    optimizer = make_optimizer(config, TOTAL)
+
+    @jax.jit
+    def run(params):
+        moments, out = optimizer.init(params), []
+        for grad in grads:
+            updates, moments = optimizer.update(jnp.asarray(grad), moments, params)
+            params = params + updates
+            out.append(params)
+        return jnp.stack(out)
+
+    np.testing.assert_allclose(run(start), adamw(start, grads, config), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"schedule": "step"}, "schedule is 'step'.*constant, linear, cosine"),
+        ({"final_fraction": 1.5}, "final_fraction is 1.5"),
+        ({"b2": 1.5}, "b2 is 1.5"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"clip_norm": -1.0}, "clip_norm is -1.0"),
+    ],
+)
+def test_bad_settings_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**options)
