@@ -152,7 +152,7 @@ def apply_gradients(
         new = (optax.apply_updates(old[0], updates), moments)
         keep = functools.partial(jnp.where, active[name])
         params[name], opt_state[name] = jax.tree.map(keep, new, old)
-        norms[f"{name}/gradient_norm"] = optax.global_norm(grads[name])
+        norms[f"{name}/gradient_norm"] = optax.tree.norm(grads[name])
     return state.replace(params=params, opt_state=opt_state), norms
 
 
