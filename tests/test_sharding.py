@@ -243,7 +243,6 @@ def test_a_state_is_born_in_its_layout(single):
         (jax.set_mesh, (2, 2, 2)),
         (mesh_context, (2, 2, 2)),
         (mesh_context, (1, 1, 8)),  # more devices than heads
-        (mesh_context, (4, 2, 1)),
     ],
 )
 def test_updates_on_a_mesh_equal_those_on_one_device(single, context, sizes):

@@ -9,6 +9,14 @@ from dfpo_jax.models.attention import attention
 B, TQ, TK, H = 3, 4, 5, 8
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fast_compile():
+    """Each program runs a few times only: compile without most optimizations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def inputs(heads, kv_heads, seed=0):
     rng = np.random.default_rng(seed)
     q = rng.normal(size=(B, TQ, heads, H)).astype(np.float32)

@@ -157,7 +157,7 @@ def test_equals_transformers_in_torch(family, options):
 # The cache
 
 
-@pytest.mark.parametrize("prompt", [1, 4, 8])
+@pytest.mark.parametrize("prompt", [1, 5])
 def test_prefill_and_decode_equal_one_pass(model, prompt):
     apply, params = model
     tokens, valid = random_tokens((3, 8)), np.ones((3, 8), bool)

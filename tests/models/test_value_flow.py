@@ -29,6 +29,14 @@ TIME = RNG.uniform(size=(B, T, S)).astype(np.float32)
 STEP = RNG.uniform(size=(B, T, S)).astype(np.float32)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fast_compile():
+    """Each program runs a few times only: compile without most optimizations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def initial():
     return nn.unbox(jax.jit(FLOW.init)(jax.random.key(0), FEATURES, Z, TIME, STEP))
@@ -94,9 +102,10 @@ def test_any_leading_axes(params, lead):
     rng = np.random.default_rng(3)
     features = rng.normal(size=(*lead, D)).astype(np.float32)
     z = rng.normal(size=(*lead, S)).astype(np.float32)
-    out = velocity(params, condition(params, features), z, 0.5, 0.0)
+    apply = jax.jit(FLOW.apply)
+    out = apply(params, features, z, 0.5, 0.0)
     assert out.shape == z.shape and out.dtype == jnp.float32
-    flat = velocity(params, condition(params, features.reshape(-1, D)), z.reshape(-1, S), 0.5, 0.0)
+    flat = apply(params, features.reshape(-1, D), z.reshape(-1, S), 0.5, 0.0)
     np.testing.assert_allclose(np.asarray(out).reshape(-1, S), flat, rtol=1e-5, atol=1e-6)
 
 
@@ -118,9 +127,10 @@ def test_starts_at_zero_and_every_parameter_learns(initial, params):
     def loss(params):
         return jnp.mean((FLOW.apply(params, FEATURES, Z, TIME, STEP) - 1.0) ** 2)
 
-    first = jax.grad(loss)(initial)["params"]
+    gradient = jax.jit(jax.grad(loss))
+    first = gradient(initial)["params"]
     assert np.all(np.abs(first["output"]["kernel"]) > 0)
-    for path, g in jax.tree_util.tree_leaves_with_path(jax.grad(loss)(params)):
+    for path, g in jax.tree_util.tree_leaves_with_path(gradient(params)):
         assert np.all(np.abs(g) > 0), jax.tree_util.keystr(path)
 
 
@@ -139,7 +149,7 @@ def test_a_bad_size_is_named(field, value):
 
 def test_one_time_feature_is_enough():
     flow = ValueFlow(ValueFlowConfig(hidden=4, num_blocks=1, condition_dim=4, time_features=1))
-    params = flow.init(jax.random.key(0), FEATURES, Z, TIME, STEP)
+    params = jax.eval_shape(flow.init, jax.random.key(0), FEATURES, Z, TIME, STEP)
     assert nn.unbox(params)["params"]["inputs"]["kernel"].shape == (4, 4)
 
 
@@ -218,7 +228,8 @@ def test_learns_two_distributions_by_the_anchor_loss():
     centre, spread = np.array([[-0.8], [0.6]]), np.array([[0.1], [0.5]])
     features = np.eye(2, D, dtype=np.float32)[:, None]
     flow = ValueFlow(ValueFlowConfig(hidden=32, num_blocks=1, condition_dim=16, time_features=4))
-    params = nn.unbox(flow.init(jax.random.key(0), features, jnp.zeros((2, 1, 1)), 0.0, 0.0))
+    start = jax.jit(flow.init)(jax.random.key(0), features, jnp.zeros((2, 1, 1)), 0.0, 0.0)
+    params = nn.unbox(start)
 
     def bind(params):
         cond = flow.apply(params, features, method="condition")
@@ -229,7 +240,7 @@ def test_learns_two_distributions_by_the_anchor_loss():
     def update(carry, key):
         params, state = carry
         keys = jax.random.split(key, 3)
-        y = jax.random.normal(keys[0], (2, 1, 64)) * spread[..., None] + centre[..., None]
+        y = jax.random.normal(keys[0], (2, 1, 128)) * spread[..., None] + centre[..., None]
         noise, times = jax.random.normal(keys[1], y.shape), stratified_times(keys[2], y.shape)
         grads = jax.grad(lambda p: jnp.mean(anchor_loss(bind(p), y, noise, times)))(params)
         updates, state = optimizer.update(grads, state)
@@ -240,7 +251,8 @@ def test_learns_two_distributions_by_the_anchor_loss():
     )
     found = quantiles(bind(params), (2, 1), 16, num_steps=8)[:, 0]
     expected = norm.ppf((np.arange(16) + 0.5) / 16) * spread + centre
-    assert np.abs(found - expected).mean() < 0.05
+    # Over six seeds the errors were at most 0.013 and 0.048; untrained they are about 0.8.
+    assert np.abs(found - expected).mean() < 0.03
     np.testing.assert_allclose(
-        mean(bind(params), noise_grid((2, 1), 16))[:, 0], centre[:, 0], atol=0.05
+        mean(bind(params), noise_grid((2, 1), 16))[:, 0], centre[:, 0], atol=0.1
     )
