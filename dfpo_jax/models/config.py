@@ -26,6 +26,9 @@ class TransformerConfig:
       d_ff: width of the gated MLP.
       rope_theta: base of the rotary frequencies.
       norm_eps: epsilon of the RMS norms.
+      init_std: standard deviation of initial embeddings and kernels; those that write to the
+        residual stream get it divided by sqrt(2 num_layers). Narrow models learn faster with
+        about 1 / sqrt(d_model).
       tie_embeddings: whether the output projection is the transposed embedding.
       qkv_bias: biases on the query, key and value projections (Qwen2).
       qk_norm: RMS norm over each head's query and key before the rotation (Qwen3).
@@ -49,6 +52,7 @@ class TransformerConfig:
     d_ff: int
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
+    init_std: float = 0.02
     tie_embeddings: bool = True
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -73,7 +77,7 @@ class TransformerConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")
-        for name in ("rope_theta", "norm_eps"):
+        for name in ("rope_theta", "norm_eps", "init_std"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(f"{name} is {value!r}; it must be a number above 0")

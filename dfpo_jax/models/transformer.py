@@ -17,7 +17,6 @@ from dfpo_jax.models.attention import attention
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.types import Array
 
-_INIT_STD = 0.02
 _ACTIVATIONS = ("batch", "length", "embed")
 
 
@@ -108,7 +107,7 @@ class Projection(nn.Module):
       inputs: sizes of the axes that are summed over.
       outputs: sizes of the axes that are produced.
       axes: logical names of the kernel's axes, inputs then outputs.
-      std: standard deviation of the initial kernel.
+      std: standard deviation of the initial kernel; the configuration's by default.
       use_bias: whether to add a bias over the outputs.
     """
 
@@ -116,13 +115,14 @@ class Projection(nn.Module):
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     axes: tuple[str, ...]
-    std: float = _INIT_STD
+    std: float | None = None
     use_bias: bool = False
 
     def setup(self):
         """Creates the kernel and the bias."""
         dtype = jnp.dtype(self.config.param_dtype)
-        init = nn.with_logical_partitioning(nn.initializers.normal(self.std), self.axes)
+        std = self.config.init_std if self.std is None else self.std
+        init = nn.with_logical_partitioning(nn.initializers.normal(std), self.axes)
         self.kernel = self.param("kernel", init, self.inputs + self.outputs, dtype)
         if self.use_bias:
             axes = self.axes[len(self.inputs) :]
@@ -154,7 +154,7 @@ class Attention(nn.Module):
         self.query = project(queries, ("embed", "heads", "head_dim"))
         self.key = project(keys, ("embed", "kv_heads", "head_dim"))
         self.value = project(keys, ("embed", "kv_heads", "head_dim"))
-        axes, std = ("heads", "head_dim", "embed"), _INIT_STD / (2 * c.num_layers) ** 0.5
+        axes, std = ("heads", "head_dim", "embed"), c.init_std / (2 * c.num_layers) ** 0.5
         self.output = Projection(c, queries, (c.d_model,), axes, std=std)
         if c.qk_norm:
             self.query_norm = RMSNorm(c, c.head_dim, "head_dim")
@@ -186,7 +186,7 @@ class MLP(nn.Module):
         c = self.config
         into = functools.partial(Projection, c, (c.d_model,), (c.d_ff,), ("embed", "mlp"))
         self.gate, self.up = into(), into()
-        std = _INIT_STD / (2 * c.num_layers) ** 0.5
+        std = c.init_std / (2 * c.num_layers) ** 0.5
         self.down = Projection(c, (c.d_ff,), (c.d_model,), ("mlp", "embed"), std=std)
 
     def __call__(self, x: Array) -> Array:
@@ -223,7 +223,7 @@ class Transformer(nn.Module):
         """Names the parts; layers are stacked along a leading "layers" axis."""
         c = self.config
         dtype = jnp.dtype(c.param_dtype)
-        normal = nn.initializers.normal(_INIT_STD)
+        normal = nn.initializers.normal(c.init_std)
         self.embedding = self.param(
             "embedding",
             nn.with_logical_partitioning(normal, ("vocab", "embed")),

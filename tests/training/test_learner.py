@@ -1,0 +1,391 @@
+"""The learner: minibatches, exact accumulation, meshes, finite checks, determinism."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax.sharding import NamedSharding, PartitionSpec
+from tiny import Markov, fast_compile, ragged_rollout  # noqa: F401
+
+from dfpo_jax.algorithms import (
+    DFPOConfig,
+    FlowCriticConfig,
+    PolicyConfig,
+    PPOConfig,
+    dfpo,
+    ppo,
+    sft,
+)
+from dfpo_jax.algorithms.base import Algorithm, Batch, Context
+from dfpo_jax.algorithms.critic import CriticConfig
+from dfpo_jax.models import Transformer
+from dfpo_jax.sharding import create_mesh
+from dfpo_jax.training.config import OptimizerConfig
+from dfpo_jax.training.learner import (
+    Learner,
+    Schedule,
+    accumulate_gradients,
+    init_state,
+    update,
+)
+from dfpo_jax.training.optim import make_optimizer
+from dfpo_jax.types import Term
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+FLOW = FlowCriticConfig(
+    num_samples=4,
+    num_steps=1,
+    solver="euler",
+    num_quantiles=5,
+    dcfm_weight=0.5,
+    uncertainty="discount",
+)
+ONCE = Schedule()
+POLICY = {
+    "kl_coefficient": 0.1,
+    "entropy_coefficient": 0.01,
+    "overlong": "bootstrap",
+    # The sampler's log-probabilities are far from the policy's here: ratios differ from 1.
+    "recompute_log_probs": False,
+}
+
+
+def make_algorithm(name, model, warmup=0, **policy):
+    policy, critic = PolicyConfig(**{**POLICY, **policy}), CriticConfig(warmup=warmup)
+    if name == "ppo":
+        return ppo(model, PPOConfig(policy, critic), 0.8)
+    return dfpo(model, DFPOConfig(policy, critic, FLOW, tiny.HEAD), 0.8)
+
+
+def make_optimizers(name):
+    optimizer = optax.sgd(0.05)
+    if name == "adamw":
+        optimizer = make_optimizer(OptimizerConfig(learning_rate=0.01), 10)
+    return {"policy": optimizer, "critic": optimizer}
+
+
+@functools.cache
+def make_learner(name, optimizers="sgd", schedule=ONCE, mesh=(1, 1, 1), warmup=0):
+    model = Markov()
+    return Learner(
+        model,
+        make_algorithm(name, model, warmup=warmup),
+        make_optimizers(optimizers),
+        schedule,
+        create_mesh(*mesh),
+        keep_reference=True,
+        kl_coefficient=0.2,
+    )
+
+
+def close(first, second, tolerance=1e-5):
+    """Every array equal up to a share of its own largest entry."""
+
+    def one(a, b):
+        a, b = np.asarray(a), np.asarray(b)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max() + 1e-7)
+
+    jax.tree.map(one, first, second)
+
+
+def moved(before, after):
+    """Which arrays differ."""
+    pairs = zip(*map(jax.tree.leaves, (before, after)), strict=True)
+    return [bool(np.any(np.asarray(a) != np.asarray(b))) for a, b in pairs]
+
+
+def host_copy(state):
+    """A copy that survives donation, without the key."""
+    return jax.tree.map(np.array, state.replace(key=None))
+
+
+# --- accumulation -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "aggregation"),
+    [("ppo", "token_mean"), ("ppo", "sequence_mean"), ("dfpo", "token_mean")],
+)
+def test_micro_batches_change_nothing(name, aggregation):
+    algorithm = make_algorithm(name, Markov(), aggregation=aggregation)
+    state, key = tiny.make_state(algorithm), jax.random.key(5)
+    batch, context = jax.jit(algorithm.prepare)(state, ragged_rollout(), key)
+    params = tiny.randomised(state.params, seed=8, scale=0.1)
+    # The pieces hold different numbers of tokens, and one of four at most one sequence.
+    lengths = np.asarray(batch.mask).sum(axis=1)
+    assert lengths.reshape(4, 2).sum(axis=1).tolist() != [lengths.sum() / 4] * 4
+
+    def run(pieces):
+        return jax.jit(
+            lambda *inputs: accumulate_gradients(algorithm, *inputs, key, microbatches=pieces)
+        )(params, batch, context)
+
+    whole = run(1)
+    for pieces in (2, 4):
+        close(run(pieces), whole)
+    if name == "ppo":  # and one piece is the objective's own gradient
+        terms, grads = tiny.evaluator(algorithm)(params, batch, context, key)
+        means = {name: t.total / jnp.maximum(t.count, 1) for name, t in terms.items()}
+        close(whole, (grads["params"], means))
+
+
+# --- meshes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ppo", "dfpo"])
+def test_a_mesh_of_eight_equals_one_device(name):
+    model, results = Transformer(tiny.DECODER), []
+    algorithm, start = make_algorithm(name, model), None
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        optimizers, mesh = make_optimizers("sgd"), create_mesh(*sizes)
+        learner = Learner(model, algorithm, optimizers, ONCE, mesh, keep_reference=True)
+        if start is None:
+            start = host_copy(learner.start(jax.random.key(0)))
+            start = start.replace(
+                params=tiny.randomised(start.params), kl_coefficient=np.float32(0.2)
+            )
+        state = jax.device_put(start.replace(key=jax.random.key(1)), learner.state_shardings)
+        batch, context = learner.prepare(state, ragged_rollout())
+        state, metrics = learner.update(state, batch, context)
+        leaves = jax.tree.leaves(state.params)
+        assert {len(x.sharding.device_set) for x in leaves} == {int(np.prod(sizes))}
+        results.append(jax.device_get((batch.advantages, state.params, metrics)))
+    one, eight = results
+    assert all(moved(start.params, one[1]))
+    close(eight[:2], one[:2])
+    for key, value in one[2].items():
+        np.testing.assert_allclose(eight[2][key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def test_every_array_of_a_state_has_a_sharding():
+    model = Transformer(tiny.UNTIED)
+    algorithm = make_algorithm("dfpo", model)
+    optimizers, mesh = make_optimizers("adamw"), create_mesh(2, 2, 2)
+    learner = Learner(model, algorithm, optimizers, ONCE, mesh, keep_reference=True)
+    abstract, shardings = learner.abstract_state, learner.state_shardings
+    chex.assert_trees_all_equal_structs(
+        jax.tree.map(lambda x: 0, abstract), jax.tree.map(lambda x: 0, shardings)
+    )
+    assert all(isinstance(x.sharding, NamedSharding) for x in jax.tree.leaves(abstract))
+    policy, critic = shardings.params["policy"], shardings.params["critic"]
+    assert policy["embedding"].spec == PartitionSpec("tensor", "fsdp")
+    assert policy["layers"]["mlp"]["up"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
+    assert critic["trunk"] == {k: v for k, v in policy.items() if k != "head"}
+    assert critic["head"]["trunk"]["kernel"].spec == PartitionSpec("fsdp", None)
+    assert shardings.reference == policy
+    # Moments lie where their parameters do; the rest of an optimizer's state is on all devices.
+    for name, moments in shardings.opt_state.items():
+        found = [x.spec for x in jax.tree.leaves(moments)]
+        specs = [x.spec for x in jax.tree.leaves(shardings.params[name])]
+        for spec in set(specs) - {PartitionSpec(), PartitionSpec(None)}:
+            assert found.count(spec) == 2 * specs.count(spec)
+
+
+def test_states_are_born_sharded_and_stay_so():
+    learner = make_learner("ppo", "adamw", mesh=(2, 2, 2))
+    policy = tiny.markov_params(7)
+    state = learner.start(jax.random.key(0), policy)
+
+    def check(state):
+        for x, s in zip(*map(jax.tree.leaves, (state, learner.state_shardings)), strict=True):
+            assert x.sharding.is_equivalent_to(s, x.ndim)
+
+    check(state)
+    jax.tree.map(np.testing.assert_array_equal, state.params["policy"], policy)
+    jax.tree.map(np.testing.assert_array_equal, state.reference, policy)
+    assert not state.params["policy"]["embedding"].sharding.is_fully_replicated
+    assert (int(state.step), float(state.kl_coefficient)) == (0, np.float32(0.2))
+    batch, context = learner.prepare(state, ragged_rollout())
+    old = state
+    state, _ = learner.update(state, batch, context)
+    check(state)
+    jax.tree.map(np.testing.assert_array_equal, state.reference, policy)
+    # The old state was donated.
+    assert all(x.is_deleted() for x in jax.tree.leaves(old.params))
+    with pytest.raises(ValueError, match="has 3 rows"):
+        learner.prepare(state, tiny.take(ragged_rollout(), slice(3)))
+
+
+# --- whole iterations ---------------------------------------------------------------------------
+
+
+def iterate(learner, key, count):
+    """Iterations on different rollouts: copies of all states, and all metrics."""
+    state = learner.start(key)
+    states, history = [host_copy(state)], []
+    for n in range(count):
+        batch, context = learner.prepare(state, ragged_rollout(n))
+        state, metrics = learner.update(state, batch, context)
+        states.append(host_copy(state))
+        history.append(metrics)
+    return states, history
+
+
+@pytest.mark.parametrize("name", ["ppo", "dfpo"])
+def test_runs_repeat_bit_by_bit_and_compile_once(name):
+    learner = make_learner(name, "adamw", Schedule(epochs=2, minibatches=2))
+    first = iterate(learner, jax.random.key(0), 1)
+    traced = len(learner.model.shapes)
+    again = iterate(learner, jax.random.key(0), 2)
+    assert len(learner.model.shapes) == traced
+    states, history = again
+    chex.assert_trees_all_equal(first, (states[:2], history[:1]))
+    assert [int(state.step) for state in states] == [0, 1, 2]
+    assert all(moved(states[1].params, states[2].params))
+    assert history[0] != history[1]
+    assert all(type(x) is float for x in history[0].values())
+    assert {"policy/gradient_norm", "critic/gradient_norm", "policy/loss"} <= set(history[0])
+
+
+def test_the_key_decides():
+    learner = make_learner("ppo")
+    first, other = (iterate(learner, jax.random.key(seed), 0)[0][0] for seed in (0, 1))
+    differ = jax.tree.map(lambda a, b: np.any(a != b), first.params, other.params)
+    assert differ["policy"] == {"embedding": True, "head": True}
+    assert first.reference["head"].tolist() == first.params["policy"]["head"].tolist()
+
+
+def test_the_policy_rests_while_the_critic_warms_up():
+    learner = make_learner("ppo", "adamw", warmup=1)
+    (start, warm, trained), _ = iterate(learner, jax.random.key(0), 2)
+    chex.assert_trees_all_equal(
+        *[(s.params["policy"], s.opt_state["policy"]) for s in (start, warm)]
+    )
+    assert any(moved(start.params["critic"], warm.params["critic"]))
+    assert all(moved(warm.params["policy"], trained.params["policy"]))
+
+
+def test_predictions_come_as_host_arrays_or_none():
+    rollout, learner = ragged_rollout(), make_learner("dfpo", mesh=(2, 2, 1))
+    state = learner.start(jax.random.key(0))
+    quantiles = learner.predict(state, rollout)
+    assert isinstance(quantiles, np.ndarray) and quantiles.shape == (8, 5, FLOW.num_quantiles)
+    assert learner.trajectories(state, rollout).shape == (17, 8, FLOW.num_quantiles)
+    scalar = make_learner("ppo")
+    assert scalar.trajectories(state, rollout) is None
+    model = Markov()
+    optimizers = {"policy": optax.sgd(0.1)}
+    supervised = Learner(model, sft(model), optimizers, ONCE, create_mesh())
+    assert supervised.predict(state, rollout) is None
+    state = supervised.start(jax.random.key(0))
+    assert set(state.params) == set(state.opt_state) == {"policy"} and state.reference is None
+
+
+# --- the update by hand -------------------------------------------------------------------------
+
+
+def toy(root=False):
+    """Row r's gradient is its advantage; the critic's is a random number.
+
+    With `root` the policy's loss is 0 and its gradient, a root's at 0, is not finite.
+    """
+
+    def init(key, policy_params):
+        del key, policy_params
+        return {"policy": {"rows": jnp.zeros(8)}, "critic": {"bias": jnp.zeros(())}}
+
+    def prepare(state, rollout, key):
+        ones = jnp.ones(len(rollout.tokens))
+        batch = Batch(
+            row=jnp.arange(8),
+            sequence=ones,
+            valid=ones,
+            tokens=rollout.tokens,
+            mask=ones,
+            old_log_probs=ones,
+            ref_log_probs=None,
+            importance=ones,
+            advantages=rollout.rewards,
+        )
+        return batch, Context(jnp.copy(state.kl_coefficient), jnp.float32(1.0))
+
+    def loss(params, batch, context, key):
+        values = params["policy"]["rows"][batch.row]
+        values = jnp.sqrt(jnp.abs(values)) if root else values * batch.advantages
+        count = jnp.float32(len(batch.row))
+        noise = params["critic"]["bias"] * jax.random.uniform(key)
+        return {
+            "policy/loss": Term(jnp.sum(values), count, 1.0),
+            "critic/loss": Term(noise * count, count, 1.0),
+        }
+
+    return Algorithm(init, prepare, loss)
+
+
+def run_toy(schedule, rewards=None, root=False, step=0):
+    algorithm, optimizers = toy(root), {n: optax.sgd(1.0) for n in ("policy", "critic")}
+    state = init_state(algorithm, optimizers, {}, jax.random.key(0), keep_reference=False)
+    state = state.replace(step=jnp.int32(step))
+    rollout = ragged_rollout()
+    rollout = rollout.replace(rewards=np.ones(8, np.float32) if rewards is None else rewards)
+    batch, context = algorithm.prepare(state, rollout, None)
+    run = functools.partial(update, algorithm=algorithm, optimizers=optimizers, schedule=schedule)
+    return state, *jax.jit(run)(state, batch, context)
+
+
+@pytest.mark.parametrize("schedule", [(1, 1, 1), (1, 4, 1), (3, 2, 2), (2, 1, 8)])
+@pytest.mark.parametrize("step", [0, 3])
+def test_every_epoch_visits_every_row_once(schedule, step):
+    schedule = Schedule(*schedule)
+    before, after, metrics, finite = run_toy(schedule, step=step)
+    assert int(after.step) == step + 1
+    size = 8 // schedule.minibatches
+    np.testing.assert_allclose(after.params["policy"]["rows"], -schedule.epochs / size, rtol=1e-6)
+    # One key for each update, from the run's key, the iteration and the update's number.
+    updates = schedule.epochs * schedule.minibatches
+    key = jax.random.fold_in(before.key, step)
+    draws = [jax.random.uniform(jax.random.fold_in(key, n)) for n in range(updates)]
+    np.testing.assert_allclose(after.params["critic"]["bias"], -sum(draws), rtol=1e-5)
+    np.testing.assert_allclose(metrics["critic/gradient_norm"], np.mean(draws), rtol=1e-5)
+    assert all(jax.tree.leaves(finite))
+
+
+def test_minibatches_are_drawn_anew_each_iteration():
+    """Rows of one minibatch get the size of its common gradient when one of them is skipped."""
+    rewards, groups = np.ones(8, np.float32), []
+    rewards[0] = np.nan
+    for step in range(4):
+        _, after, _, _ = run_toy(Schedule(1, 4), rewards, step=step)
+        groups.append(tuple(np.flatnonzero(np.asarray(after.params["policy"]["rows"]) == 0)))
+    assert all(len(rows) == 2 and rows[0] == 0 for rows in groups)
+    assert len(set(groups)) > 1
+
+
+def test_an_update_that_is_not_finite_changes_nothing():
+    rewards = np.ones(8, np.float32)
+    rewards[3] = np.inf
+    before, after, _, finite = run_toy(Schedule(), rewards)
+    chex.assert_trees_all_equal(after.params, before.params)
+    chex.assert_trees_all_equal(after.opt_state, before.opt_state)
+    assert not finite["gradient"]["policy"]["rows"] and not finite["loss"]["policy/loss"]
+    assert finite["gradient"]["critic"]["bias"] and finite["loss"]["critic/loss"]
+    # Only the minibatch with the row is lost.
+    _, after, _, finite = run_toy(Schedule(1, 2), rewards)
+    moved = np.asarray(after.params["policy"]["rows"])
+    assert np.all(np.isfinite(moved)) and (moved != 0).sum() == 4 and moved[3] == 0
+    assert not finite["gradient"]["policy"]["rows"]
+    # A finite loss does not hide a gradient that is none.
+    before, after, _, finite = run_toy(Schedule(), root=True)
+    chex.assert_trees_all_equal(after.params, before.params)
+    assert finite["loss"]["policy/loss"] and not finite["gradient"]["policy"]["rows"]
+
+
+def test_what_is_not_finite_is_named():
+    rollout = ragged_rollout()
+    rollout = rollout.replace(rewards=np.full(8, np.nan, np.float32))
+    learner = Learner(Markov(), toy(), make_optimizers("sgd"), ONCE, create_mesh())
+    state = learner.start(jax.random.key(0))
+    state = state.replace(step=jax.device_put(jnp.int32(6), state.step.sharding))
+    with pytest.raises(FloatingPointError) as error:
+        learner.update(state, *learner.prepare(state, rollout))
+    assert str(error.value) == "iteration 6: not finite: gradient/policy/rows, loss/policy/loss"
+    learner = make_learner("ppo")
+    state = learner.start(jax.random.key(0))
+    with pytest.raises(FloatingPointError, match=r"iteration 0: not finite: .* and \d+ more"):
+        learner.update(state, *learner.prepare(state, rollout))
