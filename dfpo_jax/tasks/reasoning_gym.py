@@ -53,6 +53,7 @@ class ReasoningGymTask(Task):
         prompt: str = "{question}",
         held_out_percent: int = 10,
         solved_at: float = 1.0,
+        partial_credit: bool = True,
     ):
         """Creates the data set and checks every argument.
 
@@ -67,6 +68,8 @@ class ReasoningGymTask(Task):
           held_out_percent: expected share of held-out prompts, 0 to 99 (at least 1 for the
             held-out split itself).
           solved_at: in (0, 1].
+          partial_credit: whether a response scored below `solved_at` keeps its score; otherwise
+            rewards are 1 (solved) or 0.
 
         Raises:
           ValueError: naming the argument, its value and what is allowed.
@@ -83,6 +86,7 @@ class ReasoningGymTask(Task):
             raise ValueError(f"solved_at={solved_at} must be in (0, 1]")
         self.name = dataset
         self.solved_at = solved_at
+        self._partial_credit = partial_credit
         self.verifier_errors = 0
         self._dataset = _create(dataset, dict(parameters))
         self._size = self._dataset.size
@@ -112,7 +116,7 @@ class ReasoningGymTask(Task):
         return self._draw(count, stream=_ITEMS, step=0, distinct=True)
 
     def score(self, item: Item, response: str) -> float:
-        """The data set's own score of the stripped response, in [0, 1].
+        """The data set's own score of the stripped response, in [0, 1]; 0 or 1 without part credit.
 
         A verifier that raises, or whose score is outside [0, 1], is counted in `verifier_errors`,
         logged once per item, and gives 0.
@@ -133,7 +137,7 @@ class ReasoningGymTask(Task):
                     exc_info=True,
                 )
             return self.reward_range[0]
-        return score
+        return score if self._partial_credit else float(score >= self.solved_at)
 
     def _draw(self, count: int, *, stream: int, step: int, distinct: bool) -> list[Item]:
         share = self._percent if self._held_out else 100 - self._percent

@@ -42,6 +42,7 @@ class TaskConfig:
       prompt: format string over an entry of the data set.
       held_out_percent: share of prompts kept for evaluation, by a hash of their text.
       solved_at: reward from which a response counts as correct.
+      partial_credit: whether responses below `solved_at` keep their score as reward.
       seed: seed of the prompts drawn.
     """
 
@@ -51,6 +52,7 @@ class TaskConfig:
     prompt: str = "{question}"
     held_out_percent: int = 10
     solved_at: float = 1.0
+    partial_credit: bool = True
     seed: int = 0
 
     def __post_init__(self):

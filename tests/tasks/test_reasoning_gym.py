@@ -278,3 +278,14 @@ def test_negative_step():
 def test_only_train_split():
     task = sums(held_out_percent=0)
     assert len(task.batch(0, 100)) == 100
+
+
+def test_without_partial_credit_rewards_are_zero_or_one():
+    settings = {"min_word_len": 5, "max_word_len": 5}
+    graded = ReasoningGymTask("spell_backward", settings)
+    exact = ReasoningGymTask("spell_backward", settings, partial_credit=False)
+    item = graded.batch(0, 1)[0]
+    close = item.answer[:-1] + "?"
+    assert 0.0 < graded.score(item, close) < 1.0
+    assert exact.score(item, close) == 0.0
+    assert exact.score(item, item.answer) == 1.0

@@ -1,0 +1,135 @@
+"""A whole run in miniature: files it leaves, exact repetition, exact resume, refusals."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from dfpo_jax.training.config import default_config, parse_config
+from dfpo_jax.training.loop import open_workdir, train, update_value_units
+from dfpo_jax.training.metrics import read_metrics
+from dfpo_jax.training.run import build_run
+
+
+def tiny(**train_settings):
+    config = default_config()
+    config.task.parameters = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    config.task.prompt = "{metadata[expression]}="
+    config.out_of_domain = config.task.copy_and_resolve_references()
+    config.out_of_domain.parameters = {"min_terms": 3, "max_terms": 3, "max_digits": 1}
+    config.out_of_domain.held_out_percent = 50
+    config.noise.false_positive = 0.2
+    config.model.update(
+        vocab_size=24, d_model=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32
+    )
+    config.sampling.max_new_tokens = 3
+    config.warm_start.update(steps=2, batch_size=8)
+    config.train.update(iterations=4, prompts=4, samples=2, prompt_length=6)
+    config.train.update(**train_settings)
+    config.evaluation.update(every=2, items=16, critic_prompts=4, critic_samples=2)
+    config.checkpoint.every = 2
+    config.log.tensorboard = False
+    config.mesh.update(data=1, fsdp=1)
+    return config
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def run_in(workdir, config, resume=False):
+    run = build_run(parse_config(config))
+    open_workdir(workdir, run.config, resume)
+    return train(run, workdir)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, run_in(workdir, tiny())
+
+
+def test_a_run_leaves_results_report_metrics_and_checkpoints(finished):
+    workdir, results = finished
+    assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
+    for name in ("in_domain", "out_of_domain"):
+        assert set(results[name]) == {"before", "after"}
+        assert all(0.0 <= value <= 1.0 for value in results[name].values())
+    assert results["seed"] == 0 and results["config"]["train"]["iterations"] == 4
+    assert results["seconds"] > 0 and results["peak_memory_bytes"] > 2**20
+    rows = read_metrics(workdir)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert "eval/in_domain/accuracy" in rows[0] and "eval/critic/crps" in rows[4]
+    assert "critic/anchor" in rows[1] and "rollout/clean_reward" in rows[1]
+    assert "<html" in (workdir / "report.html").read_text()
+    assert (workdir / "checkpoints" / "4").is_dir()
+
+
+def test_the_same_seed_gives_identical_metrics(finished, tmp_path):
+    run_in(tmp_path, tiny())
+    assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(finished[0]))
+
+
+def test_a_stopped_run_resumes_exactly(finished, tmp_path, monkeypatch):
+    from dfpo_jax.training import loop
+
+    real = loop.iteration
+
+    def dies(run, state):
+        if int(state.step) == 3:
+            raise KeyboardInterrupt
+        return real(run, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "iteration", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run_in(tmp_path, tiny())
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3]
+    resumed = run_in(tmp_path, tiny(), resume=True)
+    assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(finished[0]))
+    for name in ("in_domain", "out_of_domain"):
+        assert resumed[name] == finished[1][name]
+
+
+def test_a_used_directory_is_refused_and_left_alone(finished):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="already holds a run; pass --resume"):
+        run_in(workdir, tiny())
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.task.update(dataset="chain_summ"), "chain_sum"),
+        (lambda c: c.train.update(prompt_length=4), "prompt_length is 4"),
+        (lambda c: c.sampling.update(max_new_tokens=2), "max_new_tokens is 2"),
+        (lambda c: c.model.update(vocab_size=5), "the tokenizer has"),
+        (lambda c: c.tokenizer.update(alphabet="012+="), "'"),
+        (lambda c: c.mesh.update(data=3), "must divide"),
+        (lambda c: c.mesh.update(data=64), "exceeds the device count"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_compiles(change, message):
+    config = tiny()
+    change(config)
+    with jax.log_compiles(False), pytest.raises(ValueError, match=message):
+        build_run(parse_config(config))
+
+
+def test_value_units_follow_the_range_or_the_rewards_seen():
+    run = build_run(parse_config(tiny()))
+    state = run.learner.start(jax.random.key(0))
+    declared = update_value_units(state, [0.0, 5.0], (0.0, 1.0))
+    assert (float(declared.value_shift), float(declared.value_scale)) == (0.5, 0.5)
+    rewards = [float(x) for x in range(11)]
+    first = update_value_units(state, rewards, None)
+    assert (float(first.value_shift), float(first.value_scale)) == (5.0, 4.0)
+    later = dataclasses.replace(first, step=first.step + 1)
+    moved = update_value_units(later, [x + 20.0 for x in rewards], None)
+    assert float(moved.value_shift) == pytest.approx(0.95 * 5 + 0.05 * 25)
+    assert float(moved.value_scale) == pytest.approx(4.0)
+    constant = update_value_units(state, [2.0, 2.0], None)
+    assert float(constant.value_scale) == pytest.approx(1e-3)
