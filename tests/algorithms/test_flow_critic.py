@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -314,8 +315,6 @@ def test_a_bimodal_return_is_learned():
     odds, rows = jnp.asarray([0.8, 0.3]), 16
     features = jnp.broadcast_to(jnp.eye(2), (rows, 2, 2))
     shape = (rows, 2, config.num_samples)
-    params = head.init(jax.random.key(0), features, jnp.zeros(shape), 0.0, 0.0)
-    params = jax.tree.map(jnp.asarray, tiny.nn.unbox(params))
     steps = 500
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
 
@@ -341,14 +340,15 @@ def test_a_bimodal_return_is_learned():
         return (optax.apply_updates(params, updates), moments), None
 
     @jax.jit
-    def train(params):
+    def train():
+        params = nn.unbox(head.init(jax.random.key(0), features, jnp.zeros(shape), 0.0, 0.0))
         keys = jax.random.split(jax.random.key(1), steps)
         (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), keys)
         learned = velocity(params, features[:1])
         integrated = dataclasses.replace(config, inference="ode", num_steps=16)
         return [flow_critic.state_quantiles(c, learned, (1, 2))[0] for c in (config, integrated)]
 
-    one_step, integrated = (np.asarray(x) for x in train(params))
+    one_step, integrated = (np.asarray(x) for x in train())
     rng = np.random.default_rng(0)
     for state, up in enumerate([0.8, 0.3]):
         levels = (np.arange(20) + 0.5) / 20

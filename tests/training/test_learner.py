@@ -43,7 +43,9 @@ FLOW = FlowCriticConfig(
     num_steps=1,
     solver="euler",
     num_quantiles=5,
+    inference="ode",
     dcfm_weight=0.5,
+    geometry_weight=0.0,
     uncertainty="discount",
 )
 ONCE = Schedule()
@@ -138,25 +140,30 @@ def test_micro_batches_change_nothing(name, aggregation):
 # --- meshes -------------------------------------------------------------------------------------
 
 
+def run_on(learner, start):
+    """One iteration from a host state: advantages, parameters and metrics."""
+    state = jax.device_put(start.replace(key=jax.random.key(1)), learner.state_shardings)
+    batch, context = learner.prepare(state, ragged_rollout())
+    state, metrics = learner.update(state, batch, context)
+    size = {len(x.sharding.device_set) for x in jax.tree.leaves(state)}
+    assert size == {learner.mesh.size}
+    return jax.device_get((batch.advantages, state.params, metrics))
+
+
 @pytest.mark.parametrize("name", ["ppo", "dfpo"])
 def test_a_mesh_of_eight_equals_one_device(name):
-    model, results = Transformer(tiny.DECODER), []
-    algorithm, start = make_algorithm(name, model), None
-    for sizes in ((1, 1, 1), (2, 2, 2)):
-        optimizers, mesh = make_optimizers("sgd"), create_mesh(*sizes)
-        learner = Learner(model, algorithm, optimizers, ONCE, mesh, keep_reference=True)
-        if start is None:
-            start = host_copy(learner.start(jax.random.key(0)))
-            start = start.replace(
-                params=tiny.randomised(start.params), kl_coefficient=np.float32(0.2)
-            )
-        state = jax.device_put(start.replace(key=jax.random.key(1)), learner.state_shardings)
-        batch, context = learner.prepare(state, ragged_rollout())
-        state, metrics = learner.update(state, batch, context)
-        leaves = jax.tree.leaves(state.params)
-        assert {len(x.sharding.device_set) for x in leaves} == {int(np.prod(sizes))}
-        results.append(jax.device_get((batch.advantages, state.params, metrics)))
-    one, eight = results
+    meshes, learners = ((1, 1, 1), (2, 2, 2)), []
+    if name == "ppo":
+        learners = [make_learner("ppo", mesh=mesh) for mesh in meshes]
+    else:  # the decoder, its trunk shared
+        model = Transformer(tiny.DECODER)
+        config = DFPOConfig(PolicyConfig(), CriticConfig("shared"), FLOW, tiny.HEAD)
+        for mesh in meshes:
+            algorithm, optimizers = dfpo(model, config, 0.8), make_optimizers("sgd")
+            learners.append(Learner(model, algorithm, optimizers, ONCE, create_mesh(*mesh)))
+    start = host_copy(learners[0].start(jax.random.key(0)))
+    start = start.replace(params=tiny.randomised(start.params))
+    one, eight = (run_on(learner, start) for learner in learners)
     assert all(moved(start.params, one[1]))
     close(eight[:2], one[:2])
     for key, value in one[2].items():
@@ -188,7 +195,7 @@ def test_every_array_of_a_state_has_a_sharding():
 
 
 def test_states_are_born_sharded_and_stay_so():
-    learner = make_learner("ppo", "adamw", mesh=(2, 2, 2))
+    learner = make_learner("ppo", mesh=(2, 2, 2))
     policy = tiny.markov_params(7)
     state = learner.start(jax.random.key(0), policy)
 
@@ -227,9 +234,8 @@ def iterate(learner, key, count):
     return states, history
 
 
-@pytest.mark.parametrize("name", ["ppo", "dfpo"])
-def test_runs_repeat_bit_by_bit_and_compile_once(name):
-    learner = make_learner(name, "adamw", Schedule(epochs=2, minibatches=2))
+def test_runs_repeat_bit_by_bit_and_compile_once():
+    learner = make_learner("dfpo", "adamw", Schedule(epochs=2, minibatches=2))
     first = iterate(learner, jax.random.key(0), 1)
     traced = len(learner.model.shapes)
     again = iterate(learner, jax.random.key(0), 2)
@@ -262,14 +268,14 @@ def test_the_policy_rests_while_the_critic_warms_up():
 
 
 def test_predictions_come_as_host_arrays_or_none():
-    rollout, learner = ragged_rollout(), make_learner("dfpo", mesh=(2, 2, 1))
-    state = learner.start(jax.random.key(0))
+    rollout, model = ragged_rollout(), Markov()
+    optimizers, mesh = make_optimizers("sgd"), create_mesh(2, 2, 1)
+    algorithm = make_algorithm("dfpo", model)
+    learner, state = Learner(model, algorithm, optimizers, ONCE, mesh), tiny.make_state(algorithm)
     quantiles = learner.predict(state, rollout)
     assert isinstance(quantiles, np.ndarray) and quantiles.shape == (8, 5, FLOW.num_quantiles)
     assert learner.trajectories(state, rollout).shape == (17, 8, FLOW.num_quantiles)
-    scalar = make_learner("ppo")
-    assert scalar.trajectories(state, rollout) is None
-    model = Markov()
+    assert make_learner("ppo").trajectories(state, rollout) is None
     optimizers = {"policy": optax.sgd(0.1)}
     supervised = Learner(model, sft(model), optimizers, ONCE, create_mesh())
     assert supervised.predict(state, rollout) is None
@@ -318,22 +324,30 @@ def toy(root=False):
     return Algorithm(init, prepare, loss)
 
 
+@functools.cache
+def toy_update(schedule, root):
+    optimizers = {name: optax.sgd(1.0) for name in ("policy", "critic")}
+    run = functools.partial(
+        update, algorithm=toy(root), optimizers=optimizers, schedule=Schedule(*schedule)
+    )
+    return jax.jit(run), optimizers
+
+
 def run_toy(schedule, rewards=None, root=False, step=0):
-    algorithm, optimizers = toy(root), {n: optax.sgd(1.0) for n in ("policy", "critic")}
-    state = init_state(algorithm, optimizers, {}, jax.random.key(0), keep_reference=False)
+    run, optimizers = toy_update(schedule, root)
+    state = init_state(toy(root), optimizers, {}, jax.random.key(0), keep_reference=False)
     state = state.replace(step=jnp.int32(step))
     rollout = ragged_rollout()
     rollout = rollout.replace(rewards=np.ones(8, np.float32) if rewards is None else rewards)
-    batch, context = algorithm.prepare(state, rollout, None)
-    run = functools.partial(update, algorithm=algorithm, optimizers=optimizers, schedule=schedule)
-    return state, *jax.jit(run)(state, batch, context)
+    batch, context = toy(root).prepare(state, rollout, None)
+    return state, *run(state, batch, context)
 
 
 @pytest.mark.parametrize("schedule", [(1, 1, 1), (1, 4, 1), (3, 2, 2), (2, 1, 8)])
 @pytest.mark.parametrize("step", [0, 3])
 def test_every_epoch_visits_every_row_once(schedule, step):
-    schedule = Schedule(*schedule)
     before, after, metrics, finite = run_toy(schedule, step=step)
+    schedule = Schedule(*schedule)
     assert int(after.step) == step + 1
     size = 8 // schedule.minibatches
     np.testing.assert_allclose(after.params["policy"]["rows"], -schedule.epochs / size, rtol=1e-6)
@@ -351,7 +365,7 @@ def test_minibatches_are_drawn_anew_each_iteration():
     rewards, groups = np.ones(8, np.float32), []
     rewards[0] = np.nan
     for step in range(4):
-        _, after, _, _ = run_toy(Schedule(1, 4), rewards, step=step)
+        _, after, _, _ = run_toy((1, 4, 1), rewards, step=step)
         groups.append(tuple(np.flatnonzero(np.asarray(after.params["policy"]["rows"]) == 0)))
     assert all(len(rows) == 2 and rows[0] == 0 for rows in groups)
     assert len(set(groups)) > 1
@@ -360,18 +374,18 @@ def test_minibatches_are_drawn_anew_each_iteration():
 def test_an_update_that_is_not_finite_changes_nothing():
     rewards = np.ones(8, np.float32)
     rewards[3] = np.inf
-    before, after, _, finite = run_toy(Schedule(), rewards)
+    before, after, _, finite = run_toy((1, 1, 1), rewards)
     chex.assert_trees_all_equal(after.params, before.params)
     chex.assert_trees_all_equal(after.opt_state, before.opt_state)
     assert not finite["gradient"]["policy"]["rows"] and not finite["loss"]["policy/loss"]
     assert finite["gradient"]["critic"]["bias"] and finite["loss"]["critic/loss"]
     # Only the minibatch with the row is lost.
-    _, after, _, finite = run_toy(Schedule(1, 2), rewards)
+    _, after, _, finite = run_toy((1, 2, 1), rewards)
     moved = np.asarray(after.params["policy"]["rows"])
     assert np.all(np.isfinite(moved)) and (moved != 0).sum() == 4 and moved[3] == 0
     assert not finite["gradient"]["policy"]["rows"]
     # A finite loss does not hide a gradient that is none.
-    before, after, _, finite = run_toy(Schedule(), root=True)
+    before, after, _, finite = run_toy((1, 1, 1), root=True)
     chex.assert_trees_all_equal(after.params, before.params)
     assert finite["loss"]["policy/loss"] and not finite["gradient"]["policy"]["rows"]
 
