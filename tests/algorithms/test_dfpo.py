@@ -424,16 +424,6 @@ def test_single_tokens_and_empty_batches_are_finite():
         assert np.any(grads["params"]["critic"]["head"]["output"]["bias"]) == (count > 0)
 
 
-def test_context_does_not_share_memory_with_the_state():
-    """The learner donates the state while it still reads the context."""
-    this = case("own")
-    state = jax.device_put(this.state)
-    _, context = this.prepare(state, this.rollout, KEY)
-    mine = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(context)}
-    state = jax.tree.leaves(state.replace(key=None))
-    assert not mine & {x.unsafe_buffer_pointer() for x in state}
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

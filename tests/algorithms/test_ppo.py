@@ -236,13 +236,3 @@ def test_an_advantage_that_needs_a_distribution_is_refused():
             PPOConfig(PolicyConfig(advantage=advantage))
     with pytest.raises(ValueError, match="value_clip is -1"):
         PPOConfig(value_clip=-1.0)
-
-
-def test_context_does_not_share_memory_with_the_state():
-    """The learner donates the state while it still reads the context."""
-    this = case()
-    state = jax.device_put(this.state)
-    _, context = this.prepare(state, this.rollout, KEY)
-    mine = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(context)}
-    state = jax.tree.leaves(state.replace(key=None))
-    assert not mine & {x.unsafe_buffer_pointer() for x in state}
