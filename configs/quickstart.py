@@ -31,13 +31,17 @@ def get_config(arg=None):
         d_ff=256,
         init_std=0.1,
     )
-    config.train.update(iterations=100, prompts=128, samples=4, prompt_length=6, minibatches=2)
+    config.train.update(iterations=130, prompts=1024, samples=1, prompt_length=6, minibatches=4)
     config.sampling.max_new_tokens = 6
     config.warm_start.update(steps=130, batch_size=64)
     config.warm_start.optimizer.update(learning_rate=3e-3, warmup_steps=20, schedule="cosine")
-    config.policy_optimizer.update(learning_rate=5e-4, warmup_steps=10)
+    config.policy_optimizer.update(learning_rate=6e-4, warmup_steps=10, b1=0.95, b2=0.999)
+    config.critic_optimizer.update(learning_rate=1e-2, b2=0.999)
     config.policy.recompute_log_probs = False
-    config.critic.warmup = 5
+    # The head alone learns fast, and half of the compute is saved.
+    config.critic.update(trunk="detached", warmup=5)
+    config.flow.num_samples = 4
+    config.flow.num_quantiles = 16
     if arg == "heavy_tail":
         config.noise.spike_probability = 0.1
         config.policy.advantage = "rank"

@@ -3,7 +3,9 @@
 Any key of the configuration can be overridden: --config.train.iterations=20. See `configs/`.
 """
 
-from absl import flags, logging
+import logging
+
+from absl import flags
 from ml_collections import config_flags
 
 from dfpo_jax.training import command_line
@@ -25,7 +27,7 @@ def main(argv):
 
         run = build_run(parse_config(_CONFIG.value))
         open_workdir(_WORKDIR.value, run.config, _RESUME.value)
-    logging.set_verbosity(logging.INFO)
+    logging.getLogger("dfpo_jax").setLevel(logging.INFO)
     results = train(run, _WORKDIR.value)
     for name in run.evaluations:
         before, after = results[name]["before"], results[name]["after"]

@@ -9,17 +9,18 @@ from absl import app, flags
 
 
 def _fail(error: Exception) -> NoReturn:
-    text = " ".join(str(error).split())
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = " ".join(str(message).split())
     print(f"error: {text}", file=sys.stderr)
     sys.exit(2)
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a ValueError or a missing file inside into one line on stderr and exit code 2."""
+    """Turn a ValueError or an unreadable file inside into one line on stderr and exit code 2."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         _fail(error)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from dfpo_jax import ops
 from dfpo_jax.rollout.rollout import collect
@@ -22,6 +22,7 @@ from dfpo_jax.training.report import CriticSnapshot, Example, write_report
 from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run, warm_start
 from dfpo_jax.types import Rollout, TrainState
 
+_LOG = logging.getLogger(__name__)
 _UNIT_MOMENTUM = 0.05
 
 
@@ -173,7 +174,7 @@ def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[TrainSta
     """The state to go on from, and the first evaluation if it is to be logged."""
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(run.learner.abstract_state)
-        logging.info("continuing from iteration %d", int(state.step))
+        _LOG.info("continuing from iteration %d", int(state.step))
         return state, None
     policy = warm_start(run) if run.config.warm_start.steps > 0 else None
     state = run.learner.start(jax.random.fold_in(run.key, INIT), policy)

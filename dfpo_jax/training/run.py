@@ -1,9 +1,9 @@
 """From a configuration to the objects of a run, checked against each other; and the warm start."""
 
+import logging
 from dataclasses import dataclass, replace
 
 import jax
-from absl import logging
 from transformers import PreTrainedTokenizerBase
 
 from dfpo_jax.algorithms import ALGORITHMS, sft
@@ -16,6 +16,8 @@ from dfpo_jax.training.config import Config, TaskConfig
 from dfpo_jax.training.learner import Learner, Schedule
 from dfpo_jax.training.optim import make_optimizer
 from dfpo_jax.types import ArrayTree
+
+_LOG = logging.getLogger(__name__)
 
 # Folded into the run's key, one for each use.
 INIT, WARM_START, EVALUATE, CRITIC, ROLLOUT = range(5)
@@ -155,5 +157,5 @@ def warm_start(run: Run) -> ArrayTree:
         state, metrics = learner.update(state, *learner.prepare(state, rollout))
         if step % 50 == 49 or step == config.steps - 1:
             loss = metrics["policy/cross_entropy"]
-            logging.info("warm start %d/%d: cross-entropy %.3f", step + 1, config.steps, loss)
+            _LOG.info("warm start %d/%d: cross-entropy %.3f", step + 1, config.steps, loss)
     return state.params["policy"]
