@@ -42,6 +42,8 @@ def get_config(arg=None):
     config.critic.update(trunk="detached", warmup=5)
     config.flow.num_samples = 4
     config.flow.num_quantiles = 16
+    config.evaluation.every = 26
+    config.checkpoint.every = 26
     if arg == "heavy_tail":
         config.noise.spike_probability = 0.1
         config.policy.advantage = "rank"
