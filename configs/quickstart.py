@@ -40,8 +40,7 @@ def get_config(arg=None):
     config.policy.recompute_log_probs = False
     # The head alone learns fast, and half of the compute is saved.
     config.critic.update(trunk="detached", warmup=5)
-    config.flow.num_samples = 4
-    config.flow.num_quantiles = 16
+    config.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
     config.evaluation.every = 26
     config.checkpoint.every = 26
     if arg == "heavy_tail":
