@@ -55,7 +55,7 @@ class FlowCriticConfig:
     inference: str = "one_step"
     target_mode: str = "mixture"
     anchor_weight: float = 1.0
-    dcfm_weight: float = 0.0
+    dcfm_weight: float = 1.0
     dcfm_base: str = "keep"
     geometry: str = "map"
     geometry_weight: float = 1.0

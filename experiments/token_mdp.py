@@ -1,0 +1,172 @@
+"""Critics on a token MDP whose return distributions are known exactly.
+
+An episode is 6 tokens out of 3. Each (position, token) has a random score; the reward after the
+last token is Bernoulli(sigmoid(sum of the scores)), flipped with probability `--flip`, plus
+N(0, `--noise`^2). The return of every prefix is therefore a mixture of two Gaussians, at 0 and at
+1, whose weight is found by enumerating completions. Critics evaluate a fixed policy from the same
+episodes; the table shows how far they are from the truth in 19 states at depths 0 to 4.
+
+    python -m experiments.token_mdp                  # the main rows, 3 seeds
+    python -m experiments.token_mdp --rows=all       # and the ablation
+    python -m experiments.token_mdp --rows=scalar,dfpo --updates=200 --json=rows.json
+
+Columns, in reward units and averaged over states and seeds: `w1` to the truth at 32 levels;
+`w1_law` between the whole laws (32 atoms for the quantile critic, which knows no more; 512 points
+of the flow); errors of the mean and of the mean of the lowest 10 %; true mass of the interval
+between the 5 % and 95 % quantiles; network evaluations per sample at inference; training time.
+"""
+
+import dataclasses
+import json
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
+from experiments._token_mdp.critics import Row, evaluations, read, score, train
+from experiments._token_mdp.mdp import make_mdp, make_truth
+
+FLOW_RATE = 1.2e-2
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("updates", 1500, "Updates of 128 fresh episodes.")
+flags.DEFINE_integer("seeds", 3, "Seeds; each has its own MDP, states, episodes and parameters.")
+flags.DEFINE_float("flip", 0.2, "Probability that a reward is flipped.")
+flags.DEFINE_float("noise", 0.15, "Deviation of the Gaussian noise on rewards.")
+flags.DEFINE_enum("policy", "uniform", ["uniform", "random"], "The policy that is evaluated.")
+flags.DEFINE_string("rows", "main", 'Comma-separated names, "main" or "all".')
+flags.DEFINE_string("json", None, "File for the rows of the table.")
+
+
+def _flow(*readings: str, critic_lambda: float = 0.95, normalise: bool = True, **changes) -> Row:
+    """DFPO's default losses, with changes."""
+    flow = dataclasses.replace(FlowCriticConfig(), **changes)
+    readings = readings or ("midpoint 4", "one step")
+    return Row("flow", FLOW_RATE, critic_lambda, flow, normalise=normalise, readings=readings)
+
+
+def _quantile(critic_lambda: float, mode: str = "mixture") -> Row:
+    return Row("quantile", 2.4e-2, critic_lambda, FlowCriticConfig(target_mode=mode))
+
+
+VALUE_FLOWS = dict(
+    inference="ode",
+    solver="euler",
+    num_steps=10,
+    dcfm_weight=1.0,
+    dcfm_base="shift",
+    geometry_weight=0.0,
+    uncertainty="emphasize",
+    uncertainty_temperature=0.3,
+)
+OFF = dict(inference="ode", geometry_weight=0.0)
+MAIN = {
+    "scalar": Row("scalar", 8e-3),
+    "scalar, lambda .95": Row("scalar", 8e-3, 0.95),
+    "quantile": _quantile(1.0),
+    "quantile, lambda .95": _quantile(0.95),
+    "quantile, average, lambda .9": _quantile(0.9, "average"),
+    "value flows": _flow("Euler 10", "Euler 1 of the field", critic_lambda=0.0, **VALUE_FLOWS),
+    "dfpo": _flow("midpoint 4", "one step", "Euler 16", "Euler 1 of the field"),
+}
+ABLATION = {
+    "no dcfm": _flow(dcfm_weight=0.0),
+    "no geometry": _flow("midpoint 4", **OFF),
+    "reflow": _flow("midpoint 4", "Euler 1 of the field", inference="ode", geometry="reflow"),
+    "straight": _flow("midpoint 4", "Euler 1 of the field", inference="ode", geometry="straight"),
+    "cvar and upper gain": _flow(cvar_weight=0.1, upper_gain_weight=0.1),
+    "mean shift": _flow(mean_shift_weight=0.1),
+    "tail shape and curvature": _flow(tail_shape_weight=0.1, tail_curvature_weight=0.1),
+    "cvar and upper gain on returns": _flow(
+        cvar_weight=0.1, upper_gain_weight=0.1, risk_targets="returns"
+    ),
+    "emphasize": _flow(uncertainty="emphasize"),
+    "discount": _flow(uncertainty="discount"),
+    "not normalised": _flow(normalise=False),
+    "4 samples": _flow(num_samples=4),
+    "average targets, lambda .9": _flow(critic_lambda=0.9, target_mode="average"),
+    "lambda 1": _flow(critic_lambda=1.0),
+    "lambda .8": _flow(critic_lambda=0.8),
+}
+ROWS = MAIN | ABLATION
+
+
+def run_row(name: str, row: Row, mdps, truths, updates: int) -> list[dict]:
+    """Train on every seed and score every reading: one line of the table each."""
+    train_row = jax.jit(lambda mdp, key: train(row, updates, mdp, key))
+    train_row = train_row.lower(mdps[0], jax.random.key(0)).compile()
+    read_row = jax.jit(lambda params, tokens, depth: read(row, params, tokens, depth))
+    start = time.perf_counter()
+    params = [
+        jax.block_until_ready(train_row(mdp, jax.random.key(seed))) for seed, mdp in enumerate(mdps)
+    ]
+    seconds = time.perf_counter() - start
+    scores: dict[str, list] = {}
+    for mdp, truth, learned in zip(mdps, truths, params, strict=True):
+        for reading, both in read_row(learned, truth.tokens, truth.depth).items():
+            q, fine = (np.asarray(x, np.float64) for x in both)
+            scores.setdefault(reading, []).append(score(q, fine, truth, mdp.noise))
+    lines = []
+    for reading in row.readings or scores:  # jit sorts the keys of a dict
+        seeds = scores[reading]
+        line = {"row": name, "reading": reading, "evaluations": evaluations(reading)}
+        line |= {key: float(np.mean([s[key] for s in seeds])) for key in seeds[0]}
+        line |= {"ms_per_update": 1e3 * seconds / updates / len(mdps), "seconds": seconds}
+        lines.append(line)
+    return lines
+
+
+def select_rows(names: str) -> dict[str, Row]:
+    """Rows of --rows.
+
+    Raises:
+      ValueError: an unknown name; the message lists what there is.
+    """
+    if names in ("main", "all"):
+        return MAIN if names == "main" else ROWS
+    # Names contain commas themselves: take the longest name that fits.
+    chosen, rest = {}, names
+    while rest:
+        fits = [n for n in ROWS if rest == n or rest.startswith(n + ",")]
+        if not fits:
+            raise ValueError(f"--rows: {rest!r} does not start with one of {', '.join(ROWS)}")
+        name = max(fits, key=len)
+        chosen[name], rest = ROWS[name], rest[len(name) + 1 :]
+    return chosen
+
+
+def format_line(line: dict) -> str:
+    """One line of the table."""
+    name = line["row"] + (f": {line['reading']}" if line["reading"] else "")
+    figures = "  ".join(f"{line[k]:8.4f}" for k in ("w1", "w1_law", "mean", "cvar", "coverage"))
+    return (
+        f"{name:40s}  {figures}  {line['evaluations']:5d}"
+        f"  {line['ms_per_update']:9.1f}  {line['seconds']:7.1f}"
+    )
+
+
+def main(argv):
+    """Run the chosen rows, print the table, write it as JSON."""
+    del argv
+    rows = select_rows(FLAGS.rows)
+    mdps = [
+        make_mdp(jax.random.key(1000 + s), policy=FLAGS.policy, flip=FLAGS.flip, noise=FLAGS.noise)
+        for s in range(FLAGS.seeds)
+    ]
+    truths = [make_truth(mdp, np.random.default_rng(s)) for s, mdp in enumerate(mdps)]
+    titles = "  ".join(f"{k:>8s}" for k in ("w1", "w1_law", "mean", "cvar", "coverage"))
+    print(f"{'critic: reading':40s}  {titles}  evals  ms/update  seconds", flush=True)
+    lines = []
+    for name, row in rows.items():
+        for line in run_row(name, row, mdps, truths, FLAGS.updates):
+            lines.append(line)
+            print(format_line(line), flush=True)
+    if FLAGS.json:
+        with open(FLAGS.json, "w") as file:
+            json.dump(lines, file, indent=1)
+
+
+if __name__ == "__main__":
+    app.run(main)
