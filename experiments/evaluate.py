@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import jax
-from absl import flags
+from absl import flags, logging
 
 from dfpo_jax.training import command_line
 from dfpo_jax.training.checkpoint import Checkpointer
@@ -43,6 +43,7 @@ def load(workdir: str, step: int | None):
 
 def main(argv):
     """Evaluate and print."""
+    logging.set_verbosity(logging.WARNING)
     with command_line.user_errors():
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")

@@ -6,6 +6,7 @@ Any key of the configuration can be overridden: --config.train.iterations=20. Se
 import logging
 
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from dfpo_jax.training import command_line
@@ -27,6 +28,7 @@ def main(argv):
 
         run = build_run(parse_config(_CONFIG.value))
         open_workdir(_WORKDIR.value, run.config, _RESUME.value)
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells its every move otherwise
     logging.getLogger("dfpo_jax").setLevel(logging.INFO)
     results = train(run, _WORKDIR.value)
     for name in run.evaluations:
