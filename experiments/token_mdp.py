@@ -6,9 +6,9 @@ N(0, `--noise`^2). The return of every prefix is therefore a mixture of two Gaus
 1, whose weight is found by enumerating completions. Critics evaluate a fixed policy from the same
 episodes; the table shows how far they are from the truth in 19 states at depths 0 to 4.
 
-    python -m experiments.token_mdp                  # the main rows, 3 seeds
-    python -m experiments.token_mdp --rows=all       # and the ablation
-    python -m experiments.token_mdp --rows=scalar,dfpo --updates=200 --json=rows.json
+    python experiments/token_mdp.py                  # the main rows, 3 seeds
+    python experiments/token_mdp.py --rows=all       # and the ablation
+    python experiments/token_mdp.py --rows=scalar,dfpo --updates=200 --json=rows.json
 
 Columns, in reward units and averaged over states and seeds: `w1` to the truth at 32 levels;
 `w1_law` between the whole laws (32 atoms for the quantile critic, which knows no more; 512 points
@@ -22,11 +22,11 @@ import time
 
 import jax
 import numpy as np
+from _token_mdp.critics import Row, evaluations, read, score, train
+from _token_mdp.mdp import make_mdp, make_truth
 from absl import app, flags
 
 from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
-from experiments._token_mdp.critics import Row, evaluations, read, score, train
-from experiments._token_mdp.mdp import make_mdp, make_truth
 
 FLOW_RATE = 1.2e-2
 

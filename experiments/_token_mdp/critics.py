@@ -7,13 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-
-from dfpo_jax import ops
-from dfpo_jax.algorithms import flow_critic
-from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
-from dfpo_jax.models import QuantileHead, ScalarHead, ValueFlow, ValueFlowConfig, value_flow
-from dfpo_jax.types import Array
-from experiments._token_mdp.mdp import (
+from _token_mdp.mdp import (
     FINE,
     LENGTH,
     QUANTILES,
@@ -24,6 +18,12 @@ from experiments._token_mdp.mdp import (
     mixture_cdf,
     sample_episodes,
 )
+
+from dfpo_jax import ops
+from dfpo_jax.algorithms import flow_critic
+from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
+from dfpo_jax.models import QuantileHead, ScalarHead, ValueFlow, ValueFlowConfig, value_flow
+from dfpo_jax.types import Array
 
 WIDTH = 64
 BATCH, REFRESH = 128, 10  # episodes per update; updates between two freezes of the critic

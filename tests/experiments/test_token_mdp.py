@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import token_mdp
+from _token_mdp import critics, mdp
 from absl.testing import flagsaver
 from tiny import fast_compile  # noqa: F401
-
-from experiments import token_mdp
-from experiments._token_mdp import critics, mdp
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
