@@ -87,6 +87,7 @@ class TrainState:
 
     Attributes:
       step: [] int32, finished iterations.
+      skipped: [] int32, updates in a row, up to the last one, that were not finite.
       params: dict with "policy" and, for algorithms with one, "critic".
       opt_state: dict with the same keys: optimizer states.
       reference: policy parameters the KL is measured against, or None.
@@ -97,6 +98,7 @@ class TrainState:
     """
 
     step: Array
+    skipped: Array
     params: ArrayTree
     opt_state: ArrayTree
     reference: ArrayTree | None

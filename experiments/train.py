@@ -1,9 +1,13 @@
 """Train a configuration: python experiments/train.py --config=configs/quickstart.py --workdir=DIR.
 
 Any key of the configuration can be overridden: --config.train.iterations=20. See `configs/`.
+
+Exit codes: 0 done; 1 stopped by an error during training; 2 bad configuration or flags; 75 stopped
+by SIGTERM or SIGINT with its state saved, to be started again with --resume.
 """
 
 import logging
+import sys
 
 from absl import flags
 from absl import logging as absl_logging
@@ -24,13 +28,22 @@ def main(argv):
             raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
         from dfpo_jax.training.config import parse_config
         from dfpo_jax.training.loop import open_workdir, train
+        from dfpo_jax.training.preemption import EXIT_CODE, Preempted
         from dfpo_jax.training.run import build_run
 
         run = build_run(parse_config(_CONFIG.value))
         open_workdir(_WORKDIR.value, run.config, _RESUME.value)
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells its every move otherwise
     logging.getLogger("dfpo_jax").setLevel(logging.INFO)
-    results = train(run, _WORKDIR.value)
+    try:
+        results = train(run, _WORKDIR.value)
+    except Preempted as stop:
+        print(f"{stop}; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    except (FloatingPointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        print("the newest complete checkpoint is intact; --resume goes on from it", file=sys.stderr)
+        sys.exit(1)
     for name in run.evaluations:
         before, after = results[name]["before"], results[name]["after"]
         print(

@@ -47,8 +47,8 @@ algorithms.policy
 algorithms.critic algorithms.flow_critic
 algorithms.ppo algorithms.dfpo algorithms.sft
 algorithms
-training.config
-training.optim training.metrics training.command_line
+training.config training.config_diff
+training.optim training.metrics training.command_line training.preemption
 training.learner training.checkpoint training.evaluate training.charts
 training.report training.run
 training.loop

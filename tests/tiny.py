@@ -142,6 +142,7 @@ def make_state(algorithm, policy=None, step=0, kl_coefficient=0.2, shift=0.4, sc
     critic = {k: randomised(v, seed=1) for k, v in params.items() if k != "policy"}
     return TrainState(
         step=jnp.int32(step),
+        skipped=jnp.int32(0),
         params={"policy": policy, **critic},
         opt_state=None,
         reference=randomised(policy, seed=2, scale=0.1),

@@ -105,17 +105,22 @@ def score(task: Task, items: Sequence[Item], texts: Sequence[str]) -> np.ndarray
     """Verifier rewards [len(texts)] float32; `texts` holds equally many responses per item.
 
     Raises:
-      ValueError: the verifier gave a reward that is not finite; the item is named.
+      ValueError: the verifier gave a reward that is not finite or outside the task's declared
+        range; the item is named.
     """
+    low, high = task.reward_range or (-np.inf, np.inf)
     per_item = len(texts) // len(items)
     rewards = np.empty(len(texts), np.float32)
     for row, text in enumerate(texts):
         item = items[row // per_item]
         rewards[row] = task.score(item, text)
-        if not np.isfinite(rewards[row]):
+        if not (np.isfinite(rewards[row]) and low <= rewards[row] <= high):
+            allowed = "finite numbers"
+            if task.reward_range is not None:
+                allowed = f"between {low} and {high}, the task's range"
             raise ValueError(
                 f"task {task.name!r} gave reward {rewards[row]} for prompt {item.prompt!r} and "
-                f"response {text!r}; rewards must be finite numbers"
+                f"response {text!r}; rewards must be {allowed}"
             )
     return rewards
 

@@ -108,6 +108,9 @@ class OptimizerConfig:
         check_interval(self, "learning_rate", "weight_decay", "clip_norm", low=0.0)
         check_interval(self, "warmup_steps", "eps", low=0.0)
         check_interval(self, "b1", "b2", "final_fraction", low=0.0, high=1.0)
+        for name in ("b1", "b2"):
+            if getattr(self, name) == 1.0:
+                raise ValueError(f"{name} is 1.0; it must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,8 @@ class TrainConfig:
       epochs: passes over a rollout.
       minibatches: updates per pass.
       microbatches: pieces a minibatch is split into to save memory; changes no result.
+      max_skipped: updates in a row that may be skipped because a loss or gradient is not finite;
+        one more stops the run.
     """
 
     iterations: int = 100
@@ -151,11 +156,13 @@ class TrainConfig:
     epochs: int = 1
     minibatches: int = 2
     microbatches: int = 1
+    max_skipped: int = 3
 
     def __post_init__(self):
         """Check ranges and that the batch divides."""
         for item in dataclasses.fields(self):
-            check_interval(self, item.name, low=0 if item.name == "iterations" else 1)
+            low = 0 if item.name in ("iterations", "max_skipped") else 1
+            check_interval(self, item.name, low=low)
         rows, pieces = self.prompts * self.samples, self.minibatches * self.microbatches
         if rows % pieces:
             raise ValueError(
@@ -292,6 +299,11 @@ class Config:
         """The settings of the chosen algorithm."""
         if self.algorithm == "ppo":
             return PPOConfig(self.policy, self.critic, self.value_clip)
+        if self.value_clip > 0.0:
+            raise ValueError(
+                f"value_clip is {self.value_clip} and algorithm {self.algorithm!r}; only ppo clips "
+                "values, so it must be 0.0"
+            )
         return DFPOConfig(self.policy, self.critic, self.flow, self.head, self.risk)
 
 

@@ -1,6 +1,7 @@
 """From a rollout to new parameters: minibatches, exact micro-batch accumulation, finite checks."""
 
 import functools
+import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from dfpo_jax.algorithms.base import Algorithm, Batch, Context
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import mesh_context, put_batch, shardings
 from dfpo_jax.types import Array, ArrayTree, Rollout, Term, TrainState
+
+_LOG = logging.getLogger(__name__)
 
 # Folded into an iteration's key beside the update numbers 0, 1, ...
 _ORDER, _PREPARE = 2**31, 2**31 + 1
@@ -51,6 +54,7 @@ def init_state(
     reference = jax.tree.map(jnp.copy, policy_params) if keep_reference else None
     return TrainState(
         step=jnp.int32(0),
+        skipped=jnp.int32(0),
         params=params,
         opt_state={name: optimizers[name].init(params[name]) for name in params},
         reference=reference,
@@ -167,7 +171,8 @@ def update(
 ) -> tuple[TrainState, dict[str, Array], dict]:
     """All updates of one iteration; pure, to be jitted with the keyword arguments static.
 
-    An update whose gradient or loss is not finite changes nothing and is reported.
+    An update whose gradient or loss is not finite changes no parameter and is counted in
+    `state.skipped`, the length of the run of such updates so far.
 
     Args:
       state: at the start of the iteration.
@@ -178,8 +183,9 @@ def update(
       schedule: epochs, minibatches, microbatches.
 
     Returns:
-      The state after the iteration, metrics averaged over its updates, and a report of which
-      gradients and terms were finite in every update.
+      The state after the iteration, metrics averaged over its finite updates (NaN where there
+      is none), and a report: "worst", the longest run of skipped updates; "applied", how many were
+      not skipped; "finite", which gradients and terms were finite in every update.
     """
     rows = batch.tokens.shape[0]
     key = jax.random.fold_in(state.key, state.step)
@@ -195,7 +201,8 @@ def update(
         sound = jnp.all(jnp.stack(jax.tree.leaves(finite)))
         active = {"policy": sound & (context.policy_scale > 0), "critic": sound}
         state, norms = apply_gradients(optimizers, state, grads, active)
-        return state, (means | norms, finite)
+        state = state.replace(skipped=jnp.where(sound, 0, state.skipped + 1))
+        return state, (means | norms, sound, state.skipped, finite)
 
     order_key = jax.random.fold_in(key, _ORDER)
     orders = [
@@ -204,10 +211,15 @@ def update(
     ]
     indices = jnp.concatenate(orders).reshape(schedule.epochs * schedule.minibatches, -1)
     numbers = jnp.arange(len(indices))
-    state, (metrics, finite) = jax.lax.scan(one_update, state, (indices, numbers))
-    metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
-    finite = jax.tree.map(lambda x: jnp.all(x, axis=0), finite)
-    return state.replace(step=state.step + 1), metrics, finite
+    state, (metrics, sound, skipped, finite) = jax.lax.scan(one_update, state, (indices, numbers))
+    applied = jnp.sum(sound)
+    metrics = jax.tree.map(lambda x: jnp.sum(jnp.where(sound, x, 0.0)) / applied, metrics)
+    report = {
+        "worst": jnp.max(skipped),
+        "applied": applied,
+        "finite": jax.tree.map(lambda x: jnp.all(x, axis=0), finite),
+    }
+    return state.replace(step=state.step + 1), metrics, report
 
 
 class Learner:
@@ -224,6 +236,7 @@ class Learner:
       mesh: device mesh.
       keep_reference: whether the state holds a KL reference.
       kl_coefficient: first KL weight.
+      max_skipped: updates in a row whose loss or gradient may be other than finite.
     """
 
     def __init__(
@@ -236,9 +249,10 @@ class Learner:
         *,
         keep_reference: bool = False,
         kl_coefficient: float = 0.0,
+        max_skipped: int = 0,
     ):
         """Jit the programs; nothing compiles before the first call."""
-        self.model, self.mesh = model, mesh
+        self.model, self.mesh, self.max_skipped = model, mesh, max_skipped
         self._init = functools.partial(
             init_state,
             algorithm,
@@ -260,6 +274,7 @@ class Learner:
                 jax.random.fold_in(jax.random.fold_in(state.key, state.step), _PREPARE),
             )
         )
+        self._updates = schedule.epochs * schedule.minibatches
         self._update = jax.jit(
             functools.partial(
                 update, algorithm=algorithm, optimizers=optimizers, schedule=schedule
@@ -288,24 +303,28 @@ class Learner:
     def update(self, state: TrainState, batch: Batch, context: Context):
         """All updates of an iteration: (state, metrics). The old state is donated.
 
+        Updates whose loss or gradient is not finite are skipped, logged with the tensors' names
+        and counted in the metric "train/skipped_updates".
+
         Raises:
-          FloatingPointError: a loss or gradient was not finite; names the iteration and the
-            tensors. Updates with such values were not applied.
+          FloatingPointError: more than `max_skipped` updates in a row were skipped; names the
+            iteration and the tensors.
         """
         step = int(state.step)
         with mesh_context(self.mesh):
-            state, metrics, finite = self._update(state, batch, context)
-        broken = [
-            jax.tree_util.keystr(path, simple=True, separator="/")
-            for path, good in jax.tree_util.tree_leaves_with_path(jax.device_get(finite))
-            if not good
-        ]
-        if broken:
-            raise FloatingPointError(
-                f"iteration {step}: not finite: {', '.join(broken[:4])}"
-                + (f" and {len(broken) - 4} more" if len(broken) > 4 else "")
-            )
-        return state, {name: float(x) for name, x in jax.device_get(metrics).items()}
+            state, metrics, report = self._update(state, batch, context)
+        metrics, report = jax.device_get((metrics, report))
+        skipped = self._updates - int(report["applied"])
+        if skipped:
+            message = f"iteration {step}: {_broken(report['finite'])}; updates skipped: {skipped}"
+            if report["worst"] > self.max_skipped:
+                raise FloatingPointError(
+                    f"{message}, {report['worst']} in a row (train.max_skipped allows "
+                    f"{self.max_skipped})"
+                )
+            _LOG.warning(message)
+        metrics = {name: float(x) for name, x in metrics.items()}
+        return state, metrics | {"train/skipped_updates": float(skipped)}
 
     def predict(self, state: TrainState, rollout: Rollout) -> Array | None:
         """Return quantiles [B, R, M] in raw reward units, or None without a critic."""
@@ -320,6 +339,17 @@ class Learner:
             return None
         with mesh_context(self.mesh):
             return jax.device_get(function(state, put_batch(rollout, self.mesh)))
+
+
+def _broken(finite: dict) -> str:
+    """ "not finite: gradient/policy/embedding, loss/policy/loss and 3 more"."""
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, good in jax.tree_util.tree_leaves_with_path(finite)
+        if not good
+    ]
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"not finite: {', '.join(names[:4])}{more}"
 
 
 def _dummy_key() -> Array:

@@ -16,8 +16,10 @@ from dfpo_jax import ops
 from dfpo_jax.rollout.rollout import collect
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.config import Config
+from dfpo_jax.training.config_diff import changed_settings
 from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy
 from dfpo_jax.training.metrics import MetricsWriter, Progress, peak_memory_bytes, read_metrics
+from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report
 from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run, warm_start
 from dfpo_jax.types import Rollout, TrainState
@@ -157,8 +159,12 @@ def write_json(path: Path, value: Any) -> None:
 def open_workdir(workdir: str | Path, config: Config, resume: bool = False) -> None:
     """Create the work directory and write `config.json`.
 
+    A resumed run says which settings differ from those it was started with; the file of the
+    earlier ones stays as config.0.json, config.1.json, ...
+
     Raises:
-      ValueError: it holds a run already and `resume` is False.
+      ValueError: it holds a run already and `resume` is False, or `config` differs in a setting
+        that a started run cannot change.
     """
     workdir = Path(workdir)
     if (workdir / "metrics.jsonl").exists() and not resume:
@@ -167,21 +173,39 @@ def open_workdir(workdir: str | Path, config: Config, resume: bool = False) -> N
             "another --workdir"
         )
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", dataclasses.asdict(config))
+    path, new = workdir / "config.json", json.loads(json.dumps(dataclasses.asdict(config)))
+    if path.exists():
+        old = json.loads(path.read_text())
+        changed = changed_settings(old, new)
+        for line in changed:
+            _LOG.warning("changed since the run was started: %s", line)
+        if changed:
+            count = len(list(workdir.glob("config.*.json")))
+            write_json(workdir / f"config.{count}.json", old)
+    write_json(path, new)
 
 
-def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[TrainState, dict | None]:
-    """The state to go on from, and the first evaluation if it is to be logged."""
-    if checkpoints.latest_step() is not None:
+def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[TrainState, MetricsWriter]:
+    """The state to go on from, and metrics.jsonl cut to it (row 0 comes before checkpoint 0)."""
+    newest = checkpoints.latest_step()
+    log = run.config.log
+    writer = MetricsWriter(
+        workdir,
+        tensorboard=log.tensorboard,
+        wandb_project=log.wandb_project,
+        resume_step=-1 if newest is None else newest,
+    )
+    if newest is not None:
         state = checkpoints.restore(run.learner.abstract_state)
-        _LOG.info("continuing from iteration %d", int(state.step))
-        return state, None
+        _LOG.info("continuing from iteration %d", newest)
+        return state, writer
     policy = warm_start(run) if run.config.warm_start.steps > 0 else None
     state = run.learner.start(jax.random.fold_in(run.key, INIT), policy)
     metrics, details = evaluate(run, state)
     write_json(workdir / "before.json", {"metrics": metrics, "details": details})
-    checkpoints.save(state)
-    return state, metrics
+    writer.write(0, metrics | {"time/elapsed_seconds": time.perf_counter() - run.started})
+    checkpoints.save(state, metrics["eval/in_domain/accuracy"])
+    return state, writer
 
 
 def train(run: Run, workdir: str | Path) -> dict[str, Any]:
@@ -197,44 +221,47 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
       memory in bytes, configuration and seed.
 
     Raises:
-      FloatingPointError: a loss or gradient was not finite.
+      FloatingPointError: too many updates in a row were not finite; the newest checkpoint is the
+        last good state.
+      OSError: a checkpoint could not be written.
+      Preempted: SIGTERM or SIGINT; the state after the last iteration is saved.
     """
-    started, workdir, config = time.perf_counter(), Path(workdir), run.config
+    workdir, config = Path(workdir), run.config
     checkpoints = Checkpointer(workdir, config.checkpoint.keep)
-    state, first = _begin(run, checkpoints, workdir)
-    start = int(state.step)
-    writer = MetricsWriter(
-        workdir,
-        tensorboard=config.log.tensorboard,
-        wandb_project=config.log.wandb_project,
-        resume_step=start if first is None else None,
-    )
-    if first is not None:
-        writer.write(0, first)
-    iterations = config.train.iterations
+    state, writer = _begin(run, checkpoints, workdir)
+    start, iterations = int(state.step), config.train.iterations
+    rows = read_metrics(workdir)
+    before = rows[-1].get("time/elapsed_seconds", 0.0) if rows and start else 0.0
     progress = Progress(iterations, start)
+    stopped = False
     try:
-        for step in range(start, iterations):
-            state, metrics = iteration(run, state)
-            last = step + 1 == iterations
-            if last or _due(step + 1, config.evaluation.every):
-                metrics |= evaluate(run, state)[0] | evaluate_critic(run, state)[0]
-            writer.write(step + 1, metrics)
-            progress.update(step + 1, metrics)
-            if last or _due(step + 1, config.checkpoint.every):
-                checkpoints.save(state)
+        with StopSignals() as signals:
+            for step in range(start + 1, iterations + 1):
+                state, metrics = iteration(run, state)
+                if step == iterations or _due(step, config.evaluation.every):
+                    metrics |= evaluate(run, state)[0] | evaluate_critic(run, state)[0]
+                metrics["time/elapsed_seconds"] = before + time.perf_counter() - run.started
+                writer.write(step, metrics)
+                progress.update(step, metrics)
+                stopped = step < iterations and signals.requested()
+                if stopped or step == iterations or _due(step, config.checkpoint.every):
+                    checkpoints.save(state, metrics.get("eval/in_domain/accuracy"))
+                if stopped:
+                    break
     finally:
         progress.close()
         writer.close()
         checkpoints.close()
-    return _finish(run, state, workdir, started)
+    if stopped:
+        raise Preempted(f"stopped after iteration {int(state.step)} of {iterations}; state saved")
+    return _finish(run, state, workdir, before)
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _finish(run: Run, state: TrainState, workdir: Path, started: float) -> dict[str, Any]:
+def _finish(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict[str, Any]:
     """Compare before and after on clean held-out data; write results.json and report.html."""
     before = json.loads((workdir / "before.json").read_text())
     after, details = evaluate(run, state)
@@ -247,7 +274,7 @@ def _finish(run: Run, state: TrainState, workdir: Path, started: float) -> dict[
         for name in run.evaluations
     }
     results |= {
-        "seconds": time.perf_counter() - started,
+        "seconds": seconds + time.perf_counter() - run.started,
         "peak_memory_bytes": peak_memory_bytes(),
         "config": dataclasses.asdict(run.config),
         "seed": run.config.seed,

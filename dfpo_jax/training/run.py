@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run, checked against each other; and the warm start."""
 
 import logging
+import time
 from dataclasses import dataclass, replace
 
 import jax
@@ -34,7 +35,10 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything a configuration builds; nothing in it is compiled yet."""
+    """Everything a configuration builds; nothing in it is compiled yet.
+
+    `started` is the `time.perf_counter` at which building began.
+    """
 
     config: Config
     key: jax.Array
@@ -43,6 +47,7 @@ class Run:
     learner: Learner
     train_task: Task
     evaluations: dict[str, EvaluationSet]
+    started: float
 
     @property
     def reward_range(self) -> tuple[float, float] | None:
@@ -62,6 +67,7 @@ def build_run(config: Config) -> Run:
     Raises:
       ValueError: a data set, alphabet, length or mesh that does not fit, by name.
     """
+    started = time.perf_counter()
     tokenizer = character_tokenizer(
         config.tokenizer.alphabet, pad_is_eos=config.tokenizer.pad_is_eos
     )
@@ -87,21 +93,26 @@ def build_run(config: Config) -> Run:
     )
     constructor, _ = ALGORITHMS[config.algorithm]
     train = config.train
-    updates = train.iterations * train.epochs * train.minibatches
+    per_iteration = train.epochs * train.minibatches
+    updates = {
+        "policy": max(train.iterations - config.critic.warmup, 0) * per_iteration,
+        "critic": train.iterations * per_iteration,
+    }
     learner = Learner(
         model,
         constructor(model, config.algorithm_config(), config.sampling.temperature),
         {
-            "policy": make_optimizer(config.policy_optimizer, updates),
-            "critic": make_optimizer(config.critic_optimizer, updates),
+            "policy": make_optimizer(config.policy_optimizer, updates["policy"]),
+            "critic": make_optimizer(config.critic_optimizer, updates["critic"]),
         },
         Schedule(train.epochs, train.minibatches, train.microbatches),
         mesh,
         keep_reference=config.policy.kl_coefficient > 0.0,
         kl_coefficient=config.policy.kl_coefficient,
+        max_skipped=train.max_skipped,
     )
     key = jax.random.key(config.seed)
-    return Run(config, key, tokenizer, sampler, learner, train_task, evaluations)
+    return Run(config, key, tokenizer, sampler, learner, train_task, evaluations, started)
 
 
 def _evaluation_set(section: TaskConfig, config: Config, sampler: Sampler) -> EvaluationSet:

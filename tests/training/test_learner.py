@@ -346,7 +346,7 @@ def run_toy(schedule, rewards=None, root=False, step=0):
 @pytest.mark.parametrize("schedule", [(1, 1, 1), (1, 4, 1), (3, 2, 2), (2, 1, 8)])
 @pytest.mark.parametrize("step", [0, 3])
 def test_every_epoch_visits_every_row_once(schedule, step):
-    before, after, metrics, finite = run_toy(schedule, step=step)
+    before, after, metrics, report = run_toy(schedule, step=step)
     schedule = Schedule(*schedule)
     assert int(after.step) == step + 1
     size = 8 // schedule.minibatches
@@ -357,7 +357,8 @@ def test_every_epoch_visits_every_row_once(schedule, step):
     draws = [jax.random.uniform(jax.random.fold_in(key, n)) for n in range(updates)]
     np.testing.assert_allclose(after.params["critic"]["bias"], -sum(draws), rtol=1e-5)
     np.testing.assert_allclose(metrics["critic/gradient_norm"], np.mean(draws), rtol=1e-5)
-    assert all(jax.tree.leaves(finite))
+    assert all(jax.tree.leaves(report["finite"]))
+    assert (int(report["applied"]), int(report["worst"])) == (updates, 0)
 
 
 def test_minibatches_are_drawn_anew_each_iteration():
@@ -374,18 +375,25 @@ def test_minibatches_are_drawn_anew_each_iteration():
 def test_an_update_that_is_not_finite_changes_nothing():
     rewards = np.ones(8, np.float32)
     rewards[3] = np.inf
-    before, after, _, finite = run_toy((1, 1, 1), rewards)
+    before, after, metrics, report = run_toy((1, 1, 1), rewards)
+    finite = report["finite"]
+    assert int(after.skipped) == int(report["worst"]) == 1 and int(report["applied"]) == 0
+    assert all(np.isnan(x) for x in metrics.values())
     chex.assert_trees_all_equal(after.params, before.params)
     chex.assert_trees_all_equal(after.opt_state, before.opt_state)
     assert not finite["gradient"]["policy"]["rows"] and not finite["loss"]["policy/loss"]
     assert finite["gradient"]["critic"]["bias"] and finite["loss"]["critic/loss"]
     # Only the minibatch with the row is lost.
-    _, after, _, finite = run_toy((1, 2, 1), rewards)
+    _, after, metrics, report = run_toy((1, 2, 1), rewards)
+    finite = report["finite"]
+    assert int(report["worst"]) == int(report["applied"]) == 1
+    assert all(np.isfinite(x) for x in metrics.values())
     moved = np.asarray(after.params["policy"]["rows"])
     assert np.all(np.isfinite(moved)) and (moved != 0).sum() == 4 and moved[3] == 0
     assert not finite["gradient"]["policy"]["rows"]
     # A finite loss does not hide a gradient that is none.
-    before, after, _, finite = run_toy((1, 1, 1), root=True)
+    before, after, _, report = run_toy((1, 1, 1), root=True)
+    finite = report["finite"]
     chex.assert_trees_all_equal(after.params, before.params)
     assert finite["loss"]["policy/loss"] and not finite["gradient"]["policy"]["rows"]
 
@@ -398,8 +406,26 @@ def test_what_is_not_finite_is_named():
     state = state.replace(step=jax.device_put(jnp.int32(6), state.step.sharding))
     with pytest.raises(FloatingPointError) as error:
         learner.update(state, *learner.prepare(state, rollout))
-    assert str(error.value) == "iteration 6: not finite: gradient/policy/rows, loss/policy/loss"
+    assert str(error.value) == (
+        "iteration 6: not finite: gradient/policy/rows, loss/policy/loss; updates skipped: 1, "
+        "1 in a row (train.max_skipped allows 0)"
+    )
     learner = make_learner("ppo")
     state = learner.start(jax.random.key(0))
     with pytest.raises(FloatingPointError, match=r"iteration 0: not finite: .* and \d+ more"):
         learner.update(state, *learner.prepare(state, rollout))
+
+
+def test_skipped_updates_are_counted_across_iterations_until_too_many(caplog):
+    good = ragged_rollout().replace(rewards=np.ones(8, np.float32))
+    bad = good.replace(rewards=np.full(8, np.nan, np.float32))
+    learner = Learner(Markov(), toy(), make_optimizers("sgd"), ONCE, create_mesh(), max_skipped=2)
+    state = learner.start(jax.random.key(0))
+    counts = []
+    for rollout in (bad, good, bad, bad):
+        state, metrics = learner.update(state, *learner.prepare(state, rollout))
+        counts.append((metrics["train/skipped_updates"], int(state.skipped)))
+    assert counts == [(1.0, 1), (0.0, 0), (1.0, 1), (1.0, 2)]
+    assert sum("not finite: gradient/policy/rows" in line for line in caplog.messages) == 3
+    with pytest.raises(FloatingPointError, match="iteration 4: .* 3 in a row .* allows 2"):
+        learner.update(state, *learner.prepare(state, bad))

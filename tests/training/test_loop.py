@@ -2,13 +2,18 @@
 
 import dataclasses
 import json
+import logging
+import os
+import signal
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from dfpo_jax.training.config import default_config, parse_config
 from dfpo_jax.training.loop import open_workdir, train, update_value_units
 from dfpo_jax.training.metrics import read_metrics
+from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.run import build_run
 
 
@@ -42,6 +47,15 @@ def run_in(workdir, config, resume=False):
     run = build_run(parse_config(config))
     open_workdir(workdir, run.config, resume)
     return train(run, workdir)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Every run jits anew; programs compiled before are read back."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +104,91 @@ def test_a_stopped_run_resumes_exactly(finished, tmp_path, monkeypatch):
     assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(finished[0]))
     for name in ("in_domain", "out_of_domain"):
         assert resumed[name] == finished[1][name]
+
+
+def test_sigterm_saves_the_state_and_the_run_goes_on(finished, tmp_path, monkeypatch):
+    from dfpo_jax.training import loop
+
+    real = loop.iteration
+
+    def signalled(run, state):
+        if int(state.step) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(run, state)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "iteration", signalled)
+        with pytest.raises(Preempted, match="after iteration 3 of 4; state saved"):
+            run_in(tmp_path, tiny())
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "checkpoints" / "3").is_dir()
+    run_in(tmp_path, tiny(), resume=True)
+    assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(finished[0]))
+    elapsed = [row["time/elapsed_seconds"] for row in read_metrics(tmp_path)]
+    assert elapsed == sorted(elapsed)
+
+
+def test_a_second_signal_acts_at_once():
+    with StopSignals() as signals:
+        assert not signals.requested()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.requested()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_too_many_skipped_updates_end_the_run_on_the_last_good_checkpoint(tmp_path, monkeypatch):
+    from dfpo_jax.training import loop
+
+    real = loop.update_value_units
+
+    def breaks(state, rewards, reward_range):
+        state = real(state, rewards, reward_range)
+        if int(state.step) < 2:
+            return state
+        nan = jax.device_put(jnp.float32(jnp.nan), state.value_scale.sharding)
+        return state.replace(value_scale=nan)
+
+    monkeypatch.setattr(loop, "update_value_units", breaks)
+    with pytest.raises(FloatingPointError, match=r"iteration 3: .* 4 in a row .* allows 3"):
+        run_in(tmp_path, tiny())
+    rows = read_metrics(tmp_path)
+    assert [row["train/skipped_updates"] for row in rows[1:]] == [0.0, 0.0, 2.0]
+    assert (tmp_path / "checkpoints" / "2").is_dir()
+    monkeypatch.undo()
+    run_in(tmp_path, tiny(), resume=True)
+
+
+def test_a_resumed_run_says_what_changed_and_refuses_what_cannot(tmp_path, caplog):
+    open_workdir(tmp_path, parse_config(tiny()))
+    changed = tiny(iterations=6)
+    changed.policy_optimizer.learning_rate = 1e-5
+    open_workdir(tmp_path, parse_config(changed), resume=True)
+    assert "config.train.iterations: 4 -> 6" in caplog.text
+    assert "config.policy_optimizer.learning_rate: 0.0003 -> 1e-05" in caplog.text
+    assert json.loads((tmp_path / "config.0.json").read_text())["train"]["iterations"] == 4
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["iterations"] == 6
+    for change in (lambda c: c.model.update(d_model=32), lambda c: c.head.update(hidden=8)):
+        refused = tiny(iterations=6)
+        change(refused)
+        with pytest.raises(
+            ValueError, match=r"cannot change config\.(model\.d_model|head\.hidden)"
+        ):
+            open_workdir(tmp_path, parse_config(refused), resume=True)
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["iterations"] == 6
+
+
+def test_every_program_compiles_once(tmp_path, caplog):
+    jax.clear_caches()
+    config = tiny(iterations=3)
+    config.evaluation.every = 1
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
+        run_in(tmp_path, config)
+    compiled = [line for line in caplog.messages if line.startswith("Compiling ")]
+    large = [line for line in compiled if "jit(generate)" in line or "jit(update)" in line]
+    assert len(large) >= 5  # the loop's, the warm start's and the evaluations'
+    assert len(compiled) == len(set(compiled))
 
 
 def test_a_used_directory_is_refused_and_left_alone(finished):

@@ -1,0 +1,57 @@
+"""What changed between the configuration a run was started with and the one it resumes with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# What a started run cannot change: shapes and meaning of its parameters, and its random numbers.
+FIXED = (
+    "seed",
+    "algorithm",
+    "tokenizer",
+    "model.vocab_size",
+    "model.d_model",
+    "model.num_layers",
+    "model.num_heads",
+    "model.num_kv_heads",
+    "model.head_dim",
+    "model.d_ff",
+    "model.rope_theta",
+    "model.tie_embeddings",
+    "model.qkv_bias",
+    "model.qk_norm",
+    "model.param_dtype",
+    "critic.trunk",
+    "head",
+)
+
+
+def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Settings of a run that differ from those it was started with, each as "key: old -> new".
+
+    Args:
+      old, new: `dataclasses.asdict` of the configurations, as JSON gives it back.
+
+    Raises:
+      ValueError: one that a started run cannot change (`FIXED`).
+    """
+    changed, refused = [], []
+    flat_old, flat_new = _flatten(old), _flatten(new)
+    for key in sorted(flat_old.keys() | flat_new.keys()):
+        before, after = flat_old.get(key), flat_new.get(key)
+        if before != after:
+            changed.append(f"config.{key}: {before!r} -> {after!r}")
+            if any(key == name or key.startswith(name + ".") for name in FIXED):
+                refused.append(changed[-1])
+    if refused:
+        raise ValueError(f"a started run cannot change {'; '.join(refused)}")
+    return changed
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

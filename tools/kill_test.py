@@ -1,0 +1,147 @@
+"""Kill a run with SIGKILL at random moments; show that it always continues to the same result.
+
+    python tools/kill_test.py --config=configs/quickstart.py --workdir=runs/kill --kills=30
+
+Trains the configuration once undisturbed in WORKDIR/whole, then in WORKDIR/killed, where the
+process is killed `--kills` times and started again with --resume, with a checkpoint after every
+iteration. Every row of metrics.jsonl (but for timings) and the accuracies in results.json must be
+equal; exit code 1 if not. Configuration overrides are passed on: --config.train.iterations=40.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags
+
+from dfpo_jax.training.metrics import read_metrics
+
+_CONFIG = flags.DEFINE_string("config", None, "Configuration file.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of both runs.", required=True)
+_KILLS = flags.DEFINE_integer("kills", 30, "Number of kills.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
+
+_TRAIN = Path(__file__).resolve().parent.parent / "experiments" / "train.py"
+
+
+def start(workdir: Path, overrides: list[str]) -> subprocess.Popen:
+    """A training process in its own session, logging to `workdir`.log."""
+    command = [sys.executable, str(_TRAIN), f"--config={_CONFIG.value}", f"--workdir={workdir}"]
+    command += ["--resume", "--config.checkpoint.every=1", "--config.log.tensorboard=False"]
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    with open(f"{workdir}.log", "a") as log:
+        return subprocess.Popen(
+            [*command, *overrides],
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def finish(workdir: Path, overrides: list[str]) -> float:
+    """Run to the end; seconds from the start of the process to the first row of metrics.
+
+    Raises:
+      RuntimeError: the run failed; names its log.
+    """
+    begun, first = time.perf_counter(), None
+    process = start(workdir, overrides)
+    while process.poll() is None:
+        if first is None and count_rows(workdir) > 0:
+            first = time.perf_counter() - begun
+        time.sleep(0.05)
+    if process.returncode != 0:
+        raise RuntimeError(f"the run in {workdir} failed; see {workdir}.log")
+    return first or time.perf_counter() - begun
+
+
+def count_rows(workdir: Path) -> int:
+    """Rows of metrics written so far."""
+    return len(read_metrics(workdir)) if (workdir / "metrics.jsonl").exists() else 0
+
+
+def kill_at_random(
+    workdir: Path, overrides: list[str], kills: int, seconds: float, rng: random.Random
+) -> list[int]:
+    """Start and kill `kills` times, each within `seconds`; rows of metrics at each kill.
+
+    Raises:
+      RuntimeError: a process ended by itself before it was killed.
+    """
+    seen = []
+    for number in range(kills):
+        process = start(workdir, overrides)
+        try:
+            code = process.wait(timeout=rng.uniform(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        else:
+            raise RuntimeError(
+                f"start {number} ended with code {code} before its kill; a run that is done needs "
+                f"more iterations, for any other reason see {workdir}.log"
+            )
+        seen.append(count_rows(workdir))
+        print(f"kill {number + 1}/{kills}: after {seen[-1]} rows", flush=True)
+    return seen
+
+
+def differences(whole: Path, killed: Path) -> list[str]:
+    """What differs between two finished runs, timings apart; nothing if all is well."""
+
+    def rows(workdir):
+        kept = []
+        for row in read_metrics(workdir):
+            kept.append({k: repr(v) for k, v in row.items() if not k.startswith("time/")})
+        return kept
+
+    first, second = rows(whole), rows(killed)
+    steps = [row["step"] for row in second]
+    found = []
+    if steps != [row["step"] for row in first]:
+        found.append(f"steps in metrics.jsonl: {', '.join(steps)}")
+    for a, b in zip(first, second, strict=False):
+        found += [
+            f"row {a['step']}, {key}: {a[key]}, {b.get(key)}" for key in a if a[key] != b.get(key)
+        ]
+    results = [json.loads((path / "results.json").read_text()) for path in (whole, killed)]
+    for name in ("in_domain", "out_of_domain"):
+        if results[0][name] != results[1][name]:
+            found.append(f"results.json, {name}: {results[0][name]}, {results[1][name]}")
+    return found
+
+
+def main(argv):
+    """Run both, compare, report."""
+    overrides = argv[1:]
+    directory = Path(_WORKDIR.value).absolute()
+    whole, killed = directory / "whole", directory / "killed"
+    directory.mkdir(parents=True, exist_ok=True)
+    finish(whole, overrides)
+    # Once more with all programs compiled: how long a start takes to its first row.
+    seconds = finish(directory / "again", overrides)
+    seen = kill_at_random(
+        killed, overrides, _KILLS.value, 1.3 * seconds, random.Random(_SEED.value)
+    )
+    finish(killed, overrides)
+    found = differences(whole, killed)
+    for line in found[:10]:
+        print(line)
+    print(
+        f"{len(seen)} kills, after {min(seen, default=0)} to {max(seen, default=0)} rows; "
+        + (f"{len(found)} differences" if found else "metrics and results are equal")
+    )
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))
