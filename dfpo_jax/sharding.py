@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dfpo_jax.types import ArrayTree
+from dfpo_jax.types import Array, ArrayTree
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -149,7 +150,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def put_batch(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
-    """Places arrays [B, ...] on the mesh, split along B; scalars are replicated.
+    """Places host arrays [B, ...] on the mesh, split along B; scalars are replicated.
+
+    With several processes each gives the whole array, of which only its own rows are read.
 
     Raises:
       ValueError: B of some array is no multiple of data * fsdp; names the array and both numbers.
@@ -157,17 +160,49 @@ def put_batch(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
     def one(path, leaf):
-        leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        leaf = np.asarray(leaf)
         if leaf.ndim == 0:
-            return jax.device_put(leaf, replicated(mesh))
+            return put_replicated(leaf, mesh)
         if leaf.shape[0] % parts:
             raise ValueError(
                 f"batch array {jax.tree_util.keystr(path) or '(root)'} has {leaf.shape[0]} rows; "
                 f"data * fsdp, {parts}, must divide that"
             )
-        return jax.device_put(leaf, batch_sharding(mesh))
+        return jax.make_array_from_callback(leaf.shape, batch_sharding(mesh), lambda i: leaf[i])
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def put_replicated(value: Array | float, mesh: Mesh) -> Array:
+    """A copy of a host value on every device of the mesh."""
+    value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, replicated(mesh), lambda i: value[i])
+
+
+def to_host(tree: ArrayTree) -> ArrayTree:
+    """Device arrays as whole NumPy arrays, in every process."""
+
+    def one(leaf):
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return jax.device_get(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(one, tree)
+
+
+def own_rows(count: int) -> slice:
+    """The share of `count` rows of host work, such as verifying, that falls to this process."""
+    edges = [round(count * i / jax.process_count()) for i in range(jax.process_count() + 1)]
+    return slice(edges[jax.process_index()], edges[jax.process_index() + 1])
+
+
+def gather_rows(rows: np.ndarray, count: int) -> np.ndarray:
+    """[count, ...] from what each process computed for its `own_rows`; a collective."""
+    if jax.process_count() == 1:
+        return rows
+    whole = np.zeros((count, *rows.shape[1:]), rows.dtype)
+    whole[own_rows(count)] = rows
+    return multihost_utils.process_allgather(whole).sum(axis=0).astype(rows.dtype)
 
 
 def _is_box(leaf) -> bool:

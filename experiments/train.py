@@ -2,6 +2,9 @@
 
 Any key of the configuration can be overridden: --config.train.iterations=20. See `configs/`.
 
+Runs of several processes start this same command once in each; `training/distributed.py` says by
+which environment they find each other.
+
 Exit codes: 0 done; 1 stopped by an error during training; 2 bad configuration or flags; 75 stopped
 by SIGTERM or SIGINT with its state saved, to be started again with --resume.
 """
@@ -26,15 +29,19 @@ def main(argv):
     with command_line.user_errors():
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
+        from dfpo_jax.training import distributed
         from dfpo_jax.training.config import parse_config
         from dfpo_jax.training.loop import open_workdir, train
         from dfpo_jax.training.preemption import EXIT_CODE, Preempted
         from dfpo_jax.training.run import build_run
 
-        run = build_run(parse_config(_CONFIG.value))
+        config = parse_config(_CONFIG.value)
+        distributed.initialize()
+        run = build_run(config)
         open_workdir(_WORKDIR.value, run.config, _RESUME.value)
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells its every move otherwise
-    logging.getLogger("dfpo_jax").setLevel(logging.INFO)
+    main = distributed.is_main()
+    logging.getLogger("dfpo_jax").setLevel(logging.INFO if main else logging.ERROR)
     try:
         results = train(run, _WORKDIR.value)
     except Preempted as stop:
@@ -44,6 +51,8 @@ def main(argv):
         print(f"error: {error}", file=sys.stderr)
         print("the newest complete checkpoint is intact; --resume goes on from it", file=sys.stderr)
         sys.exit(1)
+    if not main:
+        return
     for name in run.evaluations:
         before, after = results[name]["before"], results[name]["after"]
         print(

@@ -28,6 +28,7 @@ class FlowCriticConfig:
       num_samples: S, noise/time pairs per token in every loss, and samples per target.
       num_steps: K, solver steps of the frozen field.
       solver: "euler", "midpoint", "heun" or "rk4".
+      first_step: length of the first of these steps over that of each other one.
       num_quantiles: M, quantiles by which a state's distribution is read.
       inference: "one_step" reads the flow map, "ode" integrates K steps.
       target_mode: "mixture" (law of the lambda-mixture) or "average" (quantile by quantile).
@@ -51,6 +52,7 @@ class FlowCriticConfig:
     num_samples: int = 8
     num_steps: int = 4
     solver: str = "midpoint"
+    first_step: float = 2.0
     num_quantiles: int = 32
     inference: str = "one_step"
     target_mode: str = "mixture"
@@ -83,7 +85,7 @@ class FlowCriticConfig:
         check_choice(self, "uncertainty", ("none", "emphasize", "discount"))
         weights = [name for name in self.__dataclass_fields__ if name.endswith("_weight")]
         check_interval(self, *weights, low=0.0)
-        for name in ("tail_alpha", "tail_beta", "uncertainty_temperature"):
+        for name in ("first_step", "tail_alpha", "tail_beta", "uncertainty_temperature"):
             if getattr(self, name) <= 0.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
         check_interval(self, "tail_alpha", "tail_beta", low=0.0, high=1.0)
@@ -109,7 +111,18 @@ def flow_samples(config: FlowCriticConfig, velocity, noise: Array) -> Array:
     """Samples (or quantiles, for an ordered grid of noise) by the configured inference."""
     if config.inference == "one_step":
         return value_flow.one_step(velocity, noise)
-    return value_flow.samples(velocity, noise, num_steps=config.num_steps, solver=config.solver)
+    return integrated(config, velocity, noise)
+
+
+def integrated(config: FlowCriticConfig, velocity, noise: Array) -> Array:
+    """z_1 of the configured K solver steps, whatever the inference."""
+    return value_flow.samples(
+        velocity,
+        noise,
+        num_steps=config.num_steps,
+        solver=config.solver,
+        first_step=config.first_step,
+    )
 
 
 def state_quantiles(config: FlowCriticConfig, velocity, shape: tuple[int, int]) -> Array:
@@ -125,6 +138,7 @@ def spread(config: FlowCriticConfig, velocity, batch_shape: tuple[int, int]) -> 
         value_flow.noise_grid(batch_shape, config.num_samples),
         num_steps=config.num_steps,
         solver=config.solver,
+        first_step=config.first_step,
     )
     return jnp.mean(jnp.abs(tangent), axis=-1)
 
@@ -187,7 +201,7 @@ def risk_losses(config: FlowCriticConfig, velocity, frozen, targets: Array) -> d
     grid = value_flow.noise_grid(targets.shape[:2], config.num_quantiles)
     q = value_flow.one_step(velocity, grid)
     if config.risk_targets == "flow":
-        goal = value_flow.samples(frozen, grid, num_steps=config.num_steps, solver=config.solver)
+        goal = integrated(config, frozen, grid)
     else:
         goal = jnp.sort(targets, axis=-1)
     alpha, beta = config.tail_alpha, config.tail_beta
@@ -266,6 +280,7 @@ def flow_losses(
             mode=config.geometry,
             num_steps=config.num_steps,
             solver=config.solver,
+            first_step=config.first_step,
         )
     if config.uses_risk:
         risk = risk_losses(config, velocity, frozen, targets)

@@ -125,14 +125,20 @@ class ValueFlow(nn.Module):
 
 
 def samples(
-    velocity: Velocity, noise: Array, *, num_steps: int = 4, solver: str = "midpoint"
+    velocity: Velocity,
+    noise: Array,
+    *,
+    num_steps: int = 4,
+    solver: str = "midpoint",
+    first_step: float = 1.0,
 ) -> Array:
     """Returns z_1 [..., S] of the flow from `noise` [..., S] by `num_steps` solver steps.
 
     With noise ~ N(0, 1) they are samples of Z(s); with a grid of noise quantiles, its quantiles.
     """
     zero = jnp.zeros((), noise.dtype)
-    return integrate(lambda z, t: velocity(z, t, zero), noise, num_steps=num_steps, solver=solver)
+    options = dict(num_steps=num_steps, solver=solver, first_step=first_step)
+    return integrate(lambda z, t: velocity(z, t, zero), noise, **options)
 
 
 def noise_grid(shape: tuple[int, ...], num: int) -> Array:
@@ -148,6 +154,7 @@ def quantiles(
     *,
     num_steps: int = 4,
     solver: str = "midpoint",
+    first_step: float = 1.0,
 ) -> Array:
     """Quantiles [*shape, M] of Z(s) at the levels (j - 1/2) / M, sorted ascending.
 
@@ -160,9 +167,11 @@ def quantiles(
       num_quantiles: M.
       num_steps: solver steps over the horizon.
       solver: one of `ops.SOLVERS`.
+      first_step: as in `ops.integrate`.
     """
     noise = noise_grid(shape, num_quantiles)
-    return jnp.sort(samples(velocity, noise, num_steps=num_steps, solver=solver), axis=-1)
+    options = dict(num_steps=num_steps, solver=solver, first_step=first_step)
+    return jnp.sort(samples(velocity, noise, **options), axis=-1)
 
 
 def one_step(velocity: Velocity, noise: Array) -> Array:

@@ -152,6 +152,7 @@ def geometric_consistency_loss(
     mode: str = "map",
     num_steps: int = 4,
     solver: str = "midpoint",
+    first_step: float = 1.0,
 ) -> Array:
     """Consistency of one-step inference with the frozen field's trajectories.
 
@@ -177,12 +178,13 @@ def geometric_consistency_loss(
       mode: "map", "reflow" or "straight".
       num_steps: steps of the frozen integration.
       solver: a key of `ode.SOLVERS`.
+      first_step: as in `ode.integrate`.
 
     Returns:
       [B, T], mean over S.
 
     Raises:
-      ValueError: `mode`, `num_steps` or `solver` is not allowed.
+      ValueError: `mode`, `num_steps`, `solver` or `first_step` is not allowed.
     """
     _check_choice("mode", mode, GEOMETRY_MODES)
     chex.assert_rank(noise, 3)
@@ -190,8 +192,8 @@ def geometric_consistency_loss(
     noise, times = jax.lax.stop_gradient((noise, times))
     horizon = times if mode == "straight" else 1.0
     field = _instantaneous(frozen_velocity)
-    ends = ode.integrate(field, noise, 0.0, horizon, num_steps=num_steps, solver=solver)
-    ends = jax.lax.stop_gradient(ends)
+    options = dict(num_steps=num_steps, solver=solver, first_step=first_step)
+    ends = jax.lax.stop_gradient(ode.integrate(field, noise, 0.0, horizon, **options))
     if mode == "reflow":
         return anchor_loss(velocity, ends, noise, times)
     zero = jnp.zeros((), noise.dtype)

@@ -61,33 +61,40 @@ def _step(field: Field, tableau: Tableau, z: Array, t: Array, step_size: Array) 
     return _combine(z, step_size, tableau.b, slopes)
 
 
-def _check_options(num_steps: int, solver: str, clip: tuple[float, float] | None) -> None:
+def _check_options(num_steps, solver, first_step, clip) -> None:
     if isinstance(num_steps, bool) or not isinstance(num_steps, numbers.Integral) or num_steps < 1:
         raise ValueError(f"num_steps is {num_steps!r}; allowed: an integer of at least 1")
     if solver not in SOLVERS:
         raise ValueError(f"solver is {solver!r}; allowed: {', '.join(sorted(SOLVERS))}")
+    if not 0.0 < first_step < float("inf"):
+        raise ValueError(f"first_step is {first_step!r}; allowed: above 0 and finite")
     if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
         raise ValueError(f"clip is {clip!r}; allowed: None or (low, high) with low < high")
 
 
-def _scan(field, z0, t0, t1, num_steps, solver, clip, keep: bool) -> tuple[Array, Array | None]:
+def _scan(
+    field, z0, t0, t1, num_steps, solver, first_step, clip, keep: bool
+) -> tuple[Array, Array | None]:
     """The one loop behind the public functions: (last state, all states after a step or None)."""
-    _check_options(num_steps, solver, clip)
+    _check_options(num_steps, solver, first_step, clip)
     z0 = jnp.asarray(z0)
     chex.assert_type(z0, float)
     start, stop = jnp.asarray(t0, z0.dtype), jnp.asarray(t1, z0.dtype)
     if start.ndim or stop.ndim:
         start, stop = jnp.broadcast_to(start, z0.shape), jnp.broadcast_to(stop, z0.shape)
-    step_size = (stop - start) / num_steps
+    horizon, total = stop - start, first_step + num_steps - 1
+    widths = jnp.full(num_steps, 1.0 / total, z0.dtype).at[0].set(first_step / total)
+    begins = jnp.arange(num_steps, dtype=z0.dtype) + (first_step - 1.0)
+    begins = begins.at[0].set(0.0) / total
 
-    def body(z: Array, index: Array):
-        t = start + index * step_size
+    def body(z: Array, shares: tuple[Array, Array]):
+        t, step_size = start + shares[0] * horizon, shares[1] * horizon
         z_next = _step(field, SOLVERS[solver], z, t, step_size).astype(z.dtype)
         if clip is not None:  # lax.clamp: derivative exactly 0 at and beyond the bounds
             z_next = jax.lax.clamp(*(jnp.asarray(x, z.dtype) for x in (clip[0], z_next, clip[1])))
         return z_next, z_next if keep else None
 
-    return jax.lax.scan(body, z0, jnp.arange(num_steps).astype(z0.dtype))
+    return jax.lax.scan(body, z0, (begins, widths))
 
 
 def integrate(
@@ -98,11 +105,13 @@ def integrate(
     *,
     num_steps: int,
     solver: str = "midpoint",
+    first_step: float = 1.0,
     clip: tuple[float, float] | None = None,
 ) -> Array:
     """State at `t1` of dz/dt = field(z, t) started from `z0` at `t0`.
 
-    Equal steps of a fixed explicit Runge-Kutta method. Differentiable forwards and backwards.
+    Steps of a fixed explicit Runge-Kutta method, equal but for the first. Differentiable forwards
+    and backwards.
 
     Args:
       field: velocity; takes z of z0's shape and t, a scalar if t0 and t1 are, else of z0's shape;
@@ -112,15 +121,18 @@ def integrate(
       t1: end time, likewise; an element with t1 = t0 stays at z0.
       num_steps: number of steps, static, at least 1.
       solver: a key of `SOLVERS`.
+      first_step: length of the first step over that of each other one, static. A value flow is
+        nearly linear at first and sharp later: 2 halves the error of four steps to a law with two
+        peaks.
       clip: bounds (low, high) the state is clipped to after each step, or None.
 
     Returns:
       [...] float, of z0's shape and dtype.
 
     Raises:
-      ValueError: `num_steps`, `solver` or `clip` is not allowed.
+      ValueError: `num_steps`, `solver`, `first_step` or `clip` is not allowed.
     """
-    return _scan(field, z0, t0, t1, num_steps, solver, clip, keep=False)[0]
+    return _scan(field, z0, t0, t1, num_steps, solver, first_step, clip, keep=False)[0]
 
 
 def integrate_with_tangent(
@@ -131,6 +143,7 @@ def integrate_with_tangent(
     *,
     num_steps: int,
     solver: str = "midpoint",
+    first_step: float = 1.0,
     clip: tuple[float, float] | None = None,
 ) -> tuple[Array, Array]:
     """State at `t1` and its derivative to `z0`, for fields that act on each element alone.
@@ -147,7 +160,9 @@ def integrate_with_tangent(
     """
 
     def solve(z: Array) -> Array:
-        return integrate(field, z, t0, t1, num_steps=num_steps, solver=solver, clip=clip)
+        return integrate(
+            field, z, t0, t1, num_steps=num_steps, solver=solver, first_step=first_step, clip=clip
+        )
 
     z0 = jnp.asarray(z0)
     return jax.jvp(solve, (z0,), (jnp.ones_like(z0),))
@@ -161,11 +176,12 @@ def trajectory(
     *,
     num_steps: int,
     solver: str = "midpoint",
+    first_step: float = 1.0,
     clip: tuple[float, float] | None = None,
 ) -> Array:
     """All states of `integrate`: [num_steps + 1, ...], the first is `z0`, the last is at `t1`.
 
     Args, errors: as `integrate`.
     """
-    states = _scan(field, z0, t0, t1, num_steps, solver, clip, keep=True)[1]
+    states = _scan(field, z0, t0, t1, num_steps, solver, first_step, clip, keep=True)[1]
     return jnp.concatenate([jnp.asarray(z0)[None], states])

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.sampling import SamplingConfig, generate
-from dfpo_jax.sharding import put_batch
+from dfpo_jax.sharding import gather_rows, own_rows, put_batch, to_host
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tasks.noise import RewardNoise
 from dfpo_jax.tokenizers import encode, left_pad, right_pad
@@ -52,7 +52,10 @@ class Sampler:
         num_samples: int = 1,
         greedy: bool = False,
     ) -> Generation:
-        """Sample on the mesh; rows that do not fill the mesh are padded and cut off again."""
+        """Sample on the mesh; the result lies on the host.
+
+        Rows that do not fill the mesh are padded and cut off again.
+        """
         config = replace(self.config, temperature=0.0) if greedy else self.config
         rows = len(prompt_tokens)
         multiple = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
@@ -72,7 +75,7 @@ class Sampler:
             pad_id=self.tokenizer.pad_token_id,
             num_samples=num_samples,
         )
-        return out if extra == 0 else jax.tree.map(lambda x: x[: rows * num_samples], out)
+        return jax.tree.map(lambda x: x[: rows * num_samples], to_host(out))
 
     def texts(self, generation: Generation) -> list[str]:
         """Responses as text, without their end-of-sequence token.
@@ -104,25 +107,28 @@ _jitted_generate = jax.jit(
 def score(task: Task, items: Sequence[Item], texts: Sequence[str]) -> np.ndarray:
     """Verifier rewards [len(texts)] float32; `texts` holds equally many responses per item.
 
+    Every process verifies its share of the responses and gets all rewards.
+
     Raises:
       ValueError: the verifier gave a reward that is not finite or outside the task's declared
         range; the item is named.
     """
     low, high = task.reward_range or (-np.inf, np.inf)
-    per_item = len(texts) // len(items)
-    rewards = np.empty(len(texts), np.float32)
-    for row, text in enumerate(texts):
-        item = items[row // per_item]
-        rewards[row] = task.score(item, text)
-        if not (np.isfinite(rewards[row]) and low <= rewards[row] <= high):
+    per_item, own = len(texts) // len(items), own_rows(len(texts))
+    rewards = np.empty(own.stop - own.start, np.float32)
+    for row in range(own.start, own.stop):
+        item, text = items[row // per_item], texts[row]
+        reward = task.score(item, text)
+        if not (np.isfinite(reward) and low <= reward <= high):
             allowed = "finite numbers"
             if task.reward_range is not None:
                 allowed = f"between {low} and {high}, the task's range"
             raise ValueError(
-                f"task {task.name!r} gave reward {rewards[row]} for prompt {item.prompt!r} and "
+                f"task {task.name!r} gave reward {reward} for prompt {item.prompt!r} and "
                 f"response {text!r}; rewards must be {allowed}"
             )
-    return rewards
+        rewards[row - own.start] = reward
+    return gather_rows(rewards, len(texts))
 
 
 def collect(
@@ -153,7 +159,6 @@ def collect(
     """
     prompt_tokens, prompt_mask = sampler.prompts(items)
     generation = sampler(params, prompt_tokens, prompt_mask, key, num_samples=num_samples)
-    generation = jax.device_get(generation)
     texts = sampler.texts(generation)
     clean = score(task, items, texts)
     low, high = task.reward_range if task.reward_range is not None else (0.0, 1.0)

@@ -57,10 +57,6 @@ class Task(abc.ABC):
     def score(self, item: Item, response: str) -> float:
         """The verifier's reward of `response`; no response text makes it raise."""
 
-    def is_correct(self, item: Item, response: str) -> bool:
-        """Whether `score(item, response)` is at or above `solved_at`."""
-        return self.score(item, response) >= self.solved_at
-
 
 def is_held_out(prompt: str, percent: int) -> bool:
     """Whether a prompt belongs to the held-out split, decided by its text alone.

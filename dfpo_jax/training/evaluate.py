@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dfpo_jax import ops
-from dfpo_jax.rollout.rollout import Sampler
+from dfpo_jax.rollout.rollout import Sampler, score
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.training.metrics import explained_variance
 from dfpo_jax.types import Array, ArrayTree, Rollout
@@ -26,8 +26,8 @@ def greedy_accuracy(
     """
     tokens, mask = sampler.prompts(items)
     texts = sampler.texts(sampler(params, tokens, mask, key, greedy=True))
-    correct = [task.is_correct(item, text) for item, text in zip(items, texts, strict=True)]
-    return float(np.mean(correct)), texts, correct
+    correct = score(task, items, texts) >= task.solved_at
+    return float(np.mean(correct)), texts, correct.tolist()
 
 
 def pass_at_k(
@@ -55,10 +55,12 @@ def pass_at_k(
             )
     tokens, mask = sampler.prompts(items)
     texts = sampler.texts(sampler(params, tokens, mask, key, num_samples=samples))
-    correct = [task.is_correct(items[row // samples], text) for row, text in enumerate(texts)]
-    counts = np.asarray(correct).reshape(len(items), samples).sum(axis=1)
+    correct = score(task, items, texts) >= task.solved_at
+    counts = correct.reshape(len(items), samples).sum(axis=1)
     return {
-        k: float(np.mean([1.0 - math.comb(samples - c, k) / math.comb(samples, k) for c in counts]))
+        k: float(
+            np.mean([1.0 - math.comb(samples - int(c), k) / math.comb(samples, k) for c in counts])
+        )
         for k in ks
     }
 

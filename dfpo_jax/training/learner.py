@@ -12,7 +12,7 @@ import optax
 
 from dfpo_jax.algorithms.base import Algorithm, Batch, Context
 from dfpo_jax.models.transformer import Transformer
-from dfpo_jax.sharding import mesh_context, put_batch, shardings
+from dfpo_jax.sharding import mesh_context, put_batch, shardings, to_host
 from dfpo_jax.types import Array, ArrayTree, Rollout, Term, TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -313,7 +313,7 @@ class Learner:
         step = int(state.step)
         with mesh_context(self.mesh):
             state, metrics, report = self._update(state, batch, context)
-        metrics, report = jax.device_get((metrics, report))
+        metrics, report = to_host((metrics, report))
         skipped = self._updates - int(report["applied"])
         if skipped:
             message = f"iteration {step}: {_broken(report['finite'])}; updates skipped: {skipped}"
@@ -338,7 +338,7 @@ class Learner:
         if function is None:
             return None
         with mesh_context(self.mesh):
-            return jax.device_get(function(state, put_batch(rollout, self.mesh)))
+            return to_host(function(state, put_batch(rollout, self.mesh)))
 
 
 def _broken(finite: dict) -> str:

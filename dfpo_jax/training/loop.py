@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dfpo_jax import ops
 from dfpo_jax.rollout.rollout import collect
+from dfpo_jax.sharding import put_replicated
+from dfpo_jax.training import distributed
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.config import Config
 from dfpo_jax.training.config_diff import changed_settings
@@ -51,10 +52,10 @@ def update_value_units(
         if int(state.step) > 0:
             shift = (1 - _UNIT_MOMENTUM) * float(state.value_shift) + _UNIT_MOMENTUM * shift
             scale = (1 - _UNIT_MOMENTUM) * float(state.value_scale) + _UNIT_MOMENTUM * scale
-    place = state.value_shift.sharding
+    mesh = state.value_shift.sharding.mesh
     return state.replace(
-        value_shift=jax.device_put(jnp.float32(shift), place),
-        value_scale=jax.device_put(jnp.float32(scale), place),
+        value_shift=put_replicated(np.float32(shift), mesh),
+        value_scale=put_replicated(np.float32(scale), mesh),
     )
 
 
@@ -79,14 +80,15 @@ def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]
     policy = config.policy
     if policy.kl_target > 0.0:
         coefficient = ops.adaptive_kl_update(
-            state.kl_coefficient,
+            float(state.kl_coefficient),
             metrics["policy/kl"],
             target=policy.kl_target,
             horizon=policy.kl_horizon,
             num_tokens_or_steps=1,
         )
-        place = state.kl_coefficient.sharding
-        state = state.replace(kl_coefficient=jax.device_put(coefficient, place))
+        state = state.replace(
+            kl_coefficient=put_replicated(coefficient, state.kl_coefficient.sharding.mesh)
+        )
     metrics |= rollout_metrics(rollout, run.train_task.solved_at)
     metrics["policy/kl_coefficient"] = float(state.kl_coefficient)
     metrics["time/sample_seconds"] = sampled - clock
@@ -149,8 +151,20 @@ def evaluate_critic(run: Run, state: TrainState) -> tuple[dict[str, float], Crit
     return {f"eval/critic/{name}": value for name, value in metrics.items()}, snapshot
 
 
+class _Silent:
+    """Stands in for `MetricsWriter` and `Progress` in processes that do not log."""
+
+    def write(self, *args) -> None:
+        """Nothing."""
+
+    update = write
+    close = write
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file whole or not at all; only the main process does."""
+    if not distributed.is_main():
+        return
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=2))
     os.replace(temporary, path)
@@ -172,6 +186,7 @@ def open_workdir(workdir: str | Path, config: Config, resume: bool = False) -> N
             f"workdir {workdir} already holds a run; pass --resume to continue it, or name "
             "another --workdir"
         )
+    distributed.barrier("workdir is looked at")
     workdir.mkdir(parents=True, exist_ok=True)
     path, new = workdir / "config.json", json.loads(json.dumps(dataclasses.asdict(config)))
     if path.exists():
@@ -179,7 +194,7 @@ def open_workdir(workdir: str | Path, config: Config, resume: bool = False) -> N
         changed = changed_settings(old, new)
         for line in changed:
             _LOG.warning("changed since the run was started: %s", line)
-        if changed:
+        if changed and distributed.is_main():
             count = len(list(workdir.glob("config.*.json")))
             write_json(workdir / f"config.{count}.json", old)
     write_json(path, new)
@@ -188,13 +203,14 @@ def open_workdir(workdir: str | Path, config: Config, resume: bool = False) -> N
 def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[TrainState, MetricsWriter]:
     """The state to go on from, and metrics.jsonl cut to it (row 0 comes before checkpoint 0)."""
     newest = checkpoints.latest_step()
-    log = run.config.log
-    writer = MetricsWriter(
-        workdir,
-        tensorboard=log.tensorboard,
-        wandb_project=log.wandb_project,
-        resume_step=-1 if newest is None else newest,
-    )
+    log, writer = run.config.log, _Silent()
+    if distributed.is_main():
+        writer = MetricsWriter(
+            workdir,
+            tensorboard=log.tensorboard,
+            wandb_project=log.wandb_project,
+            resume_step=-1 if newest is None else newest,
+        )
     if newest is not None:
         state = checkpoints.restore(run.learner.abstract_state)
         _LOG.info("continuing from iteration %d", newest)
@@ -230,10 +246,11 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
     checkpoints = Checkpointer(workdir, config.checkpoint.keep)
     state, writer = _begin(run, checkpoints, workdir)
     start, iterations = int(state.step), config.train.iterations
-    rows = read_metrics(workdir)
-    before = rows[-1].get("time/elapsed_seconds", 0.0) if rows and start else 0.0
-    progress = Progress(iterations, start)
-    stopped = False
+    before, progress, stopped = 0.0, _Silent(), False
+    if distributed.is_main():
+        progress = Progress(iterations, start)
+        if start > 0:
+            before = read_metrics(workdir)[-1]["time/elapsed_seconds"]
     try:
         with StopSignals() as signals:
             for step in range(start + 1, iterations + 1):
@@ -263,6 +280,7 @@ def _due(step: int, every: int) -> bool:
 
 def _finish(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict[str, Any]:
     """Compare before and after on clean held-out data; write results.json and report.html."""
+    distributed.barrier("before.json is written")
     before = json.loads((workdir / "before.json").read_text())
     after, details = evaluate(run, state)
     _, snapshot = evaluate_critic(run, state)
@@ -289,6 +307,8 @@ def _finish(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict[
             strict=True,
         )
     ]
+    if not distributed.is_main():
+        return results
     write_report(
         workdir / "report.html",
         title=f"{run.config.algorithm} on {run.config.task.dataset}",

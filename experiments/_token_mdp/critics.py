@@ -207,7 +207,10 @@ def read(row: Row, params, tokens: Array, depth: Array) -> dict[str, tuple[Array
             z = value_flow.one_step(velocity, noise)
         else:
             solver, steps = READINGS[reading]
-            z = value_flow.samples(velocity, noise, num_steps=steps, solver=solver)
+            first = row.flow.first_step if reading == "midpoint 4" else 1.0
+            z = value_flow.samples(
+                velocity, noise, num_steps=steps, solver=solver, first_step=first
+            )
         return jnp.sort(z, axis=-1) * scale + centre
 
     return {name: tuple(quantiles(name, m) for m in (QUANTILES, FINE)) for name in row.readings}
@@ -227,8 +230,8 @@ def score(q: np.ndarray, fine: np.ndarray, truth: Truth, noise: float) -> dict[s
     low, high = (np.array([np.interp(u, levels, row) for row in q]) for u in (0.05, 0.95))
     mass = mixture_cdf(high, truth.weight, noise) - mixture_cdf(low, truth.weight, noise)
     return {
-        "w1": float(np.abs(q - truth.quantiles).mean()),
-        "w1_law": float(np.abs(fine - truth.fine).mean()),
+        "w1_32": float(np.abs(q - truth.quantiles).mean()),
+        "w1": float(np.abs(fine - truth.fine).mean()),
         "mean": float(np.abs(q.mean(-1) - truth.weight).mean()),
         "cvar": float(np.abs(np.asarray(ops.cvar(jnp.asarray(q), 0.1)) - truth.cvar).mean()),
         "coverage": float(mass.mean()),

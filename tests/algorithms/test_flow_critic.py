@@ -49,7 +49,7 @@ def test_inference_reads_the_map_or_integrates(variant):
     noise = rng.normal(size=(BATCH, TIME, 5)).astype(np.float32)
     velocity = widening(np.zeros((BATCH, TIME), np.float32))
     for inference, factor in [("one_step", math.exp(SLOPE)), ("ode", (1 + SLOPE / 3) ** 3)]:
-        config = FlowCriticConfig(inference=inference, num_steps=3, solver="euler")
+        config = FlowCriticConfig(inference=inference, num_steps=3, solver="euler", first_step=1.0)
         out = variant(lambda z, c=config: flow_critic.flow_samples(c, velocity, z))(noise)
         np.testing.assert_allclose(out, factor * noise, rtol=1e-5)
 
@@ -62,7 +62,7 @@ def test_quantiles_are_sorted_even_where_paths_cross():
 
 
 def test_spread_is_the_mean_derivative_of_the_frozen_flow():
-    config = FlowCriticConfig(num_steps=3, solver="euler", num_samples=7)
+    config = FlowCriticConfig(num_steps=3, solver="euler", first_step=1.0, num_samples=7)
 
     def velocity(z, t, d):  # the derivative differs from point to point
         return jnp.sin(2.0 * z) - z
@@ -252,7 +252,12 @@ def test_a_rows_draws_do_not_depend_on_its_neighbours():
 def test_risk_losses_equal_loops(risk_targets):
     rng = np.random.default_rng(3)
     config = dataclasses.replace(
-        tiny.FLOW, risk_targets=risk_targets, num_quantiles=6, num_samples=5, solver="euler"
+        tiny.FLOW,
+        risk_targets=risk_targets,
+        num_quantiles=6,
+        num_samples=5,
+        solver="euler",
+        first_step=1.0,
     )
     centre = rng.normal(size=(BATCH, TIME)).astype(np.float32)
     goals = rng.normal(size=(BATCH, TIME, 5)).astype(np.float32)
@@ -377,6 +382,7 @@ def test_a_bimodal_return_is_learned():
         ({"risk_targets": "none"}, "risk_targets is 'none'"),
         ({"uncertainty": "some"}, "uncertainty is 'some'"),
         ({"cvar_weight": -1.0}, "cvar_weight is -1.0"),
+        ({"first_step": 0.0}, "first_step is 0.0"),
         ({"tail_alpha": 0.0}, "tail_alpha is 0.0"),
         ({"tail_beta": 1.5}, "tail_beta is 1.5"),
         ({"uncertainty_temperature": 0.0}, "uncertainty_temperature is 0.0"),

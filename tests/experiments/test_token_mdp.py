@@ -68,11 +68,11 @@ def test_features_hold_the_prefix_alone():
 def test_the_truth_scores_zero(problem):
     made, truth = problem
     figures = critics.score(truth.quantiles, truth.fine, truth, made.noise)
-    assert figures["w1"] == figures["w1_law"] == 0.0
+    assert figures["w1"] == figures["w1_32"] == 0.0
     assert figures["mean"] < 0.005 and figures["cvar"] < 0.01
     assert abs(figures["coverage"] - 0.9) < 0.01
     shifted = critics.score(truth.quantiles + 0.1, truth.fine + 0.1, truth, made.noise)
-    np.testing.assert_allclose([shifted["w1"], shifted["w1_law"]], 0.1, rtol=1e-6)
+    np.testing.assert_allclose([shifted["w1"], shifted["w1_32"]], 0.1, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

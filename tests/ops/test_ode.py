@@ -227,12 +227,40 @@ def test_reverse_mode_reaches_the_parameters_of_the_field(variant):
     np.testing.assert_allclose(gradient, 3.0 * (1 + 0.3 / 4) ** 3, rtol=1e-5)
 
 
+def test_a_longer_first_step(variant):
+    """Steps of 2/5, 1/5, 1/5, 1/5 of each element's horizon, written out for Euler."""
+    z0, horizon = np.array([0.4, -0.3]), np.array([1.0, 0.6])
+    solve = variant(
+        lambda z, t: ops.trajectory(wavy, z, 0.0, t, num_steps=4, solver="euler", first_step=2.0)
+    )
+    path = solve(jnp.asarray(z0, jnp.float32), jnp.asarray(horizon, jnp.float32))
+    z, t = z0, 0.0 * horizon
+    for state, share in zip(path[1:], (0.4, 0.2, 0.2, 0.2), strict=True):
+        z = z + share * horizon * (np.sin(2 * z) + t * np.cos(z))
+        t = t + share * horizon
+        np.testing.assert_allclose(state, z, rtol=1e-5)
+
+
+def test_a_longer_first_step_suits_two_peaks():
+    noise = jnp.asarray(NOISE_QUANTILES, jnp.float32)
+    field = functools.partial(two_point_field, low=-1.0, high=1.0, share=0.5)
+    truth = np.where(LEVELS < 0.5, -1.0, 1.0)
+    distances = [
+        np.abs(
+            np.asarray(ops.integrate(field, noise, num_steps=4, first_step=first)) - truth
+        ).mean()
+        for first in (1.0, 2.0)
+    ]
+    assert distances[1] < 0.8 * distances[0]
+
+
 @pytest.mark.parametrize(
     "options,message",
     [
         (dict(num_steps=0), "num_steps is 0"),
         (dict(num_steps=2.0), "num_steps is 2.0"),
         (dict(num_steps=2, solver="rk5"), "solver is 'rk5'; allowed: euler, heun, midpoint, rk4"),
+        (dict(num_steps=2, first_step=0.0), "first_step is 0.0"),
         (dict(num_steps=2, clip=(1.0, -1.0)), "clip is"),
     ],
 )

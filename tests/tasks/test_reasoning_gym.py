@@ -119,10 +119,10 @@ def test_scores():
     item = next(item for item in task.batch(0, 100) if len(item.answer) == 2)
     for right in (item.answer, f"  {item.answer}\n", f"0{item.answer}", f"{item.answer}.0"):
         assert task.score(item, right) == 1.0
-        assert task.is_correct(item, right)
+        assert task.score(item, right) >= task.solved_at
     for wrong in ("", "   ", "junk", "-", str(int(item.answer) + 1)):
         assert task.score(item, wrong) == 0.0
-        assert not task.is_correct(item, wrong)
+        assert task.score(item, wrong) < task.solved_at
     assert isinstance(task.score(item, item.answer), float)
     # reasoning_gym's own part credit: length of the answer over length of the response.
     assert task.score(item, f"x{item.answer}y") == 0.5
@@ -140,9 +140,9 @@ def test_space_around_a_response_does_not_count():
 def test_solved_at():
     task = sums(solved_at=0.5)
     item = next(item for item in task.batch(0, 100) if len(item.answer) == 2)
-    assert task.is_correct(item, f"x{item.answer}y")
-    assert not sums().is_correct(item, f"x{item.answer}y")
-    assert not task.is_correct(item, f"xx{item.answer}y")
+    assert task.score(item, f"x{item.answer}y") >= task.solved_at
+    assert sums().score(item, f"x{item.answer}y") < sums().solved_at
+    assert task.score(item, f"xx{item.answer}y") < task.solved_at
 
 
 def test_failing_verifier_is_counted_and_logged_once_per_item(caplog):
