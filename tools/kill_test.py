@@ -21,17 +21,21 @@ from absl import app, flags
 
 from dfpo_jax.training.metrics import read_metrics
 
-_CONFIG = flags.DEFINE_string("config", None, "Configuration file.", required=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of both runs.", required=True)
-_KILLS = flags.DEFINE_integer("kills", 30, "Number of kills.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
-
+FLAGS = flags.FLAGS
 _TRAIN = Path(__file__).resolve().parent.parent / "experiments" / "train.py"
+
+
+def define_flags() -> None:
+    """Not at import: flags are global, and tests import this file."""
+    flags.DEFINE_string("config", None, "Configuration file.", required=True)
+    flags.DEFINE_string("workdir", None, "Directory of both runs.", required=True)
+    flags.DEFINE_integer("kills", 30, "Number of kills.")
+    flags.DEFINE_integer("seed", 0, "Seed of the moments.")
 
 
 def start(workdir: Path, overrides: list[str]) -> subprocess.Popen:
     """A training process in its own session, logging to `workdir`.log."""
-    command = [sys.executable, str(_TRAIN), f"--config={_CONFIG.value}", f"--workdir={workdir}"]
+    command = [sys.executable, str(_TRAIN), f"--config={FLAGS.config}", f"--workdir={workdir}"]
     command += ["--resume", "--config.checkpoint.every=1", "--config.log.tensorboard=False"]
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
@@ -123,15 +127,13 @@ def differences(whole: Path, killed: Path) -> list[str]:
 def main(argv):
     """Run both, compare, report."""
     overrides = argv[1:]
-    directory = Path(_WORKDIR.value).absolute()
+    directory = Path(FLAGS.workdir).absolute()
     whole, killed = directory / "whole", directory / "killed"
     directory.mkdir(parents=True, exist_ok=True)
     finish(whole, overrides)
     # Once more with all programs compiled: how long a start takes to its first row.
     seconds = finish(directory / "again", overrides)
-    seen = kill_at_random(
-        killed, overrides, _KILLS.value, 1.3 * seconds, random.Random(_SEED.value)
-    )
+    seen = kill_at_random(killed, overrides, FLAGS.kills, 1.3 * seconds, random.Random(FLAGS.seed))
     finish(killed, overrides)
     found = differences(whole, killed)
     for line in found[:10]:
@@ -144,4 +146,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))

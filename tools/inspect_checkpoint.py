@@ -1,0 +1,81 @@
+"""Print what is inside the checkpoints of a run, without reading the arrays.
+
+    python tools/inspect_checkpoint.py --workdir=runs/quickstart
+    python tools/inspect_checkpoint.py --workdir=runs/quickstart --step=26 --arrays
+
+Lists the iterations that are complete, with the held-out accuracy they were saved with, those whose
+writing was cut off, and the arrays of one checkpoint: by part of the train state, or each.
+"""
+
+import math
+from pathlib import Path
+
+from absl import flags, logging
+
+from dfpo_jax.training import command_line
+from dfpo_jax.training.checkpoint import Checkpointer, unfinished
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Not at import: flags are global, and tests import this file."""
+    flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
+    flags.DEFINE_integer("step", None, "Iteration to look into; the newest by default.")
+    flags.DEFINE_bool("arrays", False, "One line per array instead of one per part.")
+
+
+def describe_steps(checkpoints: Checkpointer) -> list[str]:
+    """One line per checkpoint, complete or not."""
+    lines = []
+    for step in checkpoints.steps():
+        accuracy = checkpoints.accuracy(step)
+        known = "" if accuracy is None else f", held-out accuracy {accuracy:.1%}"
+        lines.append(f"iteration {step}: complete{known}")
+    return lines + [f"{name}: incomplete" for name in unfinished(checkpoints.directory)]
+
+
+def describe_arrays(arrays: dict, each: bool) -> list[str]:
+    """Lines "path, shape, type, bytes" of every array, or "part, arrays, bytes" of every part."""
+    parts: dict[str, list[int]] = {}
+    lines, total = [], 0
+    for path, array in arrays.items():
+        size = math.prod(array.shape) * array.dtype.itemsize
+        total += size
+        name = "/".join(path.split("/")[:2]) if array.shape else "scalars"
+        parts.setdefault(name, []).append(size)
+        lines.append(f"{path}  {list(array.shape)} {array.dtype}  {_bytes(size)}")
+    if not each:
+        lines = [f"{n}: {len(s)} arrays, {_bytes(sum(s))}" for n, s in parts.items()]
+    return [*lines, f"total: {len(arrays)} arrays, {_bytes(total)}"]
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError
+
+
+def main(argv):
+    """Print both lists."""
+    del argv
+    logging.set_verbosity(logging.ERROR)
+    with command_line.user_errors():
+        if not (Path(FLAGS.workdir) / "checkpoints").is_dir():
+            raise FileNotFoundError(f"workdir {FLAGS.workdir} holds no checkpoints")
+        checkpoints = Checkpointer(FLAGS.workdir)
+        print("\n".join(describe_steps(checkpoints)))
+        steps = checkpoints.steps()
+        step = FLAGS.step if FLAGS.step is not None else checkpoints.latest_step()
+        if step not in steps:
+            raise ValueError(f"step is {step}; complete checkpoints are {steps}")
+        print(f"\niteration {step}")
+        print("\n".join(describe_arrays(checkpoints.describe(step), FLAGS.arrays)))
+        checkpoints.close()
+
+
+if __name__ == "__main__":
+    define_flags()
+    command_line.run(main)
