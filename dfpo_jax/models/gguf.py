@@ -50,7 +50,7 @@ def load(
         type; the message names it.
     """
     reader = _open(path)
-    fields = {key: field.contents() for key, field in reader.fields.items() if _is_setting(key)}
+    fields = {key: _value(field) for key, field in reader.fields.items() if _is_setting(key)}
     source = GGUFSource(reader)
     config = _config(fields, source, overrides)
     ignored = frozenset({ROPE_FACTORS}) & source.names()
@@ -91,6 +91,12 @@ def _open(path: str | os.PathLike):
 def _is_setting(key: str) -> bool:
     """Whether a key is of the model and not of the tokenizer, whose lists are slow to read."""
     return key.startswith(("general.architecture", "llama."))
+
+
+def _value(field) -> Any:
+    """A setting; one stored in float32 as the decimal number it stands for."""
+    value = field.contents()
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 class GGUFSource:
@@ -146,12 +152,13 @@ def _config(fields: dict[str, Any], source: GGUFSource, overrides: dict) -> Tran
             raise ValueError(f"llama.{key} is missing from the file; pass {ours} as an override")
         values[ours] = fields[f"llama.{key}"]
     if scaling == "linear" and "rope_type" not in overrides:
-        values |= {"rope_type": "linear", "rope_factor": fields.get("llama.rope.scaling.factor")}
+        if fields.get("llama.rope.scaling.factor") is None:
+            raise ValueError("llama.rope.scaling.factor is missing from the file")
+        values |= {"rope_type": "linear", "rope_factor": fields["llama.rope.scaling.factor"]}
     if "token_embd.weight" not in source.names():
         raise ValueError("tensors token_embd.weight are missing from the checkpoint")
     values["vocab_size"] = source.shape("token_embd.weight")[0]
     values["tie_embeddings"] = "output.weight" not in source.names()
-    values["qkv_bias"] = False
     values = {**values, **overrides}
     head_dim = fields.get("llama.attention.key_length", values["d_model"] // values["num_heads"])
     config = TransformerConfig(**{"head_dim": head_dim, **values})

@@ -193,7 +193,9 @@ def save(
       directory: does not exist, or is empty.
       config: of the parameters; `hf_family` must know its family.
       params: the decoder's parameters, on devices of this process, written in their own type.
-      tokenizer: written too, with its chat template; its special tokens end generation.
+      tokenizer: written too, with its chat template; its special tokens end generation. Where the
+        family is Qwen2, `transformers.AutoTokenizer` makes a Qwen2 tokenizer of any; read another
+        kind with `PreTrainedTokenizerFast.from_pretrained`.
       generation_config: written instead of one made from the tokenizer's special tokens.
       max_file_bytes: no file holds more than this, but for a single tensor that does.
 
