@@ -22,7 +22,8 @@ CASES = {
     "llama_llama3": ("Llama", True, {**LLAMA3, "rope_theta": 500.0}, {}),
     "llama_linear": ("Llama", False, {"rope_type": "linear", "factor": 2.0}, {"head_dim": 16}),
     "llama_yarn": ("Llama", True, {**YARN, "beta_fast": 8.0}, {}),
-    "qwen2": ("Qwen2", True, {"rope_theta": 1e6}, {}),
+    # A square matrix is transposed like any other.
+    "qwen2": ("Qwen2", True, {"rope_theta": 1e6}, {"intermediate_size": 32}),
     "qwen2_yarn": ("Qwen2", False, {**YARN, "mscale": 0.7, "mscale_all_dim": 1.4}, {}),
     "qwen3": ("Qwen3", True, {"rope_theta": 1e6}, {"head_dim": 16}),
     "qwen3_yarn": (
@@ -41,7 +42,6 @@ def torch_model(case, dtype="float32"):
     config = getattr(transformers, f"{prefix}Config")(
         vocab_size=VOCAB,
         hidden_size=32,
-        intermediate_size=48,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -52,7 +52,7 @@ def torch_model(case, dtype="float32"):
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
-        **fields,
+        **{"intermediate_size": 48, **fields},
     )
     torch.manual_seed(0)
     model = getattr(transformers, f"{prefix}ForCausalLM")(config).eval()

@@ -200,7 +200,8 @@ def _read_shard(source, row, config, abstract, index) -> np.ndarray:
     shape = tuple(part.stop - part.start for part in index)
     name = getattr(row, source.naming)
     if not row.path.startswith("layers/"):
-        return np.asarray(_read(source, row, name, abstract.shape, index), abstract.dtype)
+        # A copy: the array on the device must not share the memory of a mapped file.
+        return np.array(_read(source, row, name, abstract.shape, index), abstract.dtype, order="C")
     shard = np.empty(shape, abstract.dtype)
     for i, layer in enumerate(range(index[0].start, index[0].stop)):
         part = _read(source, row, name.format(layer=layer), abstract.shape[1:], index[1:])
