@@ -268,6 +268,8 @@ def _write_tensors(place: pathlib.Path, config, params: ArrayTree, limit: int) -
             name: to_file_layout(row, flat[row.path], layer) for row, layer, name, _ in group
         }
         save_file(tensors, place / file, metadata={"format": "pt"})
+        # The library lets only the owner read; follow the other files.
+        os.chmod(place / file, (place / "config.json").stat().st_mode)
         weight_map |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())
     if len(groups) > 1:
