@@ -26,14 +26,16 @@ ops.policy_gradients
 ops.divergences
 ops
 models.config
+models.rope models.hf_config
 models.attention
 models.transformer
 models.value_flow
 models.value_heads
 models.critic
-models.hf models.gguf
 models
 sharding
+models.weights
+models.hf models.gguf
 tokenizers
 tasks.base
 tasks.noise tasks.verifiers

@@ -7,6 +7,38 @@ from types import MappingProxyType
 DTYPES = ("float32", "bfloat16", "float16")
 REMAT = ("none", "full")
 ATTENTION = ("auto", "xla", "cudnn")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+# The fields each type uses, apart from `rope_theta`.
+ROPE_FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "default": (),
+        "linear": ("rope_factor",),
+        "llama3": (
+            "rope_factor",
+            "rope_original_max_positions",
+            "rope_low_freq_factor",
+            "rope_high_freq_factor",
+        ),
+        "yarn": (
+            "rope_factor",
+            "rope_original_max_positions",
+            "rope_beta_slow",
+            "rope_beta_fast",
+            "rope_attention_factor",
+            "rope_truncate",
+        ),
+    }
+)
+ROPE_NUMBERS = (
+    "rope_theta",
+    "rope_factor",
+    "rope_low_freq_factor",
+    "rope_high_freq_factor",
+    "rope_beta_slow",
+    "rope_beta_fast",
+    "rope_attention_factor",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +57,17 @@ class TransformerConfig:
       head_dim: width of one head, even (rotary embedding rotates pairs).
       d_ff: width of the gated MLP.
       rope_theta: base of the rotary frequencies.
+      rope_type: how the frequencies are scaled to a longer context, see `rope.rope_frequencies`;
+        fields below that a type does not use must keep their defaults.
+      rope_factor: divisor of the slow frequencies (linear, llama3, yarn), at least 1.
+      rope_original_max_positions: context length before the scaling (llama3, yarn need it).
+      rope_low_freq_factor: turns over that context below which llama3 divides.
+      rope_high_freq_factor: turns above which llama3 leaves a frequency as it is.
+      rope_beta_slow: turns below which yarn divides.
+      rope_beta_fast: turns above which yarn leaves a frequency as it is.
+      rope_attention_factor: what yarn multiplies cosines and sines by; published models use
+        0.1 ln(rope_factor) + 1.
+      rope_truncate: whether yarn rounds the bounds of its ramp outwards to whole pairs.
       norm_eps: epsilon of the RMS norms.
       init_std: standard deviation of initial embeddings and kernels; those that write to the
         residual stream get it divided by sqrt(2 num_layers). Narrow models learn faster with
@@ -51,6 +94,15 @@ class TransformerConfig:
     head_dim: int
     d_ff: int
     rope_theta: float = 10000.0
+    rope_type: str = "default"
+    rope_factor: float = 1.0
+    rope_original_max_positions: int = 0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_beta_slow: float = 1.0
+    rope_beta_fast: float = 32.0
+    rope_attention_factor: float = 1.0
+    rope_truncate: bool = True
     norm_eps: float = 1e-6
     init_std: float = 0.02
     tie_embeddings: bool = True
@@ -77,11 +129,11 @@ class TransformerConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1")
-        for name in ("rope_theta", "norm_eps", "init_std"):
+        for name in ("norm_eps", "init_std", *ROPE_NUMBERS):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(f"{name} is {value!r}; it must be a number above 0")
-        for name in ("tie_embeddings", "qkv_bias", "qk_norm"):
+        for name in ("tie_embeddings", "qkv_bias", "qk_norm", "rope_truncate"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise ValueError(f"{name} is {value!r}; it must be True or False")
@@ -90,6 +142,7 @@ class TransformerConfig:
             ("param_dtype", DTYPES),
             ("remat", REMAT),
             ("attention", ATTENTION),
+            ("rope_type", ROPE_TYPES),
         ):
             value = getattr(self, name)
             if value not in allowed:
@@ -100,6 +153,37 @@ class TransformerConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; it must be even")
+        self._check_rope()
+
+    def _check_rope(self):
+        """Validates what a rope type needs, and that nothing it ignores is set."""
+        for field in dataclasses.fields(self):
+            known = field.name in ("rope_theta", "rope_type") or not field.name.startswith("rope_")
+            value = getattr(self, field.name)
+            if known or field.name in ROPE_FIELDS[self.rope_type] or value == field.default:
+                continue
+            raise ValueError(
+                f"{field.name} is {value!r}; rope_type {self.rope_type!r} does not use it, so it "
+                f"must be {field.default!r}"
+            )
+        if self.rope_factor < 1:
+            raise ValueError(f"rope_factor is {self.rope_factor!r}; it must be at least 1")
+        length = self.rope_original_max_positions
+        needs_length = "rope_original_max_positions" in ROPE_FIELDS[self.rope_type]
+        if type(length) is not int or (needs_length and length < 1):
+            raise ValueError(
+                f"rope_original_max_positions is {length!r}; rope_type {self.rope_type!r} needs an "
+                "integer of at least 1"
+            )
+        for low, high in (
+            ("rope_low_freq_factor", "rope_high_freq_factor"),
+            ("rope_beta_slow", "rope_beta_fast"),
+        ):
+            if not getattr(self, low) < getattr(self, high):
+                raise ValueError(
+                    f"{low} is {getattr(self, low)!r}; it must be below {high}, "
+                    f"{getattr(self, high)!r}"
+                )
 
 
 PRESETS: Mapping[str, TransformerConfig] = MappingProxyType(

@@ -15,6 +15,7 @@ from flax import struct
 
 from dfpo_jax.models.attention import attention
 from dfpo_jax.models.config import TransformerConfig
+from dfpo_jax.models.rope import apply_rope, rope_tables
 from dfpo_jax.types import Array
 
 _ACTIVATIONS = ("batch", "length", "embed")
@@ -55,25 +56,6 @@ def init_cache(
         valid=jnp.zeros((batch, length), bool),
         index=jnp.zeros((), jnp.int32),
     )
-
-
-def rope_tables(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
-    """Cosines and sines [B, T, 1, H / 2] (float32) of `positions[b, t] * theta ** (-2 i / H)`.
-
-    Source: Su et al. 2021 (RoFormer), section 3.4.2.
-    """
-    chex.assert_rank(positions, 2)
-    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    frequency = (1.0 / theta**exponent).reshape(1, 1, 1, -1)
-    angle = positions.astype(jnp.float32)[:, :, None, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotates the pairs (i, i + H / 2) of x [B, T, N, H]; float32 inside, the type of x outside."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -290,7 +272,7 @@ class Transformer(nn.Module):
         slots = jnp.arange(seen.shape[1])
         causal = slots[None, :] <= index + jnp.arange(length)[:, None]
         mask = causal[None] & seen[:, None, :]
-        rope = rope_tables(jnp.maximum(positions, 0), self.config.head_dim, self.config.rope_theta)
+        rope = rope_tables(jnp.maximum(positions, 0), self.config)
 
         # A lookup needs whole rows: the compiler has no good plan for rows split over devices.
         table = nn.with_logical_constraint(self.embedding, ("vocab", None))

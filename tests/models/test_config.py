@@ -52,6 +52,11 @@ def test_preset_has_the_published_number_of_parameters(name):
         ("param_dtype", "int8", "float32, bfloat16, float16"),
         ("remat", "some", "none, full"),
         ("attention", "flash", "auto, xla, cudnn"),
+        ("rope_type", "dynamic", "default, linear, llama3, yarn"),
+        ("rope_factor", 2.0, "rope_type 'default' does not use it"),
+        ("rope_truncate", False, "rope_type 'default' does not use it"),
+        ("rope_truncate", 1, "True or False"),
+        ("rope_attention_factor", 0.0, "above 0"),
     ],
 )
 def test_a_bad_field_is_named_with_its_value_and_what_is_allowed(field, value, allowed):
@@ -69,3 +74,31 @@ def test_is_immutable_and_hashable():
     with pytest.raises(TypeError):
         PRESETS["other"] = TINY
     assert isinstance(TINY, TransformerConfig)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rope_type": "linear", "rope_factor": 0.5}, "rope_factor is 0.5; .*at least 1"),
+        ({"rope_type": "llama3"}, "rope_original_max_positions is 0; .*at least 1"),
+        (
+            {"rope_type": "yarn", "rope_original_max_positions": 8.0},
+            "rope_original_max_positions is 8.0; .*integer",
+        ),
+        (
+            {"rope_type": "llama3", "rope_original_max_positions": 8, "rope_low_freq_factor": 4.0},
+            "rope_low_freq_factor is 4.0; it must be below rope_high_freq_factor, 4.0",
+        ),
+        (
+            {"rope_type": "yarn", "rope_original_max_positions": 8, "rope_beta_fast": 0.5},
+            "rope_beta_slow is 1.0; it must be below rope_beta_fast, 0.5",
+        ),
+        (
+            {"rope_type": "linear", "rope_beta_fast": 16.0},
+            "rope_beta_fast is 16.0; rope_type 'linear' does not use it",
+        ),
+    ],
+)
+def test_rope_fields_that_do_not_fit_their_type(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY, **fields)

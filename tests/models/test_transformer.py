@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 
 from dfpo_jax.models.config import PRESETS
-from dfpo_jax.models.transformer import (
-    KVCache,
-    Transformer,
-    apply_rope,
-    init_cache,
-    rope_tables,
-)
+from dfpo_jax.models.transformer import KVCache, Transformer, init_cache
 
 TINY = PRESETS["tiny"]
 FULL = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, tie_embeddings=False)
@@ -56,102 +50,6 @@ def random_tokens(shape, seed=0, vocab=TINY.vocab_size):
 def model():
     """(apply, params) of a tiny decoder with every option on."""
     return jit_apply(FULL), random_params(FULL)
-
-
-# Parity with PyTorch. Each copy names every array of the other side once.
-
-
-def weights_from_torch(module, config):
-    """Parameters of a `transformers` causal model in our layout."""
-    state = {name: x.detach().numpy().astype(np.float32) for name, x in module.named_parameters()}
-    heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
-
-    def layers(name, shape=None):
-        stack = [state.pop(f"model.layers.{i}.{name}") for i in range(config.num_layers)]
-        if name.endswith("_proj.weight"):
-            stack = [x.T for x in stack]
-        return np.stack([x if shape is None else x.reshape(shape) for x in stack])
-
-    attention = {"output": {"kernel": layers("self_attn.o_proj.weight", (heads, width, -1))}}
-    for ours, theirs, count in (
-        ("query", "q", heads),
-        ("key", "k", kv_heads),
-        ("value", "v", kv_heads),
-    ):
-        attention[ours] = {"kernel": layers(f"self_attn.{theirs}_proj.weight", (-1, count, width))}
-        if config.qkv_bias:
-            attention[ours]["bias"] = layers(f"self_attn.{theirs}_proj.bias", (count, width))
-    if config.qk_norm:
-        for ours, theirs in (("query_norm", "q"), ("key_norm", "k")):
-            attention[ours] = {"scale": layers(f"self_attn.{theirs}_norm.weight")}
-    params = {
-        "embedding": state.pop("model.embed_tokens.weight"),
-        "final_norm": {"scale": state.pop("model.norm.weight")},
-        "layers": {
-            "attention": attention,
-            "attention_norm": {"scale": layers("input_layernorm.weight")},
-            "mlp": {
-                name: {"kernel": layers(f"mlp.{name}_proj.weight")}
-                for name in ("gate", "up", "down")
-            },
-            "mlp_norm": {"scale": layers("post_attention_layernorm.weight")},
-        },
-    }
-    if not config.tie_embeddings:
-        params["head"] = state.pop("lm_head.weight").T
-    assert not state, f"not copied: {sorted(state)}"
-    return {"params": params}
-
-
-@pytest.mark.parametrize(
-    ("family", "options"),
-    [
-        ("Llama", {"tie_embeddings": False, "norm_eps": 1e-5}),
-        ("Qwen2", {"qkv_bias": True, "rope_theta": 1e6}),
-        ("Qwen3", {"qk_norm": True, "rope_theta": 1e6, "head_dim": 16}),
-    ],
-)
-def test_equals_transformers_in_torch(family, options):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    config = dataclasses.replace(TINY, **options)
-    sizes = {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "attn_implementation": "eager",
-    }
-    if family != "Qwen2":
-        sizes["head_dim"] = config.head_dim
-    torch.manual_seed(0)
-    other = getattr(transformers, f"{family}ForCausalLM")(
-        getattr(transformers, f"{family}Config")(**sizes)
-    ).eval()
-    with torch.no_grad():
-        for name, x in other.named_parameters():
-            x.copy_(torch.randn_like(x) * (0.3 if x.ndim > 1 else 0.1) + 1.0 * ("norm" in name))
-    tokens, valid = random_tokens((3, 9)), np.ones((3, 9), np.int64)
-    valid[1, :4] = 0
-    positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
-    with torch.no_grad():
-        expected = other(
-            input_ids=torch.as_tensor(tokens, dtype=torch.long),
-            attention_mask=torch.as_tensor(valid),
-            position_ids=torch.as_tensor(positions),
-        ).logits.numpy()
-    params, apply = weights_from_torch(other, config), jit_apply(config)
-    hidden, _ = apply(params, tokens, valid)
-    logits = apply(params, hidden, method="logits")
-    assert np.abs(expected).max() > 1.0
-    keep = valid.astype(bool)
-    np.testing.assert_allclose(np.asarray(logits)[keep], expected[keep], rtol=1e-4, atol=1e-4)
 
 
 # The cache
@@ -352,21 +250,6 @@ def test_logits_are_products_with_the_head(model):
     expected = np.asarray(hidden) @ np.asarray(tied["params"]["embedding"]).T
     found = jit_apply(TINY)(tied, hidden, method="logits")
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_rope_rotates_pairs_by_position():
-    theta, width = 100.0, 4
-    x = np.random.default_rng(0).normal(size=(1, 3, 1, width)).astype(np.float32)
-    positions = np.array([[0, 2, 5]])
-    expected = np.zeros_like(x)
-    for t, position in enumerate(positions[0]):
-        for i in range(width // 2):
-            angle = position * theta ** (-2 * i / width)
-            a, b = x[0, t, 0, i], x[0, t, 0, i + width // 2]
-            expected[0, t, 0, i] = a * np.cos(angle) - b * np.sin(angle)
-            expected[0, t, 0, i + width // 2] = b * np.cos(angle) + a * np.sin(angle)
-    found = apply_rope(x, *rope_tables(jnp.asarray(positions), width, theta))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_constraints_are_silent_without_a_mesh(model):

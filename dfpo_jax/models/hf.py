@@ -1,0 +1,277 @@
+"""Weights of `transformers` models (safetensors) in and out."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import huggingface_hub
+import jax
+import numpy as np
+import safetensors
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from jax.sharding import Mesh
+from safetensors.numpy import save_file
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from dfpo_jax.models.config import TransformerConfig
+from dfpo_jax.models.hf_config import from_hf, to_hf
+from dfpo_jax.models.weights import (
+    abstract_params,
+    file_tensors,
+    flatten,
+    load_params,
+    to_file_layout,
+)
+from dfpo_jax.sharding import LOGICAL_RULES, Rules
+from dfpo_jax.types import ArrayTree
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_FLOATS = ("F32", "BF16", "F16")
+_NO_PARAMETER = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+
+
+def load(
+    path_or_hub_id: str | os.PathLike,
+    *,
+    mesh: Mesh | None = None,
+    rules: Rules = LOGICAL_RULES,
+    **overrides: Any,
+) -> tuple[TransformerConfig, ArrayTree]:
+    """Configuration and parameters of a Llama, Qwen2 or Qwen3 model.
+
+    Tensors go from the file to their place on the mesh shard by shard; each process reads only
+    what its devices hold. The file's type is converted to the configuration's `param_dtype`.
+
+    Args:
+      path_or_hub_id: a directory with config.json and safetensors files, or the id of a model on
+        the Hugging Face hub, which is downloaded to its cache.
+      mesh: where to place the parameters; one device (1x1x1) by default.
+      rules: logical axes to mesh axes.
+      **overrides: fields of `TransformerConfig`, such as `dtype` (the one the model declares by
+        default), `param_dtype` (float32 by default), `remat` or `max_positions`.
+
+    Returns:
+      The configuration and unboxed parameters, as `Transformer(config).init(...)["params"]` gives
+      them.
+
+    Raises:
+      ValueError: no such directory or id; the architecture is not supported; a tensor is missing,
+        unknown, twice there, or of a wrong shape or type. The message names it.
+    """
+    directory = _directory(path_or_hub_id)
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"{directory} has no config.json")
+    config = from_hf(json.loads((directory / "config.json").read_text()), **overrides)
+    with contextlib.ExitStack() as stack:
+        source = SafetensorsSource(directory, stack)
+        ignored = {name for name in source.names() if _NO_PARAMETER.fullmatch(name)}
+        if config.tie_embeddings and {EMBEDDING, HEAD} <= source.names():
+            _check_tied(source)
+            ignored.add(HEAD)
+        return config, load_params(source, config, mesh, rules, frozenset(ignored))
+
+
+def _directory(path_or_hub_id: str | os.PathLike) -> pathlib.Path:
+    """A directory as it is, or that of a downloaded model."""
+    path = pathlib.Path(path_or_hub_id)
+    if path.is_dir():
+        return path
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors", "*.jinja"]
+            )
+        )
+    except HFValidationError:
+        message = "is neither a directory nor the id of a model"
+    except LocalEntryNotFoundError:
+        message = (
+            "is no directory, and the Hugging Face hub cannot be reached; give the path of a "
+            "directory, or download the model first on a machine with network"
+        )
+    except HfHubHTTPError as error:
+        message = f"is no directory, and the Hugging Face hub refuses it: {type(error).__name__}"
+    raise ValueError(f"{str(path_or_hub_id)!r} {message}") from None
+
+
+class SafetensorsSource:
+    """The safetensors files of a directory, see `weights.Source`.
+
+    Args:
+      directory: holds model.safetensors, or an index and the files it names.
+      stack: closes the files.
+
+    Raises:
+      ValueError: there are no such files, the index disagrees with them, or a tensor is twice
+        there.
+    """
+
+    naming, interleaved = "hf", False
+
+    def __init__(self, directory: pathlib.Path, stack: contextlib.ExitStack):
+        """Opens the files; reads names only."""
+        index = None
+        if (directory / SINGLE).is_file():
+            files = [SINGLE]
+        elif (directory / INDEX).is_file():
+            index = json.loads((directory / INDEX).read_text())["weight_map"]
+            files = sorted(set(index.values()))
+        else:
+            raise ValueError(f"{directory} has neither {SINGLE} nor {INDEX}")
+        self._files: dict[str, Any] = {}
+        where: dict[str, str] = {}
+        for file in files:
+            if not (directory / file).is_file():
+                raise ValueError(f"{directory} has no {file}, which {INDEX} names")
+            opened = stack.enter_context(safetensors.safe_open(directory / file, "numpy"))
+            for name in opened.keys():
+                if name in where:
+                    raise ValueError(f"tensor {name} is in both {where[name]} and {file}")
+                self._files[name], where[name] = opened, file
+        for name in sorted(where.keys() | (index or where).keys()):
+            if index is not None and index.get(name) != where.get(name):
+                raise ValueError(
+                    f"tensor {name} is in {where.get(name, 'no file')}; {INDEX} says "
+                    f"{index.get(name, 'nothing of it')}"
+                )
+
+    def names(self) -> set[str]:
+        """Every tensor in the files."""
+        return set(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of a tensor; reads no more than that."""
+        tensor = self._files[name].get_slice(name)
+        if tensor.get_dtype() not in _FLOATS:
+            raise ValueError(
+                f"tensor {name} has type {tensor.get_dtype()}; it must be one of "
+                f"{', '.join(_FLOATS)}"
+            )
+        return tensor[index]
+
+
+def _check_tied(source: SafetensorsSource, rows: int = 4096) -> None:
+    """Raises unless the head equals the embedding, which ties it."""
+    shape = source.shape(EMBEDDING)
+    same = source.shape(HEAD) == shape
+    for start in range(0, shape[0] if same else 0, rows):
+        part = slice(start, min(start + rows, shape[0])), slice(0, shape[1])
+        same = same and np.array_equal(source.read(EMBEDDING, part), source.read(HEAD, part))
+    if not same:
+        raise ValueError(
+            f"tie_embeddings is True, but tensor {HEAD} differs from {EMBEDDING}; pass "
+            "tie_embeddings=False to load both"
+        )
+
+
+def save(
+    directory: str | os.PathLike,
+    config: TransformerConfig,
+    params: ArrayTree,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    generation_config: GenerationConfig | None = None,
+    max_file_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes what `transformers.AutoModelForCausalLM.from_pretrained` and `load` read.
+
+    Everything is written beside `directory` and moved there at the end, so that a directory of
+    that name is complete. Host memory holds one file.
+
+    Args:
+      directory: does not exist, or is empty.
+      config: of the parameters; `hf_family` must know its family.
+      params: the decoder's parameters, on devices of this process, written in their own type.
+      tokenizer: written too, with its chat template; its special tokens end generation. Where the
+        family is Qwen2, `transformers.AutoTokenizer` makes a Qwen2 tokenizer of any; read another
+        kind with `PreTrainedTokenizerFast.from_pretrained`.
+      generation_config: written instead of one made from the tokenizer's special tokens.
+      max_file_bytes: no file holds more than this, but for a single tensor that does.
+
+    Raises:
+      ValueError: `directory` is a file or not empty; the parameters are not those of `config`;
+        the tokenizer has more tokens than the model; no family fits.
+    """
+    directory = pathlib.Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} exists and is not an empty directory")
+    _check_params(config, params)
+    if tokenizer is not None and len(tokenizer) > config.vocab_size:
+        raise ValueError(f"tokenizer has {len(tokenizer)} tokens; the model {config.vocab_size}")
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    special = {name: tokenizer and getattr(tokenizer, name) for name in names}
+    hf_config = to_hf(config, **special)
+    hf_config.dtype = jax.tree.leaves(params)[0].dtype.name
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=directory.parent, prefix=f".{directory.name}."
+    ) as temporary:
+        place = pathlib.Path(temporary) / "model"
+        place.mkdir()
+        hf_config.save_pretrained(place)
+        (generation_config or GenerationConfig(**special)).save_pretrained(place)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(place)
+        _write_tensors(place, config, params, max_file_bytes)
+        if directory.exists():
+            directory.rmdir()
+        shutil.move(place, directory)
+
+
+def _check_params(config: TransformerConfig, params: ArrayTree) -> None:
+    """Raises unless the tree has the configuration's parameters, all within reach, of one type."""
+    expected, found = flatten(abstract_params(config)), flatten(params)
+    if different := sorted(expected.keys() ^ found.keys()):
+        raise ValueError(f"params and config disagree about {', '.join(different)}")
+    for path, leaf in found.items():
+        if leaf.shape != expected[path].shape:
+            raise ValueError(f"{path} has shape {leaf.shape}, not {expected[path].shape}")
+        if not getattr(leaf, "is_fully_addressable", True):
+            raise ValueError(f"{path} is spread over several processes; gather it first")
+    if len(types := {leaf.dtype.name for leaf in found.values()}) > 1:
+        raise ValueError(f"params have types {', '.join(sorted(types))}; cast them to one")
+
+
+def _groups(config: TransformerConfig, params: ArrayTree, limit: int) -> Iterator[list]:
+    """Tensors in their order, in groups of at most `limit` bytes or one tensor."""
+    group, size = [], 0
+    for entry in file_tensors(config, params):
+        count = entry[-1].size * entry[-1].dtype.itemsize
+        if group and size + count > limit:
+            yield group
+            group, size = [], 0
+        group.append(entry)
+        size += count
+    yield group
+
+
+def _write_tensors(place: pathlib.Path, config, params: ArrayTree, limit: int) -> None:
+    """The safetensors files, and their index where there are several."""
+    flat, groups = flatten(params), list(_groups(config, params, limit))
+    weight_map, total = {}, 0
+    for number, group in enumerate(groups, start=1):
+        file = (
+            SINGLE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        )
+        tensors = {
+            name: to_file_layout(row, flat[row.path], layer) for row, layer, name, _ in group
+        }
+        save_file(tensors, place / file, metadata={"format": "pt"})
+        # The library lets only the owner read; follow the other files.
+        os.chmod(place / file, (place / "config.json").stat().st_mode)
+        weight_map |= dict.fromkeys(tensors, file)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    if len(groups) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (place / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

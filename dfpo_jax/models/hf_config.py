@@ -1,0 +1,203 @@
+"""Configurations of `transformers` models to ours and back."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import transformers
+from transformers import PretrainedConfig
+
+from dfpo_jax.models.config import DTYPES, TransformerConfig
+
+# Our field -> theirs, where the value is taken as it is.
+FIELDS = {
+    "vocab_size": "vocab_size",
+    "d_model": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "d_ff": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+    "max_positions": "max_position_embeddings",
+}
+# Our field -> a key of their rope parameters, and whether the key must be there.
+ROPE_KEYS = {
+    "linear": {"rope_factor": ("factor", True)},
+    "llama3": {
+        "rope_factor": ("factor", True),
+        "rope_original_max_positions": ("original_max_position_embeddings", True),
+        "rope_low_freq_factor": ("low_freq_factor", True),
+        "rope_high_freq_factor": ("high_freq_factor", True),
+    },
+    "yarn": {
+        "rope_factor": ("factor", True),
+        "rope_original_max_positions": ("original_max_position_embeddings", True),
+        "rope_beta_slow": ("beta_slow", False),
+        "rope_beta_fast": ("beta_fast", False),
+        "rope_truncate": ("truncate", False),
+    },
+    "default": {},
+}
+# model_type -> (classes' prefix, qkv_bias, qk_norm).
+FAMILIES = {
+    "llama": ("Llama", False, False),
+    "qwen2": ("Qwen2", True, False),
+    "qwen3": ("Qwen3", False, True),
+}
+
+
+def from_hf(hf_config: PretrainedConfig | Mapping[str, Any], **overrides: Any) -> TransformerConfig:
+    """The configuration of a Llama, Qwen2 (2.5) or Qwen3 model of `transformers`.
+
+    Reads the old keys of the rotary embedding (`rope_theta`, `rope_scaling`) and the new one
+    (`rope_parameters`). The compute type is the one the source declares, float32 where it declares
+    none; parameters are stored in float32 unless overridden.
+
+    Args:
+      hf_config: a `transformers` configuration, or a mapping such as a parsed config.json.
+      **overrides: fields of `TransformerConfig`; they replace what the source says, and stand in
+        for what it does not say.
+
+    Raises:
+      ValueError: a needed field is missing, or the source asks for something the decoder does not
+        do; the message names the field.
+    """
+    source = hf_config.to_dict() if isinstance(hf_config, PretrainedConfig) else dict(hf_config)
+    names = [field.name for field in dataclasses.fields(TransformerConfig)]
+    for name in overrides:
+        if name not in names:
+            raise ValueError(f"{name} is not a field of TransformerConfig: {', '.join(names)}")
+    family = source.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(f"model_type is {family!r}; it must be one of {', '.join(FAMILIES)}")
+    _refuse(source, family)
+    _, qkv_bias, qk_norm = FAMILIES[family]
+    values: dict[str, Any] = {"qkv_bias": qkv_bias, "qk_norm": qk_norm}
+    for ours, theirs in FIELDS.items():
+        if ours not in overrides:
+            values[ours] = _field(source, family, theirs)
+    declared = source.get("dtype") or source.get("torch_dtype")
+    if declared is not None and "dtype" not in overrides:
+        values["dtype"] = str(declared).removeprefix("torch.")
+        if values["dtype"] not in DTYPES:
+            raise ValueError(f"dtype is {declared}; it must be one of {', '.join(DTYPES)}")
+    return TransformerConfig(**{**values, **_rope_fields(source, overrides), **overrides})
+
+
+def _field(source: Mapping[str, Any], family: str, key: str) -> Any:
+    """One needed value. Null key-value heads stand for all heads; most families derive head_dim."""
+    if key == "head_dim" and family != "qwen3" and source.get(key) is None:
+        return _field(source, family, "hidden_size") // _field(
+            source, family, "num_attention_heads"
+        )
+    if key == "num_key_value_heads" and key in source and source[key] is None:
+        return _field(source, family, "num_attention_heads")
+    if source.get(key) is None:
+        raise ValueError(f"{key} is missing from the model's configuration; pass an override")
+    return source[key]
+
+
+def _refuse(source: Mapping[str, Any], family: str) -> None:
+    """Raises on what the decoder does not do."""
+    if _field(source, family, "hidden_act") != "silu":
+        raise ValueError(f"hidden_act is {source['hidden_act']!r}; only 'silu' is supported")
+    for key in ("attention_bias", "mlp_bias"):
+        if source.get(key):
+            raise ValueError(f"{key} is {source[key]!r}; the decoder has no such biases")
+    if source.get("quantization_config"):
+        raise ValueError("quantization_config is set; only plain float weights are supported")
+    sliding = False
+    if source.get("layer_types") is not None:
+        sliding = any(kind != "full_attention" for kind in source["layer_types"])
+    elif source.get("use_sliding_window") and source.get("sliding_window") is not None:
+        first = _field(source, family, "max_window_layers")
+        sliding = first < _field(source, family, "num_hidden_layers")
+    if sliding:
+        raise ValueError(
+            f"sliding_window is {source.get('sliding_window')} and some layers use it; only full "
+            "attention is supported (layer_types, use_sliding_window)"
+        )
+
+
+def _rope_fields(source: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Our fields of the rotary embedding, less those overridden."""
+    rope = {**(source.get("rope_scaling") or {}), **(source.get("rope_parameters") or {})}
+    theta = rope.get("rope_theta", source.get("rope_theta"))
+    if theta is None and "rope_theta" not in overrides:
+        raise ValueError("rope_theta is missing from the model's configuration; pass an override")
+    partial = rope.get("partial_rotary_factor", source.get("partial_rotary_factor"))
+    if partial not in (None, 1.0):
+        raise ValueError(f"partial_rotary_factor is {partial}; only whole heads are rotated")
+    values = {} if theta is None else {"rope_theta": float(theta)}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if overrides.get("rope_type", kind) != kind:
+        return values  # the scaling is replaced as a whole
+    if kind not in ROPE_KEYS:
+        raise ValueError(f"rope_type is {kind!r}; it must be one of {', '.join(ROPE_KEYS)}")
+    values["rope_type"] = kind
+    for ours, (key, needed) in ROPE_KEYS[kind].items():
+        if rope.get(key) is not None:
+            is_float = ours not in ("rope_original_max_positions", "rope_truncate")
+            values[ours] = float(rope[key]) if is_float else rope[key]
+        elif needed and ours not in overrides:
+            raise ValueError(f"{key} is missing from the rope parameters of type {kind!r}")
+    if kind == "yarn" and "rope_attention_factor" not in overrides:
+        factor = overrides.get("rope_factor", values.get("rope_factor"))
+        values["rope_attention_factor"] = _yarn_attention_factor(rope, factor)
+    return values
+
+
+def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:
+    """The given factor, or 0.1 m ln(factor) + 1 (YaRN, section 3.4), a ratio of two where m is."""
+    if rope.get("attention_factor") is not None:
+        return float(rope["attention_factor"])
+    growth = 0.1 * math.log(factor)
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        return (rope["mscale"] * growth + 1.0) / (rope["mscale_all_dim"] * growth + 1.0)
+    return growth + 1.0
+
+
+def hf_family(config: TransformerConfig) -> str:
+    """The `model_type` whose decoder this configuration describes.
+
+    Raises:
+      ValueError: no family has both `qkv_bias` and `qk_norm`.
+    """
+    for family, (_, qkv_bias, qk_norm) in FAMILIES.items():
+        if (config.qkv_bias, config.qk_norm) == (qkv_bias, qk_norm):
+            return family
+    raise ValueError(
+        f"qkv_bias is {config.qkv_bias} and qk_norm {config.qk_norm}; no family of "
+        f"{', '.join(FAMILIES)} has that"
+    )
+
+
+def to_hf(config: TransformerConfig, **extra: Any) -> PretrainedConfig:
+    """The `transformers` configuration of the family that `hf_family` names.
+
+    Args:
+      config: ours; its `param_dtype` becomes the declared type.
+      **extra: further fields of theirs, such as `eos_token_id`.
+    """
+    family = hf_family(config)
+    prefix = FAMILIES[family][0]
+    values = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
+    if family == "qwen2" and config.head_dim * config.num_heads == config.d_model:
+        del values["head_dim"]  # derived
+    rope = {"rope_type": config.rope_type, "rope_theta": config.rope_theta}
+    for ours, (key, _) in ROPE_KEYS[config.rope_type].items():
+        rope[key] = getattr(config, ours)
+    if config.rope_type == "yarn":
+        rope["attention_factor"] = float(config.rope_attention_factor)
+    return getattr(transformers, f"{prefix}Config")(
+        **values,
+        hidden_act="silu",
+        initializer_range=config.init_std,
+        rope_parameters=rope,
+        architectures=[f"{prefix}ForCausalLM"],
+        dtype=config.param_dtype,
+        **extra,
+    )

@@ -1,0 +1,253 @@
+"""Weights of published checkpoints and ours: one table of names, and placement slice by slice."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from dfpo_jax.models.config import TransformerConfig
+from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.sharding import LOGICAL_RULES, Rules, create_mesh, shardings
+from dfpo_jax.types import ArrayTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One parameter of ours and its tensor in a file.
+
+    Attributes:
+      path: where it is in our tree, joined by "/"; under "layers/" it is stacked along a first axis
+        and the file has one tensor per layer.
+      hf: its name in safetensors files, `{layer}` standing for the layer.
+      gguf: its name in GGUF files.
+      inputs: None where both have the same axes. Otherwise how many of our leading axes (after the
+        stack) are summed over: theirs is [outputs, inputs], ours [*inputs, *outputs]; with 0 both
+        have outputs only, joined to one axis in theirs.
+      rotated: whether its outputs are rotated, which llama.cpp stores in another order.
+    """
+
+    path: str
+    hf: str
+    gguf: str
+    inputs: int | None = None
+    rotated: bool = False
+
+
+def _layer_row(
+    path: str, hf: str, gguf: str, inputs: int | None = None, rotated: bool = False
+) -> Row:
+    names = f"model.layers.{{layer}}.{hf}", f"blk.{{layer}}.{gguf}"
+    return Row(f"layers/{path}", *names, inputs, rotated)
+
+
+TABLE = (
+    Row("embedding", "model.embed_tokens.weight", "token_embd.weight"),
+    _layer_row("attention_norm/scale", "input_layernorm.weight", "attn_norm.weight"),
+    _layer_row("attention/query/kernel", "self_attn.q_proj.weight", "attn_q.weight", 1, True),
+    _layer_row("attention/query/bias", "self_attn.q_proj.bias", "attn_q.bias", 0, True),
+    _layer_row("attention/key/kernel", "self_attn.k_proj.weight", "attn_k.weight", 1, True),
+    _layer_row("attention/key/bias", "self_attn.k_proj.bias", "attn_k.bias", 0, True),
+    _layer_row("attention/value/kernel", "self_attn.v_proj.weight", "attn_v.weight", 1),
+    _layer_row("attention/value/bias", "self_attn.v_proj.bias", "attn_v.bias", 0),
+    _layer_row("attention/query_norm/scale", "self_attn.q_norm.weight", "attn_q_norm.weight"),
+    _layer_row("attention/key_norm/scale", "self_attn.k_norm.weight", "attn_k_norm.weight"),
+    _layer_row("attention/output/kernel", "self_attn.o_proj.weight", "attn_output.weight", 2),
+    _layer_row("mlp_norm/scale", "post_attention_layernorm.weight", "ffn_norm.weight"),
+    _layer_row("mlp/gate/kernel", "mlp.gate_proj.weight", "ffn_gate.weight", 1),
+    _layer_row("mlp/up/kernel", "mlp.up_proj.weight", "ffn_up.weight", 1),
+    _layer_row("mlp/down/kernel", "mlp.down_proj.weight", "ffn_down.weight", 1),
+    Row("final_norm/scale", "model.norm.weight", "output_norm.weight"),
+    Row("head", "lm_head.weight", "output.weight", 1),
+)
+
+
+class Source(Protocol):
+    """Tensors of a checkpoint, read in parts.
+
+    Attributes:
+      naming: the column of `Row` that holds this format's names.
+      interleaved: whether rotated outputs come in llama.cpp's order, pairs side by side.
+    """
+
+    naming: str
+    interleaved: bool
+
+    def names(self) -> set[str]:
+        """Every tensor in the files."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of a tensor, as floats; reads no more of the file than the format asks for.
+
+        Raises:
+          ValueError: the tensor is of a type that is no plain float; names it.
+        """
+
+
+def abstract_params(config: TransformerConfig) -> ArrayTree:
+    """Shapes and types of the decoder's parameters, boxed with their logical axes."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens)["params"]
+
+
+def flatten(tree: ArrayTree) -> dict[str, jax.ShapeDtypeStruct | jax.Array | NamedSharding]:
+    """Leaves by their path joined with "/", boxes removed."""
+    return flax.traverse_util.flatten_dict(nn.unbox(tree), sep="/")
+
+
+def layers_of(row: Row, config: TransformerConfig) -> range:
+    """The layers a row stands for; one, numbered 0, where it is not stacked."""
+    return range(config.num_layers if row.path.startswith("layers/") else 1)
+
+
+def file_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in the file of a tensor that has `shape` in our layout, the stack left out."""
+    if row.inputs is None:
+        return shape
+    outputs = math.prod(shape[row.inputs :])
+    return (outputs, math.prod(shape[: row.inputs])) if row.inputs else (outputs,)
+
+
+def load_params(
+    source: Source,
+    config: TransformerConfig,
+    mesh: Mesh | None = None,
+    rules: Rules = LOGICAL_RULES,
+    ignored: frozenset[str] = frozenset(),
+) -> ArrayTree:
+    """Reads every parameter to its place on the mesh, one shard at a time.
+
+    A slice that several devices hold is read once; host memory holds one shard of one parameter.
+
+    Args:
+      source: the checkpoint.
+      config: the model; its `param_dtype` is the type of the result.
+      mesh: where to place; one device (1x1x1) by default.
+      rules: logical axes to mesh axes, see `sharding.LOGICAL_RULES`.
+      ignored: names of tensors that are no parameters.
+
+    Returns:
+      Unboxed parameters, as `Transformer(config).init(...)["params"]` gives them.
+
+    Raises:
+      ValueError: a tensor is missing, unknown or of the wrong shape; the message names it.
+    """
+    mesh = create_mesh() if mesh is None else mesh
+    boxed = abstract_params(config)
+    abstract, places = flatten(boxed), flatten(shardings(boxed, mesh, rules))
+    rows = {row.path: row for row in TABLE if row.path in abstract}
+    if unknown := sorted(set(abstract) - set(rows)):
+        raise ValueError(f"parameters {unknown} are not in the table of names")
+    _check(source, config, {row: abstract[path].shape for path, row in rows.items()}, ignored)
+    params = {
+        path: _place(source, row, config, abstract[path], places[path])
+        for path, row in rows.items()
+    }
+    return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def _check(source, config, shapes, ignored) -> None:
+    """Every tensor known, none missing, every shape right."""
+    wanted = {}
+    for row, shape in shapes.items():
+        shape = shape[1:] if row.path.startswith("layers/") else shape
+        for layer in layers_of(row, config):
+            name = getattr(row, source.naming).format(layer=layer)
+            wanted[name] = file_shape(row, shape)
+    found = source.names() - ignored
+    for problem, names in (
+        ("are missing from the checkpoint", wanted.keys() - found),
+        ("of the checkpoint have no place in the model", found - wanted.keys()),
+    ):
+        if names:
+            shown = sorted(names)
+            more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
+            raise ValueError(f"tensors {', '.join(shown[:8])}{more} {problem}")
+    for name, shape in wanted.items():
+        if source.shape(name) != shape:
+            raise ValueError(
+                f"tensor {name} has shape {source.shape(name)}; the configuration asks for {shape}"
+            )
+
+
+def _place(source, row, config, abstract, sharding) -> jax.Array:
+    """One parameter, built from its shards."""
+    devices: dict[tuple, list] = {}
+    for device, index in sharding.addressable_devices_indices_map(abstract.shape).items():
+        bounds = tuple(
+            part.indices(size)[:2] for part, size in zip(index, abstract.shape, strict=True)
+        )
+        devices.setdefault(bounds, []).append(device)
+    pieces = []
+    for bounds, holders in devices.items():
+        shard = _read_shard(source, row, config, abstract, tuple(slice(*x) for x in bounds))
+        pieces += [jax.device_put(shard, device) for device in holders]
+        jax.block_until_ready(pieces[-len(holders) :])
+    return jax.make_array_from_single_device_arrays(abstract.shape, sharding, pieces)
+
+
+def _read_shard(source, row, config, abstract, index) -> np.ndarray:
+    """Part `index` of a parameter, the layers' tensors stacked, in the parameter's type."""
+    shape = tuple(part.stop - part.start for part in index)
+    name = getattr(row, source.naming)
+    if not row.path.startswith("layers/"):
+        # A copy: the array on the device must not share the memory of a mapped file.
+        return np.array(_read(source, row, name, abstract.shape, index), abstract.dtype, order="C")
+    shard = np.empty(shape, abstract.dtype)
+    for i, layer in enumerate(range(index[0].start, index[0].stop)):
+        part = _read(source, row, name.format(layer=layer), abstract.shape[1:], index[1:])
+        shard[i] = part.astype(abstract.dtype)
+    return shard
+
+
+def _read(source, row, name, shape, index) -> np.ndarray:
+    """Part `index` of one tensor, in our layout, whose whole shape is `shape`.
+
+    Axes that the file joins are read between the bounds of the first of them, then cut.
+    """
+    if row.inputs is None:
+        return source.read(name, index)
+    groups = [(0, row.inputs), (row.inputs, len(shape))][0 if row.inputs else 1 :]
+    wanted, sizes = [], []
+    for start, stop in groups:
+        inner = math.prod(shape[start + 1 : stop])
+        wanted.append(slice(index[start].start * inner, index[start].stop * inner))
+        sizes += [index[start].stop - index[start].start, *shape[start + 1 : stop]]
+    read = source.read(name, tuple(reversed(wanted)))
+    if row.rotated and source.interleaved:
+        pairs = read.reshape(-1, shape[-1] // 2, 2, *read.shape[1:])
+        read = pairs.swapaxes(1, 2).reshape(read.shape)
+    first = {start for start, _ in groups}
+    cut = tuple(slice(None) if i in first else part for i, part in enumerate(index))
+    return read.T.reshape(sizes)[cut]
+
+
+def file_tensors(
+    config: TransformerConfig, params: ArrayTree
+) -> Iterator[tuple[Row, int, str, jax.ShapeDtypeStruct]]:
+    """(row, layer, safetensors name, shape and type) of each tensor of a file, in its order."""
+    flat = flatten(params)
+    for row in TABLE:
+        if row.path in flat:
+            leaf = flat[row.path]
+            shape = leaf.shape[1:] if row.path.startswith("layers/") else leaf.shape
+            for layer in layers_of(row, config):
+                shaped = jax.ShapeDtypeStruct(file_shape(row, shape), leaf.dtype)
+                yield row, layer, row.hf.format(layer=layer), shaped
+
+
+def to_file_layout(row: Row, leaf: jax.Array, layer: int) -> np.ndarray:
+    """One tensor in the layout of a safetensors file, on the host."""
+    tensor = np.asarray(leaf[layer] if row.path.startswith("layers/") else leaf)
+    if row.inputs is not None:
+        tensor = tensor.reshape(file_shape(row, tensor.shape)[::-1]).T
+    return np.ascontiguousarray(tensor)
