@@ -24,7 +24,7 @@ from dfpo_jax.algorithms import (
 from dfpo_jax.algorithms.base import Algorithm, Batch, Context
 from dfpo_jax.algorithms.critic import CriticConfig
 from dfpo_jax.models import Transformer
-from dfpo_jax.sharding import create_mesh
+from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.training.config import OptimizerConfig
 from dfpo_jax.training.learner import (
     Learner,
@@ -139,35 +139,53 @@ def test_micro_batches_change_nothing(name, aggregation):
 
 # --- meshes -------------------------------------------------------------------------------------
 
+MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
 
-def run_on(learner, start):
-    """One iteration from a host state: advantages, parameters and metrics."""
+
+def decoder_learner(name, mesh):
+    """A learner of the decoder whose critic shares its trunk, and the algorithm."""
+    model, critic = Transformer(tiny.DECODER), CriticConfig("shared")
+    if name == "dfpo":
+        algorithm = dfpo(model, DFPOConfig(PolicyConfig(), critic, FLOW, tiny.HEAD), 0.8)
+    else:
+        algorithm = ppo(model, PPOConfig(PolicyConfig(), critic), 0.8)
+    return Learner(model, algorithm, make_optimizers("sgd"), ONCE, create_mesh(*mesh)), algorithm
+
+
+def run_on(name, mesh, start):
+    """From a host state: advantages, gradients, losses, and the metrics of an iteration."""
+    learner, algorithm = decoder_learner(name, mesh)
     state = jax.device_put(start.replace(key=jax.random.key(1)), learner.state_shardings)
     batch, context = learner.prepare(state, ragged_rollout())
+    assert len(batch.sequence.sharding.device_set) == learner.mesh.size
+    gradients = functools.partial(accumulate_gradients, algorithm, microbatches=1)
+    with mesh_context(learner.mesh):
+        grads, losses = jax.jit(gradients)(state.params, batch, context, jax.random.key(2))
     state, metrics = learner.update(state, batch, context)
-    size = {len(x.sharding.device_set) for x in jax.tree.leaves(state)}
-    assert size == {learner.mesh.size}
-    return jax.device_get((batch.advantages, state.params, metrics))
+    assert {len(x.sharding.device_set) for x in jax.tree.leaves(state)} == {learner.mesh.size}
+    return jax.device_get((batch.advantages, grads, losses, metrics))
 
 
-@pytest.mark.parametrize("name", ["ppo", "dfpo"])
-def test_a_mesh_of_eight_equals_one_device(name):
-    meshes, learners = ((1, 1, 1), (2, 2, 2)), []
-    if name == "ppo":
-        learners = [make_learner("ppo", mesh=mesh) for mesh in meshes]
-    else:  # the decoder, its trunk shared
-        model = Transformer(tiny.DECODER)
-        config = DFPOConfig(PolicyConfig(), CriticConfig("shared"), FLOW, tiny.HEAD)
-        for mesh in meshes:
-            algorithm, optimizers = dfpo(model, config, 0.8), make_optimizers("sgd")
-            learners.append(Learner(model, algorithm, optimizers, ONCE, create_mesh(*mesh)))
-    start = host_copy(learners[0].start(jax.random.key(0)))
+@functools.cache
+def on_one_device(name):
+    """A start with random parameters, and what one device makes of it."""
+    start = host_copy(decoder_learner(name, (1, 1, 1))[0].start(jax.random.key(0)))
     start = start.replace(params=tiny.randomised(start.params))
-    one, eight = (run_on(learner, start) for learner in learners)
-    assert all(moved(start.params, one[1]))
-    close(eight[:2], one[:2])
-    for key, value in one[2].items():
-        np.testing.assert_allclose(eight[2][key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+    return start, run_on(name, (1, 1, 1), start)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("name", ["ppo", "dfpo"])
+def test_every_mesh_gives_the_losses_and_gradients_of_one_device(name, mesh):
+    start, (advantages, grads, losses, metrics) = on_one_device(name)
+    several = run_on(name, mesh, start)
+    close(several[0], advantages)
+    for expected, found in ((losses, several[2]), (metrics, several[3])):
+        for key, value in expected.items():
+            np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+    for expected, found in zip(*map(jax.tree.leaves, (grads, several[1])), strict=True):
+        norm = np.linalg.norm(expected)
+        assert norm > 0 and np.linalg.norm(found - expected) <= 1e-5 * norm
 
 
 def test_every_array_of_a_state_has_a_sharding():

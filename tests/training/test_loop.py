@@ -106,6 +106,19 @@ def test_a_stopped_run_resumes_exactly(finished, tmp_path, monkeypatch):
         assert resumed[name] == finished[1][name]
 
 
+def test_a_run_moves_from_eight_devices_to_four_to_one(finished, tmp_path):
+    for iterations, mesh in ((2, (2, 2, 2)), (3, (1, 4, 1)), (4, (1, 1, 1))):
+        config = tiny(iterations=iterations)
+        config.mesh.update(data=mesh[0], fsdp=mesh[1], tensor=mesh[2])
+        run_in(tmp_path, config, resume=True)
+    rows, whole = (without_times(read_metrics(path)) for path in (tmp_path, finished[0]))
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    for row, expected in zip(rows, whole, strict=True):
+        assert expected.keys() <= row.keys()
+        for key in expected:
+            assert row[key] == pytest.approx(expected[key], rel=2e-4, abs=1e-5), (row["step"], key)
+
+
 def test_sigterm_saves_the_state_and_the_run_goes_on(finished, tmp_path, monkeypatch):
     from dfpo_jax.training import loop
 
