@@ -47,7 +47,7 @@ def main(argv):
     except Preempted as stop:
         print(f"{stop}; the same command with --resume goes on", file=sys.stderr)
         sys.exit(EXIT_CODE)
-    except (FloatingPointError, OSError) as error:
+    except (FloatingPointError, MemoryError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         print("the newest complete checkpoint is intact; --resume goes on from it", file=sys.stderr)
         sys.exit(1)

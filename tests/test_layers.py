@@ -50,7 +50,8 @@ algorithms.critic algorithms.flow_critic
 algorithms.ppo algorithms.dfpo algorithms.sft
 algorithms
 training.config training.config_diff
-training.optim training.metrics training.command_line training.preemption training.distributed
+training.optim training.metrics training.command_line
+training.preemption training.distributed training.memory
 training.learner training.checkpoint training.evaluate training.charts
 training.report training.run
 training.loop

@@ -13,6 +13,7 @@ import optax
 from dfpo_jax.algorithms.base import Algorithm, Batch, Context
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import mesh_context, put_batch, shardings, to_host
+from dfpo_jax.training.memory import Checked
 from dfpo_jax.types import Array, ArrayTree, Rollout, Term, TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -282,6 +283,7 @@ class Learner:
             donate_argnums=0,
             out_shardings=(self.state_shardings, None, None),
         )
+        self._update = Checked("the train step", self._update)
         self._predict = None if algorithm.predict is None else jax.jit(algorithm.predict)
         self._paths = None if algorithm.trajectories is None else jax.jit(algorithm.trajectories)
 

@@ -239,6 +239,7 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
     Raises:
       FloatingPointError: too many updates in a row were not finite; the newest checkpoint is the
         last good state.
+      MemoryError: the train step does not fit the devices; nothing of it has run.
       OSError: a checkpoint could not be written.
       Preempted: SIGTERM or SIGINT; the state after the last iteration is saved.
     """

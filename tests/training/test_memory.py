@@ -1,0 +1,50 @@
+"""What does not fit is refused before it runs."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dfpo_jax.training import memory
+from dfpo_jax.training.memory import Checked
+
+
+def test_a_program_that_does_not_fit_never_runs(monkeypatch):
+    calls, traces = [], []
+
+    def square(x):
+        traces.append(x.shape)
+        jax.debug.callback(lambda: calls.append(1))
+        return x * x
+
+    checked = Checked("the square", jax.jit(square))
+    x = jnp.arange(1024.0)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 4095)
+    with pytest.raises(MemoryError, match=r"the square needs 0\.00 GiB and .* raise train\.mini"):
+        checked(x)
+    jax.effects_barrier()
+    assert not calls
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
+    assert float(checked(x)[3]) == float(checked(x)[3]) == 9.0
+    jax.effects_barrier()
+    assert len(calls) == 2 and len(traces) == 1
+    assert checked(jnp.arange(8.0)).shape == (8,)
+    assert len(traces) == 2
+
+
+def test_donated_arguments_are_not_counted_twice(monkeypatch):
+    checked = Checked("an update", jax.jit(lambda x: x + 1.0, donate_argnums=0))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 100)
+    assert float(checked(jnp.zeros(1024))[0]) == 1.0
+
+
+def test_devices_that_say_nothing_are_not_checked():
+    class Device:
+        def __init__(self, stats):
+            self.stats = stats
+
+        def memory_stats(self):
+            return self.stats
+
+    assert memory.free_bytes(Device(None)) is None
+    assert memory.free_bytes(Device({"bytes_in_use": 3})) is None
+    assert memory.free_bytes(Device({"bytes_in_use": 3, "bytes_limit": 10})) == 7
