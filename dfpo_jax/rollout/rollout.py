@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.sampling import SamplingConfig, generate
-from dfpo_jax.sharding import put_batch
+from dfpo_jax.sharding import mesh_context, put_batch
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tasks.noise import RewardNoise
 from dfpo_jax.tokenizers import encode, left_pad, right_pad
@@ -61,17 +61,18 @@ class Sampler:
             np.pad(x, ((0, extra), (0, 0)), mode="edge") for x in (prompt_tokens, prompt_mask)
         )
         tokens, mask = put_batch((tokens, mask), self.mesh)
-        out = _jitted_generate(
-            self.model,
-            params,
-            tokens,
-            mask,
-            key,
-            config=config,
-            eos_ids=(self.tokenizer.eos_token_id,),
-            pad_id=self.tokenizer.pad_token_id,
-            num_samples=num_samples,
-        )
+        with mesh_context(self.mesh):
+            out = _jitted_generate(
+                self.model,
+                params,
+                tokens,
+                mask,
+                key,
+                config=config,
+                eos_ids=(self.tokenizer.eos_token_id,),
+                pad_id=self.tokenizer.pad_token_id,
+                num_samples=num_samples,
+            )
         return out if extra == 0 else jax.tree.map(lambda x: x[: rows * num_samples], out)
 
     def texts(self, generation: Generation) -> list[str]:

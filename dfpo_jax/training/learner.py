@@ -106,7 +106,11 @@ def accumulate_gradients(
       key: PRNG key of the losses.
       microbatches: pieces; must divide B.
     """
-    pieces = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+
+    def split(x):  # every k-th row, so that each device keeps its rows
+        return jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
+
+    pieces = _over_devices(jax.tree.map(split, batch), axis=1)
     sum_leading = functools.partial(jax.tree.map, lambda x: jnp.sum(x, axis=0))
 
     def counts_of(piece):
@@ -125,6 +129,17 @@ def accumulate_gradients(
     totals = sum_leading(totals)
     means = {name: totals[name] / jnp.maximum(counts[name], 1.0) for name in totals}
     return grads, means
+
+
+def _over_devices(batch: Batch, axis: int = 0) -> Batch:
+    """Asks the compiler to keep rows, along `axis` of every leaf, split over the mesh."""
+
+    def one(x):
+        names = [None] * x.ndim
+        names[axis] = "batch"
+        return nn.with_logical_constraint(x, tuple(names))
+
+    return jax.tree.map(one, batch)
 
 
 def _all_finite(tree: ArrayTree) -> ArrayTree:
@@ -186,7 +201,7 @@ def update(
 
     def one_update(state, inputs):
         indices, number = inputs
-        piece = jax.tree.map(lambda x: x[indices], batch)
+        piece = _over_devices(jax.tree.map(lambda x: x[indices], batch))
         loss_key = jax.random.fold_in(key, number)
         grads, means = accumulate_gradients(
             algorithm, state.params, piece, context, loss_key, schedule.microbatches
@@ -269,6 +284,11 @@ class Learner:
         )
         self._predict = None if algorithm.predict is None else jax.jit(algorithm.predict)
         self._paths = None if algorithm.trajectories is None else jax.jit(algorithm.trajectories)
+
+    @property
+    def programs(self) -> dict[str, jax.stages.Wrapped]:
+        """The jitted functions behind `prepare` and `update`, to lower on `abstract_state`."""
+        return {"prepare": self._prepare, "update": self._update}
 
     def start(self, key: Array, policy_params: ArrayTree | None = None) -> TrainState:
         """A fresh state, born sharded; random policy parameters unless given."""
