@@ -126,9 +126,7 @@ def splash_can_run(q: Array, k: Array, causal_valid: Array | None) -> bool:
         return math.prod(mesh.shape[axis] for axis in axes)
 
     sizes = [k.shape[0], k.shape[1], k.shape[2], k.shape[3]]
-    return mesh.empty or all(
-        n % parts(axes) == 0 for n, axes in zip(sizes, spec, strict=False)
-    )
+    return mesh.empty or all(n % parts(axes) == 0 for n, axes in zip(sizes, spec, strict=False))
 
 
 def _kernel_spec(heads: str) -> PartitionSpec:
