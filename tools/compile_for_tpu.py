@@ -6,12 +6,13 @@ The TPU's own compiler runs on this machine's CPU; no weights, no tokenizer and 
 needed. It comes with libtpu: install that in an environment of its own (pip install libtpu), since
 JAX takes a machine with libtpu for a TPU host.
 
-Printed per program and chip: bytes of arguments, results that do not take an argument's place,
-temporaries and code, their sum ("peak") and the share of the chip's memory that it leaves; FLOPs,
-bytes between chip and memory, bytes sent to other chips by kind of collective; the time the
-largest of the three takes at the chip's peak rate ("at least"), and which it is: MXU, HBM or ICI.
-`_tpu/costs.py` says how they are counted (loops as often as they run), `_tpu/chips.py` has the
-chips' figures. ICI time takes all links as busy; collectives along one mesh axis get less.
+Printed per program and chip: bytes of arguments, temporaries, results that do not take the place of
+an argument, code, and of what else of the train state lies beside them ("resident"); their sum
+("peak") and the share of the chip's memory that it leaves; FLOPs, bytes between chip and memory,
+bytes sent to other chips by kind of collective; the time that the largest of the three takes at the
+chip's peak rate ("at least"), and which it is: MXU, HBM or ICI. `_tpu/costs.py` says how they are
+counted (loops as often as they run), `_tpu/chips.py` has the chips' figures. ICI time takes all
+links of a chip as busy; collectives along one mesh axis get less.
 
 Exit code: 0 if every program fits, 1 if not, 2 for a wrong flag or a missing compiler.
 """
@@ -38,6 +39,9 @@ _TEXT = flags.DEFINE_string(
     "text", None, "Also keep the compiled programs' text in this directory."
 )
 flags.mark_flags_as_required(["config", "topology"])
+
+
+PARTS = ("arguments", "temporaries", "results", "code", "resident")
 
 
 def prepare_environment() -> None:
@@ -90,8 +94,9 @@ def compile_program(lowering, name: str, keep: str | None = None) -> dict:
         "aliased": memory.alias_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
+        "resident": lowering.resident(name),
     }
-    figures["peak"] = sum(figures[k] for k in ("arguments", "results", "temporaries", "code"))
+    figures["peak"] = sum(v for k, v in figures.items() if k != "aliased")
     counted = dataclasses.asdict(costs) | {"sent": dict(costs.sent)}
     return figures | counted | {"lower_seconds": lower_seconds, "compile_seconds": seconds}
 
@@ -119,7 +124,8 @@ def describe(name: str, x: dict) -> str:
     """The lines printed for a program."""
     if "error" in x:
         return f"{name}: does not fit: {x['error']} ({x['compile_seconds']:.0f} s)"
-    gib = {k: x[k] / 2**30 for k in ("arguments", "results", "temporaries", "code", "peak")}
+    gib = {k: x[k] / 2**30 for k in (*PARTS, "peak")}
+    parts = ", ".join(f"{k} {gib[k]:.2f}" for k in PARTS)
     sent = ", ".join(f"{k} {v / 1e9:.3g}" for k, v in sorted(x["sent"].items())) or "nothing"
     notes = ""
     if x["unknown_loops"] or x["unknown_kernels"]:
@@ -128,9 +134,7 @@ def describe(name: str, x: dict) -> str:
             "without FLOPs"
         )
     return (
-        f"{name}: peak {gib['peak']:.2f} GiB, {x['spare']:.0%} spare (arguments "
-        f"{gib['arguments']:.2f}, temporaries {gib['temporaries']:.2f}, results "
-        f"{gib['results']:.2f}, code {gib['code']:.2f})\n"
+        f"{name}: peak {gib['peak']:.2f} GiB, {x['spare']:.0%} spare ({parts})\n"
         f"  {x['flops'] / 1e12:.4g} TFLOP, {x['hbm_bytes'] / 1e9:.4g} GB memory traffic, sends GB: "
         f"{sent}\n"
         f"  at least {x['seconds'] * 1e3:.4g} ms ({x['bound']}); compiled in "

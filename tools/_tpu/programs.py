@@ -1,6 +1,7 @@
 """The programs of a run, ready to be lowered: abstract arguments with shardings, no arrays."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,13 @@ from dfpo_jax.training.run import make_learner
 from dfpo_jax.types import Rollout
 
 PROGRAMS = ("prefill", "decode", "prepare", "train")
+
+
+def bytes_per_chip(tree) -> int:
+    """Size of one chip's share of abstract arrays with shardings."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
 
 
 class Lowering:
@@ -56,6 +64,19 @@ class Lowering:
             batch = self._placed(batch, batch_sharding(self.mesh))
             context = self._placed(context, replicated(self.mesh))
             return programs["update"].lower(state, batch, context)
+
+    def resident(self, name: str) -> int:
+        """Bytes per chip of the train state that stay in memory beside a program's own.
+
+        Sampling leaves optimizer states, critic and reference where they are, and decoding, which
+        reads gathered parameters, the policy too.
+        """
+        state = self.learner.abstract_state
+        if name == "decode":
+            return bytes_per_chip(state)
+        if name == "prefill":
+            return bytes_per_chip(state) - bytes_per_chip(state.params["policy"])
+        return 0
 
     def _prefill(self, prompts: int):
         length = self.config.train.prompt_length
