@@ -75,6 +75,8 @@ def lowering():
             "sampling": {"max_new_tokens": 8},
             "train": {"prompts": 8, "samples": 4, "prompt_length": 8, "microbatches": 2},
             "policy": {"logits_chunk": 4},
+            "flow": {"num_samples": 1, "num_steps": 1, "num_quantiles": 3},
+            "head": {"hidden": 2, "num_blocks": 1, "condition_dim": 2, "time_features": 1},
             "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
         }
     )

@@ -160,6 +160,22 @@ def test_a_program_compiled_here():
     assert costs.sent[kind] == steps * 2 * (rows // 4) * width * 4 / 2
 
 
+def test_a_collective_in_steps_counts_once():
+    step = """
+%step.{n} (p: f32[4]) -> f32[16] {{
+  %p = f32[4]{{0}} parameter(0)
+  ROOT %ag = f32[16]{{0}} all-gather(%p), channel_id={channel}, replica_groups=[2,4]<=[8], \
+backend_config={{"async_collective_fusion_config":{{}}}}
+}}
+"""
+    calls = "".join(
+        f"  %f.{n} = f32[16]{{0}} fusion(%x), kind=kCustom, calls=%step.{n}\n" for n in range(3)
+    )
+    text = "".join(step.format(n=n, channel=7 + n // 2) for n in range(3))
+    text += f"ENTRY %main (x: f32[4]) -> f32[16] {{\n  %x = f32[4]{{0}} parameter(0)\n{calls}}}\n"
+    assert program_costs(text).sent == {"all-gather": 2 * 3 * 16}  # channels 7 and 8
+
+
 def test_splash_kernels_count_half_a_square_per_product():
     text = """
 ENTRY %main (q: bf16[3,2,256,128], k: bf16[3,256,128]) -> bf16[3,2,256,128] {

@@ -66,12 +66,28 @@ def program_costs(text: str) -> Costs:
     return costs
 
 
-def _visit(module: hlo.Module, name: str, times: float, costs: Costs, fused: bool) -> None:
+def _visit(module, name: str, times: float, costs: Costs, fused: bool, steps=None) -> None:
+    """Adds a computation that runs `times` times.
+
+    Args:
+      module: the program.
+      name: the computation.
+      times: how often it runs.
+      costs: added to.
+      fused: whether it is the inside of a fusion.
+      steps: channels of the collectives that the surrounding computation runs in steps inside
+        several of its fusions; each has the whole array, so it counts in the first only.
+    """
     computation = module.computations[name]
+    steps = set() if steps is None else steps
     scattered = "all-reduce-scatter" in name
     for x in computation.values():
         costs.flops += times * _flops(x, computation, costs)
         kind = x.opcode.removesuffix("-start")
+        channel = re.search(r"channel_id=(\d+)", x.rest)
+        if "async_collective_fusion_config" in x.rest and channel:
+            kind = "" if channel.group(1) in steps else kind
+            steps.add(channel.group(1))
         if kind in COLLECTIVES:
             kind = "reduce-scatter" if scattered and kind == "all-reduce" else kind
             costs.sent[kind] += times * sent_bytes(x, computation, kind)
@@ -84,7 +100,7 @@ def _visit(module: hlo.Module, name: str, times: float, costs: Costs, fused: boo
                 _visit(module, body, times * (1 if count is None else count), costs, fused)
         elif x.opcode in ("fusion", "async-start"):
             for inner in x.called("calls"):
-                _visit(module, inner, times, costs, fused=True)
+                _visit(module, inner, times, costs, fused=True, steps=steps)
         elif x.opcode in ("call", "conditional"):
             kinds = ("to_apply", "true_computation", "false_computation", "branch_computations")
             for inner in x.called(*kinds):
