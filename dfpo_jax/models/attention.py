@@ -119,14 +119,17 @@ def splash_can_run(q: Array, k: Array, causal_valid: Array | None) -> bool:
     if causal_valid is None or q.shape[1] % _LANES or q.shape[-1] % _LANES:
         return False
     mesh = jax.sharding.get_abstract_mesh()
-    spec = _kernel_spec("kv_heads")
+    if mesh.empty or mesh.size == 1:
+        return True
+    if not nn.get_logical_axis_rules():  # the compiler cannot split a kernel by itself
+        return False
 
     def parts(axes):
         axes = (axes,) if isinstance(axes, str) else axes or ()
         return math.prod(mesh.shape[axis] for axis in axes)
 
-    sizes = [k.shape[0], k.shape[1], k.shape[2], k.shape[3]]
-    return mesh.empty or all(n % parts(axes) == 0 for n, axes in zip(sizes, spec, strict=False))
+    spec = _kernel_spec("kv_heads")
+    return all(n % parts(axes) == 0 for n, axes in zip(k.shape, spec, strict=False))
 
 
 def _kernel_spec(heads: str) -> PartitionSpec:
@@ -137,7 +140,8 @@ def _kernel_spec(heads: str) -> PartitionSpec:
 def _splash(q: Array, k: Array, v: Array, valid: Array, interpret: bool = False) -> Array:
     """Splash attention of every device's own rows and heads; scores stay in its fast memory."""
     run = functools.partial(_splash_local, interpret=interpret)
-    if not jax.sharding.get_abstract_mesh().empty and nn.get_logical_axis_rules():
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
         heads, kv_heads = _kernel_spec("heads"), _kernel_spec("kv_heads")
         run = jax.shard_map(
             run,

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax.algorithms import DFPOConfig, PolicyConfig
 from dfpo_jax.algorithms.dfpo import dfpo
 from dfpo_jax.algorithms.policy import token_statistics
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.training.learner import accumulate_gradients, init_policy
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 BATCH, LENGTH, TEMPERATURE = 3, 7, 0.7
 
@@ -40,7 +43,7 @@ def tiny_params(model):
 
 
 @pytest.mark.parametrize("config", [tiny.DECODER, tiny.UNTIED], ids=["tied", "untied"])
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("chunk", [1, 3, 7])
 def test_chunks_change_nothing(config, chunk):
     whole, whole_grads = statistics_and_gradients(config, 0)
     out, grads = statistics_and_gradients(config, chunk)
@@ -83,7 +86,7 @@ def equations(jaxpr):
                 yield from equations(inner)
 
 
-@pytest.mark.parametrize(("chunk", "microbatches"), [(2, 1), (2, 4), (0, 2)])
+@pytest.mark.parametrize(("chunk", "microbatches"), [(2, 4)])
 def test_chunks_and_microbatches_leave_an_update_as_it_is(chunk, microbatches):
     policy = PolicyConfig(kl_coefficient=0.1, entropy_coefficient=0.01)
     gradients = {}

@@ -10,10 +10,18 @@ import pytest
 
 from dfpo_jax.models import PRESETS, Transformer
 
-CONFIG = dataclasses.replace(PRESETS["tiny"], num_layers=3, qk_norm=True)
+CONFIG = dataclasses.replace(PRESETS["tiny"], num_layers=2, qk_norm=True)
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 9)).astype(np.int32)
 VALID = np.ones((2, 9), np.float32)
 VALID[0, :4] = 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_compile():
+    """Each program runs once: compile without most optimizations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

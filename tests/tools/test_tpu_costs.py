@@ -101,7 +101,7 @@ ENTRY %main (x: f32[9,8], t: s32[]) -> f32[9,8] {
         ),
         # Heads summed over: a window as wide as the input.
         (
-            "bf16[20,4,64] convolution(%a, %b), window={size=1x8}, dim_labels=0b1f_0io1->b0f",
+            "bf16[20,4,64,1] convolution(%a, %b), window={size=1x8}, dim_labels=0b1f_0io1->b0f1",
             (4, 20, 8, 16),
             (1, 16, 64, 8),
             2 * (4 * 20) * (8 * 16) * 64,
