@@ -35,8 +35,8 @@ def layout(mesh):
 
 def test_parameters_come_together_over_fsdp_in_the_compute_type(params):
     mesh = create_mesh(2, 2, 2)
+    placed = jax.device_put(params, layout(mesh))
     with mesh_context(mesh):
-        placed = jax.device_put(params, layout(mesh))
         held = jax.jit(lambda p: sampling_params(MODEL, p))(placed)
     kernel, scale = held["layers"]["mlp"]["up"]["kernel"], held["final_norm"]["scale"]
     assert kernel.dtype == jnp.bfloat16 and scale.dtype == jnp.float32
@@ -62,9 +62,9 @@ def test_the_cache_is_split_over_rows_and_heads(params):
     def prefill(params, tokens, mask):
         return next_logits(MODEL, params, tokens, mask, init_cache(CONFIG, 8, 7))
 
+    placed = jax.device_put(params, layout(mesh))
     with mesh_context(mesh):
-        tokens, mask = put_batch((TOKENS, MASK), mesh)
-        logits, cache = jax.jit(prefill)(jax.device_put(params, layout(mesh)), tokens, mask)
+        logits, cache = jax.jit(prefill)(placed, *put_batch((TOKENS, MASK), mesh))
     for x in (cache.keys, cache.values):
         shapes = {shard.data.shape for shard in x.addressable_shards}
         assert shapes == {(2, 2, 7, 1, 8)}  # a quarter of the rows, half of the heads
@@ -84,8 +84,8 @@ def test_samples_on_a_mesh_are_those_of_one_device(params, sizes):
 
     expected = jax.jit(sample)(params, TOKENS, MASK)
     mesh = create_mesh(*sizes)
+    placed = jax.device_put(params, layout(mesh))
     with mesh_context(mesh):
-        placed = jax.device_put(params, layout(mesh))
         found = jax.jit(sample)(placed, *put_batch((TOKENS, MASK), mesh))
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
