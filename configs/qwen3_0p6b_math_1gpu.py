@@ -1,6 +1,10 @@
 """Qwen3-0.6B on word problems under a verifier that flips 20 %, on one GPU.
 
 python experiments/train.py --config=configs/qwen3_0p6b_math_1gpu.py --workdir=DIR
+
+By the sizes of its arrays, not measured: 5.6 GiB of parameters and moments, 2.2 of gradients while
+training; 1.1 of parameters in bfloat16 and 7.0 of cache while sampling. The critic is a head on the
+policy's hidden states, so that a card of 24 GiB should do.
 """
 
 import dataclasses

@@ -1,6 +1,18 @@
 """Qwen3-1.7B on word problems under a verifier that flips 20 %, on 8 chips of v6e.
 
 python experiments/train.py --config=configs/qwen3_1p7b_math_v6e8.py --workdir=DIR
+
+Figures per chip, from tools/compile_for_tpu.py --topology=v6e:2x4 (jax 0.10.2, libtpu 0.0.52):
+
+prefill: peak 9.39 GiB, 71% spare (arguments 0.80, temporaries 3.69, results 0.88, code 0.01,
+  resident 4.01); 6.737 TFLOP, 26.96 GB memory traffic, sends GB: all-gather 3.01;
+  at least 16.44 ms (HBM); compiled in 58 s
+decode: peak 15.41 GiB, 52% spare (arguments 10.21, temporaries 0.39, results 0.00, code 0.01,
+  resident 4.81); 0.1251 TFLOP, 34.11 GB memory traffic, sends nothing;
+  at least 20.8 ms (HBM); compiled in 37 s
+train: peak 15.40 GiB, 52% spare (arguments 4.82, temporaries 10.47, results 0.00, code 0.11);
+  419.3 TFLOP, 2276 GB memory traffic, sends GB: all-gather 12.1, all-reduce 69.7,
+  collective-permute 69.8; at least 1388 ms (HBM); compiled in 223 s
 """
 
 import dataclasses
