@@ -20,6 +20,9 @@ from dfpo_jax.sharding import (
     shardings,
     undivided,
 )
+from dfpo_jax.training.config import OptimizerConfig
+from dfpo_jax.training.learner import init_policy
+from dfpo_jax.training.optim import make_optimizer
 
 TINY = dataclasses.replace(PRESETS["tiny"], tie_embeddings=False, qkv_bias=True, qk_norm=True)
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, size=(8, 6)).astype(np.int32)
@@ -144,6 +147,31 @@ def test_layout_of_every_parameter(preset):
     assert moments.count.spec == result["step"].spec == P()
     assert undivided(abstract, mesh) == []
     assert jax.tree.structure(result) == jax.tree.structure(abstract)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_layout_of_the_optimizer_states_of_8b(name):
+    """AdamW's moments lie as the parameters do; Adafactor's means are whole and few."""
+    config = OptimizerConfig(name=name, moment_dtype="bfloat16")
+    optimizer, model = make_optimizer(config, 10), Transformer(PRESETS["qwen3_8b"])
+    abstract = jax.eval_shape(
+        lambda key: optimizer.init(init_policy(model, key)), jax.random.key(0)
+    )
+    layout = jax.tree.leaves(nn.unbox(shardings(abstract, create_mesh(2, 2, 2))))
+    arrays = jax.tree.leaves(nn.unbox(abstract))
+    if name == "adafactor":
+        assert all(x.spec == P() for x in layout)
+        assert sum(x.size * x.dtype.itemsize for x in arrays) < 200e6
+        return
+    expected = {k: v for k, v in LAYOUT.items() if not ABSENT["qwen3_8b"](k)}
+    moments = [x for x in zip(layout, arrays, strict=True) if x[1].shape]
+    assert len(moments) == 2 * len(expected)
+    for part, dtype in (
+        (moments[: len(expected)], "bfloat16"),
+        (moments[len(expected) :], "float32"),
+    ):
+        assert {x.dtype for _, x in part} == {jnp.dtype(dtype)}
+        assert [str(x.spec) for x, _ in part] == [str(expected[k]) for k in sorted(expected)]
 
 
 @pytest.mark.parametrize("module", [ValueFlow(), QuantileHead(8)])

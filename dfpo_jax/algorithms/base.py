@@ -110,6 +110,8 @@ class PolicyConfig:
       importance_cap: 0, or the cap of truncated importance weights between sampler and trainer.
       recompute_log_probs: evaluate old log-probabilities with the trainer; False reuses the
         sampler's, equal up to float error when top-k and top-p are off.
+      logits_chunk: 0, or the number of time steps of which logits exist at once, to save memory;
+        changes no result.
 
     Raises:
       ValueError: a value outside its range, named with what is allowed.
@@ -135,6 +137,7 @@ class PolicyConfig:
     overlong: str = "terminal"
     importance_cap: float = 0.0
     recompute_log_probs: bool = True
+    logits_chunk: int = 0
 
     def __post_init__(self):
         """Check ranges and names."""
@@ -149,6 +152,7 @@ class PolicyConfig:
             "kl_target",
             "importance_cap",
             "clip_high",
+            "logits_chunk",
             low=0.0,
         )
         check_interval(self, "clip_low", low=0.0, high=1.0)

@@ -265,7 +265,7 @@ def dfpo(model: Transformer, config: DFPOConfig, temperature: float) -> Algorith
         length = batch.tokens.shape[1]
         states = response_states(model, params["policy"], batch.sequence, batch.valid, length)
         log_probs, entropy = token_statistics(
-            model, params["policy"], states, batch.tokens, temperature
+            model, params["policy"], states, batch.tokens, temperature, config.policy.logits_chunk
         )
         terms = policy_losses(config.policy, log_probs, entropy, batch, context)
         return terms | critic_terms(params["critic"], states, batch, context, key)

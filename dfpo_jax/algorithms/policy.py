@@ -31,12 +31,43 @@ def response_states(
 
 
 def token_statistics(
-    model: Transformer, params: ArrayTree, states: Array, tokens: Array, temperature: float
+    model: Transformer,
+    params: ArrayTree,
+    states: Array,
+    tokens: Array,
+    temperature: float,
+    chunk: int = 0,
 ) -> tuple[Array, Array]:
-    """Log-probabilities and entropies, both [B, R], of tokens given states s_0 .. s_{R-1}."""
-    logits = model.apply({"params": params}, states[:, :-1], method="logits")
-    log_probs = ops.token_log_probs(logits, tokens, temperature=temperature)
-    return log_probs, ops.entropy(logits / temperature)
+    """Log-probabilities and entropies, both [B, R], of tokens given states s_0 .. s_{R-1}.
+
+    Args:
+      model: gives the output projection.
+      params: its parameters.
+      states: [B, R + 1, D] hidden states.
+      tokens: [B, R].
+      temperature: divides the logits.
+      chunk: 0, or the number of time steps whose logits exist at once, here and in the gradient,
+        which computes them again; changes no result.
+    """
+
+    def statistics(states, tokens):
+        logits = model.apply({"params": params}, states, method="logits")
+        log_probs = ops.token_log_probs(logits, tokens, temperature=temperature)
+        return log_probs, ops.entropy(logits / temperature)
+
+    batch, length = tokens.shape
+    states = states[:, :-1]
+    if not 0 < chunk < length:
+        return statistics(states, tokens)
+    pieces = -(-length // chunk)
+
+    def split(x):
+        x = jnp.pad(x, ((0, 0), (0, pieces * chunk - length)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, pieces, chunk, *x.shape[2:]), 1, 0)
+
+    step = jax.checkpoint(lambda piece: statistics(*piece), prevent_cse=False)
+    out = jax.lax.map(step, (split(states), split(tokens)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :length], out)
 
 
 def successor_index(mask: Array) -> Array:
@@ -162,7 +193,9 @@ def freeze(
     states = response_states(model, policy, sequence, valid, length)
     old, reference = rollout.log_probs, None
     if config.recompute_log_probs:
-        old, _ = token_statistics(model, policy, states, rollout.tokens, temperature)
+        old, _ = token_statistics(
+            model, policy, states, rollout.tokens, temperature, config.logits_chunk
+        )
     mask, bootstrap = rollout.mask, jnp.zeros_like(rollout.truncated)
     if config.overlong == "mask":
         mask = mask * (1.0 - rollout.truncated[:, None].astype(jnp.float32))
@@ -175,7 +208,7 @@ def freeze(
     if config.kl_coefficient > 0.0:
         ref_states = response_states(model, state.reference, sequence, valid, length)
         reference, _ = token_statistics(
-            model, state.reference, ref_states, rollout.tokens, temperature
+            model, state.reference, ref_states, rollout.tokens, temperature, config.logits_chunk
         )
         if config.kl_in == "reward":
             kl = ops.kl_estimate(old, reference, config.kl_kind)

@@ -129,7 +129,7 @@ def ppo(model: Transformer, config: PPOConfig, temperature: float) -> Algorithm:
         length = batch.tokens.shape[1]
         states = response_states(model, params["policy"], batch.sequence, batch.valid, length)
         log_probs, entropy = token_statistics(
-            model, params["policy"], states, batch.tokens, temperature
+            model, params["policy"], states, batch.tokens, temperature, config.policy.logits_chunk
         )
         terms = policy_losses(config.policy, log_probs, entropy, batch, context)
         values = values_of(params["critic"], states, batch.sequence, batch.valid, length)[:, :-1]

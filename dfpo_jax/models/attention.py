@@ -1,18 +1,38 @@
-"""Grouped-query attention: one entry point, with XLA and cuDNN back ends."""
+"""Grouped-query attention: one entry point, with XLA, cuDNN and TPU (splash) back ends."""
+
+import functools
+import math
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as splash_mask,
+)
+from jax.sharding import PartitionSpec
 
 from dfpo_jax.types import Array
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "pallas_tpu")
 _NEGATIVE = -0.7 * float(jnp.finfo(jnp.float32).max)
 _CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
 _CUDNN_MAX_HEAD_DIM = 128
+_LANES = 128  # what the TPU kernel wants head width and length to be multiples of
+_LARGEST_BLOCK = 512
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array, implementation: str = "auto") -> Array:
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array,
+    implementation: str = "auto",
+    causal_valid: Array | None = None,
+) -> Array:
     """Scaled dot-product attention with grouped key and value heads.
 
         o[b, i, n] = sum_j softmax_j(q[b, i, n] . k[b, j, n // (N / K)] / sqrt(H)) v[b, j, ...]
@@ -27,7 +47,12 @@ def attention(q: Array, k: Array, v: Array, mask: Array, implementation: str = "
       v: [B, Tk, K, H] values.
       mask: [B, Tq, Tk] bool, True where a query may attend to a key.
       implementation: "xla" (any platform), "cudnn" (flash attention; bfloat16 or float16 on a GPU),
-        "auto" (cuDNN where it can run, XLA elsewhere).
+        "pallas_tpu" (splash attention on a TPU: no [B, Tq, Tk] scores in memory; XLA's where
+        `splash_can_run` is False, as when decoding), "auto" (the fused one of the platform where
+        it can run, XLA elsewhere).
+      causal_valid: None, or [B, T] bool where Tq = Tk = T and `mask` is "key slot not after the
+        query's, and a valid key": then a TPU kernel can stand in. Queries that are not valid
+        themselves give finite numbers of no meaning there.
 
     Returns:
       [B, Tq, N, H] in the type of `q`.
@@ -51,6 +76,9 @@ def attention(q: Array, k: Array, v: Array, mask: Array, implementation: str = "
     chex.assert_type(mask, bool)
     if implementation == "cudnn" or (implementation == "auto" and _cudnn_can_run(q)):
         return _cudnn(q, k, v, mask)
+    on_tpu = implementation == "auto" and jax.default_backend() == "tpu"
+    if (implementation == "pallas_tpu" or on_tpu) and splash_can_run(q, k, causal_valid):
+        return _splash(q, k, v, causal_valid)
     return _xla(q, k, v, mask)
 
 
@@ -84,3 +112,69 @@ def _xla(q: Array, k: Array, v: Array, mask: Array) -> Array:
     weights = jnp.where(allowed, jax.nn.softmax(scores, axis=-1), 0.0).astype(q.dtype)
     out = jnp.einsum("bkgqs,bskh->bqkgh", weights, v)
     return out.reshape(batch, queries, heads, width)
+
+
+def splash_can_run(q: Array, k: Array, causal_valid: Array | None) -> bool:
+    """Whether the TPU kernel takes these shapes, whole and as the mesh in force splits them."""
+    if causal_valid is None or q.shape[1] % _LANES or q.shape[-1] % _LANES:
+        return False
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return True
+    if not nn.get_logical_axis_rules():  # the compiler cannot split a kernel by itself
+        return False
+
+    def parts(axes):
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        return math.prod(mesh.shape[axis] for axis in axes)
+
+    spec = _kernel_spec("kv_heads")
+    return all(n % parts(axes) == 0 for n, axes in zip(k.shape, spec, strict=False))
+
+
+def _kernel_spec(heads: str) -> PartitionSpec:
+    """How [B, T, heads, H] lies on the mesh by the logical rules in force."""
+    return nn.logical_to_mesh_axes(("batch", None, heads, None))
+
+
+def _splash(q: Array, k: Array, v: Array, valid: Array, interpret: bool = False) -> Array:
+    """Splash attention of every device's own rows and heads; scores stay in its fast memory."""
+    run = functools.partial(_splash_local, interpret=interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.size > 1:
+        heads, kv_heads = _kernel_spec("heads"), _kernel_spec("kv_heads")
+        run = jax.shard_map(
+            run,
+            in_specs=(heads, kv_heads, kv_heads, PartitionSpec(*heads[:2])),
+            out_specs=heads,
+            check_vma=False,
+        )
+    return run(q, k, v, valid)
+
+
+def _splash_local(q: Array, k: Array, v: Array, valid: Array, *, interpret: bool) -> Array:
+    """The kernel, once per row and key head: [B, T, N, H] -> [B, T, N, H]."""
+    batch, length, heads, width = q.shape
+    group = heads // k.shape[2]
+    block = next(b for b in (_LARGEST_BLOCK, 256, _LANES) if length % b == 0)
+    sizes = {
+        name: block
+        for name in ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv")
+        + ("block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
+    }
+    kernel = splash.make_splash_mqa_single_device(
+        splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length))] * group),
+        block_sizes=splash.BlockSizes(**sizes),
+        interpret=interpret,
+    )
+    # Padding attends to padding alone, so that no row of the softmax is empty.
+    segments = valid.astype(jnp.int32)
+    grouped = (q * width**-0.5).astype(q.dtype).reshape(batch, length, -1, group, width)
+    grouped = jnp.moveaxis(grouped, 1, 3)  # [B, K, G, T, H]
+
+    def one_row(q, k, v, segments):
+        ids = splash.SegmentIds(segments, segments)
+        return jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=ids))(q, k, v)
+
+    out = jax.vmap(one_row)(grouped, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), segments)
+    return jnp.moveaxis(out, 3, 1).reshape(q.shape)

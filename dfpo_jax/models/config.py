@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 DTYPES = ("float32", "bfloat16", "float16")
-REMAT = ("none", "full")
-ATTENTION = ("auto", "xla", "cudnn")
+REMAT = ("none", "full", "dots", "offload")
+ATTENTION = ("auto", "xla", "cudnn", "pallas_tpu")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 # The fields each type uses, apart from `rope_theta`.
@@ -79,7 +79,9 @@ class TransformerConfig:
       dtype: compute type of matrix products and activations; norms, softmax and logits are always
         float32.
       param_dtype: storage type of parameters.
-      remat: "full" recomputes each layer in the backward pass, "none" keeps its activations.
+      remat: what the backward pass keeps of a layer: "none" keeps every activation, "dots" the
+        results of products with weights, "full" its input alone and recomputes the rest, "offload"
+        is "full" with that input in the host's memory (the platform must offer "pinned_host").
       attention: back end, see `attention.attention`.
 
     Raises:

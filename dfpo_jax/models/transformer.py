@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from dfpo_jax.models.attention import attention
 from dfpo_jax.models.config import TransformerConfig
@@ -19,6 +20,25 @@ from dfpo_jax.models.rope import apply_rope, rope_tables
 from dfpo_jax.types import Array
 
 _ACTIVATIONS = ("batch", "length", "embed")
+_CACHE = ("layers", "batch", "length", "kv_heads", "head_dim")
+_LAYER_INPUT = "layer_input"
+
+
+def _remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
+    """The layer with what its backward pass keeps, see `TransformerConfig.remat`."""
+    if policy == "none":
+        return block
+    policies = {
+        "full": None,
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[_LAYER_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }
+    return nn.remat(block, prevent_cse=False, policy=policies[policy])
 
 
 @struct.dataclass
@@ -51,9 +71,9 @@ def init_cache(
     shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
     dtype = jnp.dtype(config.dtype if dtype is None else dtype)
     return KVCache(
-        keys=jnp.zeros(shape, dtype),
-        values=jnp.zeros(shape, dtype),
-        valid=jnp.zeros((batch, length), bool),
+        keys=nn.with_logical_constraint(jnp.zeros(shape, dtype), _CACHE),
+        values=nn.with_logical_constraint(jnp.zeros(shape, dtype), _CACHE),
+        valid=nn.with_logical_constraint(jnp.zeros((batch, length), bool), _CACHE[1:3]),
         index=jnp.zeros((), jnp.int32),
     )
 
@@ -143,7 +163,11 @@ class Attention(nn.Module):
             self.key_norm = RMSNorm(c, c.head_dim, "head_dim")
 
     def __call__(self, x, layer_cache, rope, mask, index):
-        """[B, T, D] -> ([B, T, D], (keys, values) of these T slots, [B, T, K, H] each)."""
+        """[B, T, D] -> ([B, T, D], (keys, values) of these T slots, [B, T, K, H] each).
+
+        `mask` is the pair of `attention`'s mask and `causal_valid`.
+        """
+        mask, causal_valid = mask
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
@@ -155,7 +179,8 @@ class Attention(nn.Module):
                 jax.lax.dynamic_update_slice(old, new, (0, index, 0, 0)).astype(q.dtype)
                 for old, new in zip(layer_cache, written, strict=True)
             )
-        return self.output(attention(q, k, v, mask, self.config.attention)), written
+        out = attention(q, k, v, mask, self.config.attention, causal_valid)
+        return self.output(out), written
 
 
 class MLP(nn.Module):
@@ -190,6 +215,7 @@ class Block(nn.Module):
 
     def __call__(self, x, layer_cache, rope, mask, index):
         """[B, T, D] and one layer's cache -> [B, T, D] and what to write into that cache."""
+        x = checkpoint_name(x, _LAYER_INPUT)
         update, written = self.attention(self.attention_norm(x), layer_cache, rope, mask, index)
         x = nn.with_logical_constraint(x + update, _ACTIVATIONS)
         x = nn.with_logical_constraint(x + self.mlp(self.mlp_norm(x)), _ACTIVATIONS)
@@ -212,9 +238,8 @@ class Transformer(nn.Module):
             (c.vocab_size, c.d_model),
             dtype,
         )
-        block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=False)
         stack = nn.scan(
-            block,
+            _remat(Block, c.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
@@ -271,7 +296,7 @@ class Transformer(nn.Module):
             seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, index))
         slots = jnp.arange(seen.shape[1])
         causal = slots[None, :] <= index + jnp.arange(length)[:, None]
-        mask = causal[None] & seen[:, None, :]
+        mask = (causal[None] & seen[:, None, :], valid if cache is None else None)
         rope = rope_tables(jnp.maximum(positions, 0), self.config)
 
         # A lookup needs whole rows: the compiler has no good plan for rows split over devices.

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.sampling import SamplingConfig, generate
-from dfpo_jax.sharding import gather_rows, own_rows, put_batch, to_host
+from dfpo_jax.sharding import gather_rows, mesh_context, own_rows, put_batch, to_host
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tasks.noise import RewardNoise
 from dfpo_jax.tokenizers import encode, left_pad, right_pad
@@ -64,17 +64,18 @@ class Sampler:
             np.pad(x, ((0, extra), (0, 0)), mode="edge") for x in (prompt_tokens, prompt_mask)
         )
         tokens, mask = put_batch((tokens, mask), self.mesh)
-        out = _jitted_generate(
-            self.model,
-            params,
-            tokens,
-            mask,
-            key,
-            config=config,
-            eos_ids=(self.tokenizer.eos_token_id,),
-            pad_id=self.tokenizer.pad_token_id,
-            num_samples=num_samples,
-        )
+        with mesh_context(self.mesh):
+            out = _jitted_generate(
+                self.model,
+                params,
+                tokens,
+                mask,
+                key,
+                config=config,
+                eos_ids=(self.tokenizer.eos_token_id,),
+                pad_id=self.tokenizer.pad_token_id,
+                num_samples=num_samples,
+            )
         return jax.tree.map(lambda x: x[: rows * num_samples], to_host(out))
 
     def texts(self, generation: Generation) -> list[str]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -75,7 +76,7 @@ def sampling_log_probs(logits: Array, config: SamplingConfig) -> Array:
     return jax.nn.log_softmax(logits, axis=-1)
 
 
-def _draw(key: Array, logits: Array, config: SamplingConfig) -> tuple[Array, Array]:
+def draw(key: Array, logits: Array, config: SamplingConfig) -> tuple[Array, Array]:
     """Draw one token per row: tokens [B] int32 and their log-probabilities [B]."""
     log_probs = sampling_log_probs(logits, config)
     if config.temperature == 0.0:
@@ -84,6 +85,44 @@ def _draw(key: Array, logits: Array, config: SamplingConfig) -> tuple[Array, Arr
         tokens = jax.random.categorical(key, log_probs, axis=-1)
     chosen = jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]
     return tokens.astype(jnp.int32), chosen
+
+
+def sampling_params(model: Transformer, params: ArrayTree) -> ArrayTree:
+    """The policy as sampling reads it: in the compute type, every layer whole over "fsdp".
+
+    Training splits every matrix over the devices of "fsdp" and brings it together where it is
+    needed; decoding needs all of them for every token, so they come together once. "tensor" still
+    splits them. Norm scales keep their type, as in training, and the numbers are those that the
+    model would compute with. Without logical rules in force only the types change.
+    """
+    dtype = jnp.dtype(model.config.dtype)
+    dummy = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    boxed = jax.eval_shape(
+        lambda key, tokens: model.init(key, tokens, tokens, method=_init_all)["params"],
+        jax.eval_shape(lambda: jax.random.key(0)),
+        dummy,
+    )
+
+    def one(path, box, x):
+        names = [None if name == "embed" else name for name in box.names]
+        is_scale = path[-1].key == "scale"
+        return nn.with_logical_constraint(x if is_scale else x.astype(dtype), tuple(names))
+
+    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(one, boxed, params, is_leaf=is_box)
+
+
+def _init_all(model: Transformer, tokens: Array, valid: Array) -> Array:
+    hidden, _ = model(tokens, valid)
+    return model.logits(hidden)
+
+
+def next_logits(
+    model: Transformer, params: ArrayTree, tokens: Array, valid: Array, cache: KVCache
+) -> tuple[Array, KVCache]:
+    """Logits [B, V] after tokens [B, T], and the cache with them: prefill and decoding step."""
+    hidden, cache = model.apply({"params": params}, tokens, valid, cache)
+    return model.apply({"params": params}, hidden[:, -1:], method="logits")[:, 0], cache
 
 
 def _repeat_rows(cache: KVCache, times: int) -> KVCache:
@@ -138,15 +177,12 @@ def generate(
     num_prompts, prompt_length = prompt_tokens.shape
     batch, limit = num_prompts * num_samples, config.max_new_tokens
 
-    def step_logits(tokens, valid, cache):
-        hidden, cache = model.apply({"params": params}, tokens, valid, cache)
-        return model.apply({"params": params}, hidden[:, -1:], method="logits")[:, 0], cache
-
+    params = sampling_params(model, params)
     cache = init_cache(model.config, num_prompts, prompt_length + limit)
-    logits, cache = step_logits(prompt_tokens, prompt_mask, cache)
+    logits, cache = next_logits(model, params, prompt_tokens, prompt_mask, cache)
     cache = _repeat_rows(cache, num_samples)
     logits = jnp.repeat(logits, num_samples, axis=0)
-    token, log_prob = _draw(jax.random.fold_in(key, 0), logits, config)
+    token, log_prob = draw(jax.random.fold_in(key, 0), logits, config)
     done = _is_eos(token, eos_ids)
     tokens = jnp.full((batch, limit), pad_id, jnp.int32).at[:, 0].set(token)
     mask = jnp.zeros((batch, limit), jnp.float32).at[:, 0].set(1.0)
@@ -157,8 +193,8 @@ def generate(
 
     def body(carry):
         step, token, done, cache, tokens, mask, log_probs = carry
-        logits, cache = step_logits(token[:, None], ~done[:, None], cache)
-        new, log_prob = _draw(jax.random.fold_in(key, step), logits, config)
+        logits, cache = next_logits(model, params, token[:, None], ~done[:, None], cache)
+        new, log_prob = draw(jax.random.fold_in(key, step), logits, config)
         token = jnp.where(done, pad_id, new)
         alive = (~done).astype(jnp.float32)
         tokens = tokens.at[:, step].set(token)

@@ -80,9 +80,15 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a schedule (arXiv 1711.05101).
+    """The optimizer of one network, with a schedule.
 
     Attributes:
+      name: "adamw" (arXiv 1711.05101), which keeps two moments per parameter, or "adafactor"
+        (arXiv 1804.04235), which keeps row and column means of the second one and no first one, so
+        that its state is small; `b1`, `b2` and `moment_dtype` mean nothing to it.
+      moment_dtype: storage type of AdamW's first moment, "float32" or "bfloat16". The second
+        moment stays float32: in bfloat16 its running mean would stop moving. Optax has no 8-bit
+        moments.
       learning_rate: peak learning rate.
       warmup_steps: updates over which it rises linearly from 0.
       schedule: "constant", "linear" or "cosine" decay to `final_fraction` of the peak.
@@ -92,6 +98,8 @@ class OptimizerConfig:
       clip_norm: 0, or the global norm gradients are clipped to.
     """
 
+    name: str = "adamw"
+    moment_dtype: str = "float32"
     learning_rate: float = 3e-4
     warmup_steps: int = 0
     schedule: str = "constant"
@@ -104,6 +112,8 @@ class OptimizerConfig:
 
     def __post_init__(self):
         """Check ranges."""
+        check_choice(self, "name", ("adamw", "adafactor"))
+        check_choice(self, "moment_dtype", ("float32", "bfloat16"))
         check_choice(self, "schedule", ("constant", "linear", "cosine"))
         check_interval(self, "learning_rate", "weight_decay", "clip_norm", low=0.0)
         check_interval(self, "warmup_steps", "eps", low=0.0)

@@ -111,7 +111,11 @@ def accumulate_gradients(
       key: PRNG key of the losses.
       microbatches: pieces; must divide B.
     """
-    pieces = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+
+    def split(x):  # every k-th row, so that each device keeps its rows
+        return jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
+
+    pieces = _over_devices(jax.tree.map(split, batch), axis=1)
     sum_leading = functools.partial(jax.tree.map, lambda x: jnp.sum(x, axis=0))
 
     def counts_of(piece):
@@ -130,6 +134,17 @@ def accumulate_gradients(
     totals = sum_leading(totals)
     means = {name: totals[name] / jnp.maximum(counts[name], 1.0) for name in totals}
     return grads, means
+
+
+def _over_devices(batch: Batch, axis: int = 0) -> Batch:
+    """Asks the compiler to keep rows, along `axis` of every leaf, split over the mesh."""
+
+    def one(x):
+        names = [None] * x.ndim
+        names[axis] = "batch"
+        return nn.with_logical_constraint(x, tuple(names))
+
+    return jax.tree.map(one, batch)
 
 
 def _all_finite(tree: ArrayTree) -> ArrayTree:
@@ -193,7 +208,7 @@ def update(
 
     def one_update(state, inputs):
         indices, number = inputs
-        piece = jax.tree.map(lambda x: x[indices], batch)
+        piece = _over_devices(jax.tree.map(lambda x: x[indices], batch))
         loss_key = jax.random.fold_in(key, number)
         grads, means = accumulate_gradients(
             algorithm, state.params, piece, context, loss_key, schedule.microbatches
@@ -276,16 +291,21 @@ class Learner:
             )
         )
         self._updates = schedule.epochs * schedule.minibatches
-        self._update = jax.jit(
-            functools.partial(
-                update, algorithm=algorithm, optimizers=optimizers, schedule=schedule
-            ),
-            donate_argnums=0,
-            out_shardings=(self.state_shardings, None, None),
+        whole_update = functools.partial(
+            update, algorithm=algorithm, optimizers=optimizers, schedule=schedule
         )
-        self._update = Checked("the train step", self._update)
+        out_shardings = (self.state_shardings, None, None)
+        self._update = Checked(
+            "the train step",
+            jax.jit(whole_update, donate_argnums=0, out_shardings=out_shardings),
+        )
         self._predict = None if algorithm.predict is None else jax.jit(algorithm.predict)
         self._paths = None if algorithm.trajectories is None else jax.jit(algorithm.trajectories)
+
+    @property
+    def programs(self) -> dict[str, jax.stages.Wrapped]:
+        """The jitted functions behind `prepare` and `update`, to lower on `abstract_state`."""
+        return {"prepare": self._prepare, "update": self._update.jitted}
 
     def start(self, key: Array, policy_params: ArrayTree | None = None) -> TrainState:
         """A fresh state, born sharded; random policy parameters unless given."""
@@ -311,6 +331,7 @@ class Learner:
         Raises:
           FloatingPointError: more than `max_skipped` updates in a row were skipped; names the
             iteration and the tensors.
+          MemoryError: the program does not fit the devices; nothing ran.
         """
         step = int(state.step)
         with mesh_context(self.mesh):
@@ -344,7 +365,7 @@ class Learner:
 
 
 def _broken(finite: dict) -> str:
-    """ "not finite: gradient/policy/embedding, loss/policy/loss and 3 more"."""
+    """For example "not finite: gradient/policy/embedding, loss/policy/loss and 3 more"."""
     names = [
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, good in jax.tree_util.tree_leaves_with_path(finite)

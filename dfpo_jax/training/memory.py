@@ -32,7 +32,7 @@ class Checked:
 
     def __init__(self, name: str, jitted: Callable[..., Any]):
         """Nothing compiles before the first call."""
-        self._name, self._jitted, self._programs = name, jitted, {}
+        self.jitted, self._name, self._programs = jitted, name, {}
 
     def __call__(self, *arguments: Any) -> Any:
         """Call it.
@@ -44,7 +44,7 @@ class Checked:
         leaves, structure = jax.tree.flatten(arguments)
         key = (structure, tuple((x.shape, x.dtype, x.sharding) for x in leaves))
         if key not in self._programs:
-            program = self._jitted.lower(*arguments).compile()
+            program = self.jitted.lower(*arguments).compile()
             self._check(program.memory_analysis(), leaves[0].sharding.addressable_devices)
             self._programs[key] = program
         return self._programs[key](*arguments)

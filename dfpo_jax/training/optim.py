@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import flax.linen as nn
 import optax
 
 from dfpo_jax.training.config import OptimizerConfig
@@ -29,14 +30,38 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Callable:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW with the schedule."""
-    adamw = optax.adamw(
-        make_schedule(config, total_steps),
+    """Global-norm clipping, then AdamW or Adafactor with the schedule."""
+    build = {"adamw": _adamw, "adafactor": _adafactor}[config.name]
+    optimizer = build(config, make_schedule(config, total_steps))
+    if config.clip_norm == 0.0:
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+
+def _adamw(config: OptimizerConfig, schedule: Callable) -> optax.GradientTransformation:
+    return optax.adamw(
+        schedule,
         b1=config.b1,
         b2=config.b2,
         eps=config.eps,
         weight_decay=config.weight_decay,
+        mu_dtype=config.moment_dtype,
     )
-    if config.clip_norm == 0.0:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def _adafactor(config: OptimizerConfig, schedule: Callable) -> optax.GradientTransformation:
+    """Adafactor with AdamW's units: steps of about the learning rate, decay times the rate.
+
+    Means run over the two longest axes of an array (where both have 128 entries or more); the
+    update of one array is clipped to root mean square 1.
+    """
+    factored = optax.scale_by_factored_rms()
+    # The means have other axes than the parameters, so they take no logical names from them; they
+    # are small, and a whole copy lies on every device.
+    factored = factored._replace(init=lambda params, init=factored.init: init(nn.unbox(params)))
+    return optax.chain(
+        factored,
+        optax.clip_by_block_rms(1.0),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
+    )

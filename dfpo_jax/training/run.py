@@ -91,6 +91,22 @@ def build_run(config: Config) -> Run:
         prompt_length=config.train.prompt_length,
         response_length=config.sampling.max_new_tokens,
     )
+    learner = make_learner(config, model, mesh)
+    key = jax.random.key(config.seed)
+    return Run(config, key, tokenizer, sampler, learner, train_task, evaluations, started)
+
+
+def make_learner(
+    config: Config, model: Transformer, mesh: jax.sharding.Mesh, schedule: Schedule | None = None
+) -> Learner:
+    """The learner of a configuration; `mesh` may consist of devices that are only described.
+
+    Args:
+      config: the run.
+      model: its policy.
+      mesh: device mesh.
+      schedule: updates per call; by default those of an iteration.
+    """
     constructor, _ = ALGORITHMS[config.algorithm]
     train = config.train
     per_iteration = train.epochs * train.minibatches
@@ -98,21 +114,19 @@ def build_run(config: Config) -> Run:
         "policy": max(train.iterations - config.critic.warmup, 0) * per_iteration,
         "critic": train.iterations * per_iteration,
     }
-    learner = Learner(
+    return Learner(
         model,
         constructor(model, config.algorithm_config(), config.sampling.temperature),
         {
             "policy": make_optimizer(config.policy_optimizer, updates["policy"]),
             "critic": make_optimizer(config.critic_optimizer, updates["critic"]),
         },
-        Schedule(train.epochs, train.minibatches, train.microbatches),
+        schedule or Schedule(train.epochs, train.minibatches, train.microbatches),
         mesh,
         keep_reference=config.policy.kl_coefficient > 0.0,
         kl_coefficient=config.policy.kl_coefficient,
         max_skipped=train.max_skipped,
     )
-    key = jax.random.key(config.seed)
-    return Run(config, key, tokenizer, sampler, learner, train_task, evaluations, started)
 
 
 def _evaluation_set(section: TaskConfig, config: Config, sampler: Sampler) -> EvaluationSet:

@@ -1,5 +1,6 @@
 """Learning-rate schedules and the optimizer around them."""
 
+import dataclasses
 import math
 
 import jax
@@ -89,12 +90,73 @@ def test_updates_equal_a_loop(clip_norm):
     np.testing.assert_allclose(run(start), adamw(start, grads, config), rtol=1e-4, atol=1e-6)
 
 
+def run(config, start, grads):
+    """Parameters after each gradient, and the last state."""
+    optimizer = make_optimizer(config, TOTAL)
+
+    @jax.jit
+    def loop(params, grads):
+        def step(carry, grad):
+            params, state = carry
+            updates, state = optimizer.update(grad, state, params)
+            params = jax.tree.map(jnp.add, params, updates)
+            return (params, state), params
+
+        (_, state), out = jax.lax.scan(step, (params, optimizer.init(params)), grads)
+        return out, state
+
+    return loop(start, grads)
+
+
+def test_a_bfloat16_first_moment_stays_near_and_takes_half():
+    rng = np.random.default_rng(1)
+    start, grads = np.zeros(64, np.float32), rng.normal(0.3, 1.0, (12, 64)).astype(np.float32)
+    config = OptimizerConfig(learning_rate=PEAK, clip_norm=0.0)
+    exact, _ = run(config, start, grads)
+    half, state = run(dataclasses.replace(config, moment_dtype="bfloat16"), start, grads)
+    kinds = [x.dtype for x in jax.tree.leaves(state) if x.shape == (64,)]
+    assert kinds == [jnp.bfloat16, jnp.float32]
+    error = np.abs(np.asarray(half - exact)).max()
+    assert 0 < error < 0.02 * np.abs(np.asarray(exact)).max()
+
+
+def adafactor(params, grads, config):
+    """A loop, for one matrix [N, M] with both sizes of at least 128 (decay 1 - t ** -0.8)."""
+    params, out, rate = np.array(params, float), [], make_schedule(config, TOTAL)
+    rows, columns = np.zeros(params.shape[0]), np.zeros(params.shape[1])
+    for n, grad in enumerate(np.asarray(grads, float)):
+        decay = 1.0 - (n + 1.0) ** -0.8
+        squares = grad**2 + 1e-30
+        rows = decay * rows + (1 - decay) * squares.mean(axis=1)
+        columns = decay * columns + (1 - decay) * squares.mean(axis=0)
+        step = grad / np.sqrt(np.outer(rows / rows.mean(), columns))
+        step = step / max(1.0, np.sqrt((step**2).mean()))
+        params = params - float(rate(n)) * (step + config.weight_decay * params)
+        out.append(params)
+    return np.stack(out)
+
+
+def test_adafactor_equals_a_loop_and_keeps_rows_and_columns():
+    config = OptimizerConfig(
+        name="adafactor", learning_rate=PEAK, warmup_steps=2, weight_decay=0.1, clip_norm=0.0
+    )
+    rng = np.random.default_rng(2)
+    start = rng.normal(size=(130, 140)).astype(np.float32)
+    scales = np.geomspace(0.1, 10, 130)[:, None] * np.geomspace(1, 5, 140)
+    grads = (rng.normal(size=(6, 130, 140)) * scales).astype(np.float32)
+    out, state = run(config, start, grads)
+    np.testing.assert_allclose(out, adafactor(start, grads, config), rtol=1e-4, atol=1e-5)
+    assert sum(x.size for x in jax.tree.leaves(state)) < 130 + 140 + 8
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"name": "lion"}, "name is 'lion'.*adamw, adafactor"),
+        ({"moment_dtype": "int8"}, "moment_dtype is 'int8'.*float32, bfloat16"),
         ({"schedule": "step"}, "schedule is 'step'.*constant, linear, cosine"),
         ({"final_fraction": 1.5}, "final_fraction is 1.5"),
         ({"b2": 1.5}, "b2 is 1.5"),

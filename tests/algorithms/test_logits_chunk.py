@@ -1,0 +1,111 @@
+"""Log-probabilities and entropies in chunks of time steps: the same numbers and gradients."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from tiny import fast_compile  # noqa: F401
+
+from dfpo_jax.algorithms import DFPOConfig, PolicyConfig
+from dfpo_jax.algorithms.dfpo import dfpo
+from dfpo_jax.algorithms.policy import token_statistics
+from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.training.learner import accumulate_gradients, init_policy
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+BATCH, LENGTH, TEMPERATURE = 3, 7, 0.7
+
+
+def statistics_and_gradients(config, chunk):
+    model, rng = Transformer(config), np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, config.vocab_size, (BATCH, LENGTH)))
+    states = jnp.asarray(rng.normal(size=(BATCH, LENGTH + 1, config.d_model)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(2, BATCH, LENGTH)), jnp.float32)
+    params = tiny.randomised(tiny_params(model))
+
+    def loss(params, states):
+        out = token_statistics(model, params, states, tokens, TEMPERATURE, chunk)
+        return jnp.sum(jnp.stack(out) * weights), out
+
+    grads, out = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, states)
+    return out, grads
+
+
+@functools.cache
+def tiny_params(model):
+    return nn.unbox(init_policy(model, jax.random.key(0)))
+
+
+@pytest.mark.parametrize("config", [tiny.DECODER, tiny.UNTIED], ids=["tied", "untied"])
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_chunks_change_nothing(config, chunk):
+    whole, whole_grads = statistics_and_gradients(config, 0)
+    out, grads = statistics_and_gradients(config, chunk)
+    for x, y in zip(out, whole, strict=True):
+        assert x.shape == (BATCH, LENGTH)
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    name = "head" if not config.tie_embeddings else "embedding"
+    assert float(jnp.abs(whole_grads[0][name]).max()) > 0.1
+    for x, y in zip(jax.tree.leaves(grads), jax.tree.leaves(whole_grads), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def test_no_array_holds_all_logits():
+    """In the gradient, neither [batch, time, vocab] nor a reshaping of it exists."""
+    model = Transformer(dataclasses.replace(tiny.UNTIED, vocab_size=97))
+    params = jax.tree.map(np.asarray, tiny_params(model))
+    tokens = jnp.zeros((BATCH, 32), jnp.int32)
+    states = jnp.ones((BATCH, 33, model.config.d_model))
+
+    def largest(chunk):
+        def loss(params, states):
+            out = token_statistics(model, params, states, tokens, TEMPERATURE, chunk)
+            return sum(map(jnp.sum, out))
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, states)
+        sizes = [v.aval.size for eqn in equations(jaxpr.jaxpr) for v in eqn.outvars]
+        return max(sizes)
+
+    assert largest(0) == BATCH * 32 * 97
+    assert largest(2) < BATCH * 32 * 97 / 4
+
+
+def equations(jaxpr):
+    """All equations, those of inner programs included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+@pytest.mark.parametrize(("chunk", "microbatches"), [(2, 4)])
+def test_chunks_and_microbatches_leave_an_update_as_it_is(chunk, microbatches):
+    policy = PolicyConfig(kl_coefficient=0.1, entropy_coefficient=0.01)
+    gradients = {}
+    for number, pieces in ((0, 1), (chunk, microbatches)):
+        config = DFPOConfig(
+            policy=dataclasses.replace(policy, logits_chunk=number), flow=tiny.FLOW, head=tiny.HEAD
+        )
+        algorithm = dfpo(Transformer(tiny.DECODER), config, 1.0)
+        params = tiny.randomised(tiny_params(Transformer(tiny.DECODER)), scale=0.05)
+        state = tiny.make_state(algorithm, params)
+        batch, context = jax.jit(algorithm.prepare)(state, tiny.ragged_rollout(), jax.random.key(1))
+        gradients[number, pieces] = jax.jit(
+            functools.partial(accumulate_gradients, algorithm, microbatches=pieces)
+        )(state.params, batch, context, jax.random.key(2))
+    whole, split = gradients.values()
+    for x, y in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-5)
+
+
+def test_a_negative_chunk_is_an_error():
+    with pytest.raises(ValueError, match="logits_chunk is -1"):
+        PolicyConfig(logits_chunk=-1)

@@ -1,0 +1,151 @@
+"""tools/compile_for_tpu.py without a TPU compiler: figures, wording, exit codes, and the programs
+of a small run on eight CPU devices."""
+
+import dataclasses
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import compile_for_tpu
+import jax
+import pytest
+from _tpu.chips import CHIPS, GIB
+from _tpu.costs import program_costs
+from _tpu.programs import PROGRAMS, Lowering
+
+from dfpo_jax.models.config import PRESETS
+from dfpo_jax.sharding import create_mesh
+from dfpo_jax.training.config import parse_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+FIGURES = {
+    "arguments": 2 * GIB,
+    "results": 0,
+    "aliased": GIB,
+    "temporaries": 3 * GIB,
+    "code": GIB / 4,
+    "resident": GIB / 4,
+    "peak": 5.5 * GIB,
+    "flops": 197e12,
+    "hbm_bytes": 819e9 / 2,
+    "sent": {"all-gather": 200e9, "all-reduce": 200e9},
+    "unknown_loops": 0,
+    "unknown_kernels": 0,
+    "lower_seconds": 1.0,
+    "compile_seconds": 60.0,
+}
+
+
+def test_a_chip_judges_the_figures():
+    x = compile_for_tpu.judge(FIGURES, CHIPS["v5e"])
+    assert x["fits"] and x["spare"] == pytest.approx(1 - 5.5 / 16)
+    assert x["seconds"] == pytest.approx(2.0) and x["bound"] == "ICI"
+    line = compile_for_tpu.describe("train", x)
+    assert line.startswith("train: peak 5.50 GiB, 66% spare (arguments 2.00, temporaries 3.00,")
+    assert "197 TFLOP" in line and "all-gather 200, all-reduce 200" in line
+    assert "at least 2000 ms (ICI); compiled in 60 s" in line and "too low" not in line
+    large = compile_for_tpu.judge(FIGURES | {"peak": 17 * GIB}, CHIPS["v5e"])
+    assert not large["fits"]
+    told = compile_for_tpu.describe("train", x | {"unknown_loops": 2})
+    assert "counted too low: 2 loops once" in told
+
+
+def test_a_program_the_compiler_refuses_does_not_fit():
+    message = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+        "hbm. Used 20.96G of 15.75G hbm. Exceeded hbm capacity by 5.21G.\n\nTotal hbm usage >= 1G"
+    )
+    assert compile_for_tpu.used_line(message) == "Used 20.96G of 15.75G hbm"
+    x = compile_for_tpu.judge(
+        {"error": compile_for_tpu.used_line(message), "compile_seconds": 9.0}, CHIPS["v5e"]
+    )
+    assert not x["fits"]
+    assert compile_for_tpu.describe("train", x) == (
+        "train: does not fit: Used 20.96G of 15.75G hbm (9 s)"
+    )
+
+
+@pytest.fixture(scope="module")
+def lowering():
+    model = dataclasses.asdict(dataclasses.replace(PRESETS["tiny"], remat="full"))
+    config = parse_config(
+        {
+            "model": model,
+            "sampling": {"max_new_tokens": 8},
+            "train": {"prompts": 8, "samples": 4, "prompt_length": 8, "microbatches": 2},
+            "policy": {"logits_chunk": 4},
+            "flow": {"num_samples": 1, "num_steps": 1, "num_quantiles": 3},
+            "head": {"hidden": 2, "num_blocks": 1, "condition_dim": 2, "time_features": 1},
+            "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+        }
+    )
+    return Lowering(config, create_mesh(2, 2, 2))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_of_a_small_run(lowering, name):
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        lowered = lowering.lower(name)
+        compiled = lowered.compile()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+    costs = program_costs(compiled.as_text())
+    model = lowering.config.model
+    layer = 2 * model.d_model * (model.num_heads + model.num_kv_heads) * model.head_dim
+    weights = model.num_layers * (layer + 3 * model.d_model * model.d_ff)
+    logits = model.d_model * model.vocab_size
+    # Multiplications of the decoder alone, over all devices; attention and critic come on top.
+    least = {
+        "prefill": 2 * (8 * 8) * weights + 2 * 8 * logits,
+        "decode": 2 * 32 * (weights + logits),
+        "prepare": 2 * (32 * 16) * 2 * weights,
+        "train": 2 * (16 * 16) * 2 * 4 * weights + 2 * (16 * 8) * 4 * logits,
+    }[name]
+    assert least < 8 * costs.flops < 3 * least
+    memory = compiled.memory_analysis()
+    if name == "decode":  # the cache keeps its place
+        cache = 2 * model.num_layers * 32 * 16 * model.num_kv_heads * model.head_dim * 4 / 8
+        assert memory.alias_size_in_bytes >= cache
+    if name == "train":  # and so does the state
+        state = lowering.learner.abstract_state
+        assert memory.alias_size_in_bytes > 0.9 * bytes_of(state)
+
+
+def bytes_of(state):
+    """One device's share of a state, from the specs alone."""
+    return sum(
+        x.size * x.dtype.itemsize / 2 ** sum(axis is not None for axis in x.sharding.spec)
+        for x in jax.tree.leaves(state)
+    )
+
+
+def test_what_stays_beside_sampling(lowering):
+    state = lowering.learner.abstract_state
+    assert lowering.resident("train") == 0
+    assert lowering.resident("decode") == pytest.approx(bytes_of(state))
+    rest = bytes_of(state) - bytes_of(state.params["policy"])
+    assert lowering.resident("prefill") == pytest.approx(rest)
+
+
+def compile_tool(*arguments):
+    command = [sys.executable, "tools/compile_for_tpu.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("topology", "named"),
+    [("v5p:4x4", "v5p has 3 sizes"), ("h100:8", "chip must be one of v4, v5e, v5p, v6e")],
+)
+def test_a_bad_topology_is_one_line_and_exit_code_2(topology, named):
+    done = compile_tool("--config=configs/quickstart.py", f"--topology={topology}")
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ") and named in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
+def test_without_a_tpu_compiler_one_line_says_what_to_install():
+    done = compile_tool("--config=configs/quickstart.py", "--topology=v5p:4x4x4")
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert "pip install libtpu" in done.stderr
