@@ -2,14 +2,15 @@
 # Starts a configuration on every host of a Cloud TPU slice.
 #
 #   tools/launch_tpu_pod.sh --name=NAME --zone=ZONE --project=PROJECT \
-#     --config=configs/qwen3_8b_math_v5p64.py --workdir=gs://BUCKET/RUN [--mode=ssh|xpk] [--dry-run]
+#     --config=configs/qwen3_8b_math_v5p64.py --workdir=/mnt/RUNS/NAME [--mode=ssh|xpk] [--dry-run]
 #
 # --mode=ssh (default): NAME is a TPU VM. The repository is copied to every host, installed in a
 #   virtual environment there, and training starts in the background; its output goes to
 #   dfpo_jax.log in the home directory of each host.
 # --mode=xpk: NAME is a GKE cluster that xpk made; also give --tpu-type (such as v5p-128, in xpk's
 #   words). The repository becomes the job's image on top of --base-image (default python:3.12).
-# The working directory must be one that every host can reach: a bucket, or a shared file system.
+# The working directory must be one that every host can reach: on a shared file system, or in a
+# bucket that every host has mounted.
 # --dry-run prints the commands and runs none.
 set -euo pipefail
 
@@ -53,6 +54,10 @@ for argument in "${required[@]}"; do
   fi
 done
 
+if [[ "$workdir" == *://* ]]; then
+  echo "error: --workdir=$workdir; it must be a path, so mount the bucket on every host" >&2
+  exit 2
+fi
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [[ ! -f "$root/${config%%:*}" ]]; then
   echo "error: --config=$config: there is no such file in the repository" >&2
@@ -81,12 +86,12 @@ if [[ "$mode" == "ssh" ]]; then
   install="mkdir -p dfpo_jax && tar -xzf $(quote "$archive") -C dfpo_jax"
   install+=" && python3 -m venv venv && venv/bin/pip install --quiet './dfpo_jax[tpu]'"
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="$install"
-  start="cd dfpo_jax && nohup ../venv/bin/python $train > ../dfpo_jax.log 2>&1 < /dev/null &"
+  start="cd dfpo_jax && DFPO_MULTIHOST=1 nohup ../venv/bin/python $train > ../dfpo_jax.log 2>&1 < /dev/null &"
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="$start"
 else
   run xpk workload create \
     --cluster="$name" --zone="$zone" --project="$project" --tpu-type="$tpu_type" \
     --workload="dfpo-$(basename "${config%%.py*}" | tr _ -)" \
     --base-docker-image="$base_image" --script-dir="$root" \
-    --command="pip install --quiet '.[tpu]' && python $train"
+    --command="pip install --quiet '.[tpu]' && DFPO_MULTIHOST=1 python $train"
 fi

@@ -1,6 +1,7 @@
 """Grouped-query attention: one entry point, with XLA, cuDNN and TPU (splash) back ends."""
 
 import functools
+import logging
 import math
 
 import chex
@@ -16,6 +17,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 
 from dfpo_jax.types import Array
+
+_LOG = logging.getLogger(__name__)
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "pallas_tpu")
 _NEGATIVE = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -74,7 +77,7 @@ def attention(
     chex.assert_shape([k, v], (batch, keys, kv_heads, width))
     chex.assert_shape(mask, (batch, queries, keys))
     chex.assert_type(mask, bool)
-    if implementation == "cudnn" or (implementation == "auto" and _cudnn_can_run(q)):
+    if implementation == "cudnn" or (implementation == "auto" and _cudnn_can_run(q, k)):
         return _cudnn(q, k, v, mask)
     on_tpu = implementation == "auto" and jax.default_backend() == "tpu"
     if (implementation == "pallas_tpu" or on_tpu) and splash_can_run(q, k, causal_valid):
@@ -82,15 +85,28 @@ def attention(
     return _xla(q, k, v, mask)
 
 
-def _cudnn_can_run(q: Array) -> bool:
-    """Whether the process runs on a GPU and cuDNN has a kernel for this type and width."""
-    width = q.shape[-1]
-    return (
-        jax.default_backend() == "gpu"
-        and q.dtype in _CUDNN_DTYPES
-        and width % 8 == 0
-        and width <= _CUDNN_MAX_HEAD_DIM
-    )
+def _cudnn_can_run(q: Array, k: Array) -> bool:
+    """Whether the process runs on a GPU and cuDNN has a kernel for these types and shapes.
+
+    On a GPU what it has no kernel for is said in the log, each reason once.
+    """
+    if jax.default_backend() != "gpu":
+        return False
+    width, lengths = q.shape[-1], (q.shape[1], k.shape[1])
+    if q.dtype not in _CUDNN_DTYPES:
+        return _refuse(f"type {q.dtype}; it takes bfloat16 and float16")
+    if width % 8 or width > _CUDNN_MAX_HEAD_DIM:
+        return _refuse(f"head width {width}; it takes multiples of 8 up to {_CUDNN_MAX_HEAD_DIM}")
+    if lengths[0] % 2 or lengths[1] % 2:  # with a mask, the gradient needs both even
+        return _refuse(f"{lengths[0]} queries and {lengths[1]} keys; it takes even lengths")
+    return True
+
+
+@functools.cache
+def _refuse(reason: str) -> bool:
+    """Log a reason not to use cuDNN, the first time; False."""
+    _LOG.warning("attention by XLA, not cuDNN: %s", reason)
+    return False
 
 
 def _cudnn(q: Array, k: Array, v: Array, mask: Array) -> Array:

@@ -6,6 +6,7 @@ import jax
 from jax.experimental import multihost_utils
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+AUTOMATIC = "DFPO_MULTIHOST"
 
 
 def initialize(environment: dict[str, str] | None = None) -> str:
@@ -15,7 +16,8 @@ def initialize(environment: dict[str, str] | None = None) -> str:
 
       explicit   JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID, all three
       SLURM      SLURM_JOB_ID with SLURM_NTASKS above 1
-      TPU pod    more than one name in TPU_WORKER_HOSTNAMES, or MEGASCALE_COORDINATOR_ADDRESS
+      TPU pod    DFPO_MULTIHOST=1, as `tools/launch_tpu_pod.sh` sets it; more than one name in
+                 TPU_WORKER_HOSTNAMES (GKE); or MEGASCALE_COORDINATOR_ADDRESS
 
     Args:
       environment: `os.environ` by default.
@@ -48,7 +50,7 @@ def initialize(environment: dict[str, str] | None = None) -> str:
     if found.get("SLURM_JOB_ID") and int(found.get("SLURM_NTASKS") or 1) > 1:
         jax.distributed.initialize()
         return "slurm"
-    several = "," in found.get("TPU_WORKER_HOSTNAMES", "")
+    several = "," in found.get("TPU_WORKER_HOSTNAMES", "") or found.get(AUTOMATIC) == "1"
     if several or found.get("MEGASCALE_COORDINATOR_ADDRESS"):
         jax.distributed.initialize()
         return "tpu"

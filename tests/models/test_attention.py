@@ -131,6 +131,19 @@ def test_auto_chooses_from_platform_type_and_width(monkeypatch, backend, dtype, 
     assert called == [expected]
 
 
+def test_what_cudnn_does_not_take_is_said_once(monkeypatch, caplog):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    attention_module._refuse.cache_clear()
+    for length in (3, 3, 5):
+        x = jnp.zeros((1, length, 2, 64), jnp.bfloat16)
+        mask = jnp.ones((1, length, length), bool)
+        np.testing.assert_array_equal(attention(x, x, x, mask), x)
+    assert caplog.messages == [
+        f"attention by XLA, not cuDNN: {n} queries and {n} keys; it takes even lengths"
+        for n in (3, 5)
+    ]
+
+
 def test_cudnn_path_zeroes_queries_without_keys(monkeypatch):
     q, k, v, mask = inputs(4, 2)
     original = jax.nn.dot_product_attention

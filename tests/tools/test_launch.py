@@ -12,7 +12,7 @@ ARGUMENTS = {
     "--zone": "us-east5-a",
     "--project": "mine",
     "--config": "configs/quickstart.py:heavy_tail",
-    "--workdir": "gs://bucket/a run",
+    "--workdir": "/mnt/shared/a run",
 }
 
 
@@ -34,9 +34,9 @@ def test_every_host_gets_the_code_and_starts_training():
     assert install[5] == start[5] == "pod"
     assert "pip install" in install[-1] and "dfpo_jax[tpu]" in install[-1]
     remote = shlex.split(start[-1].removeprefix("--command="))
-    assert "experiments/train.py" in remote
+    assert "experiments/train.py" in remote and "DFPO_MULTIHOST=1" in remote
     assert "--config=configs/quickstart.py:heavy_tail" in remote
-    assert "--workdir=gs://bucket/a run" in remote  # one word on the host too
+    assert "--workdir=/mnt/shared/a run" in remote  # one word on the host too
 
 
 def test_xpk_makes_one_workload():
@@ -46,7 +46,7 @@ def test_xpk_makes_one_workload():
     command = shlex.split(line)
     assert command[:3] == ["xpk", "workload", "create"]
     assert {"--cluster=pod", "--tpu-type=v5p-128", "--workload=dfpo-quickstart"} <= set(command)
-    assert "--workdir=gs://bucket/a run" in shlex.split(command[-1].removeprefix("--command="))
+    assert "--workdir=/mnt/shared/a run" in shlex.split(command[-1].removeprefix("--command="))
 
 
 @pytest.mark.parametrize("missing", ARGUMENTS)
@@ -68,6 +68,11 @@ def test_a_missing_argument_gives_the_usage(missing):
 def test_a_wrong_argument_is_named(extra, named):
     done = launch("--dry-run", *extra)
     assert done.returncode == 2 and named in done.stderr and done.stdout == ""
+
+
+def test_the_workdir_must_be_a_path():
+    done = launch("--dry-run", workdir="gs://bucket/run")
+    assert done.returncode == 2 and "gs://bucket/run; it must be a path" in done.stderr
 
 
 def test_a_configuration_must_exist():

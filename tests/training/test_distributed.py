@@ -80,11 +80,12 @@ def test_the_environment_says_how_processes_meet(monkeypatch):
     assert distributed.initialize(explicit) == "explicit"
     assert distributed.initialize({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}) == "slurm"
     assert distributed.initialize({"TPU_WORKER_HOSTNAMES": "a,b"}) == "tpu"
-    assert calls == [("h:1", 4, 3), (), ()]
+    assert distributed.initialize({distributed.AUTOMATIC: "1"}) == "tpu"
+    assert calls == [("h:1", 4, 3), (), (), ()]
     assert distributed.initialize({}) == "single"
     assert distributed.initialize({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}) == "single"
     assert distributed.initialize({"TPU_WORKER_HOSTNAMES": "localhost"}) == "single"
-    assert len(calls) == 3
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize(
