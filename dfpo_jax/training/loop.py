@@ -177,10 +177,12 @@ def open_workdir(workdir: str | Path, config: Config, resume: bool = False) -> N
     earlier ones stays as config.0.json, config.1.json, ...
 
     Raises:
-      ValueError: it holds a run already and `resume` is False, or `config` differs in a setting
+      ValueError: it is a file; it holds a run already and `resume` is False; or `config` differs in a setting
         that a started run cannot change.
     """
     workdir = Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"workdir {workdir} is a file; it must be a directory or not exist")
     if (workdir / "metrics.jsonl").exists() and not resume:
         raise ValueError(
             f"workdir {workdir} already holds a run; pass --resume to continue it, or name "

@@ -210,6 +210,8 @@ def test_a_used_directory_is_refused_and_left_alone(finished):
     with pytest.raises(ValueError, match="already holds a run; pass --resume"):
         run_in(workdir, tiny())
     assert (workdir / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(ValueError, match="metrics.jsonl is a file"):
+        open_workdir(workdir / "metrics.jsonl", parse_config(tiny()))
 
 
 @pytest.mark.parametrize(
