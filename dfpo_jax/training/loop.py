@@ -177,8 +177,8 @@ def open_workdir(workdir: str | Path, config: Config, resume: bool = False) -> N
     earlier ones stays as config.0.json, config.1.json, ...
 
     Raises:
-      ValueError: it is a file; it holds a run already and `resume` is False; or `config` differs in a setting
-        that a started run cannot change.
+      ValueError: it is a file; it holds a run already and `resume` is False; or `config` differs in
+        a setting that a started run cannot change.
     """
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
