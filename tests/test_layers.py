@@ -36,7 +36,9 @@ models
 sharding
 models.weights
 models.hf models.gguf
+models.pretrained
 tokenizers
+chat
 tasks.base
 tasks.noise tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
@@ -49,10 +51,12 @@ algorithms.policy
 algorithms.critic algorithms.flow_critic
 algorithms.ppo algorithms.dfpo algorithms.sft
 algorithms
+training.sources
 training.config training.config_diff
 training.optim training.metrics training.command_line training.preemption training.distributed
 training.learner training.checkpoint training.evaluate training.charts
 training.report training.run
+training.restore
 training.loop
 training
 """

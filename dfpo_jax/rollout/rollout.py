@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from dfpo_jax.chat import Chat
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.sampling import SamplingConfig, generate
 from dfpo_jax.sharding import gather_rows, own_rows, put_batch, to_host
@@ -26,6 +27,8 @@ class Sampler:
       prompt_length: slots P every prompt is padded to.
       config: sampling distribution and length limit.
       mesh: device mesh the rows are spread over.
+      eos_ids: tokens that end a response; () for the tokenizer's own.
+      chat: renders prompts; None for prompts as they are.
     """
 
     model: Transformer
@@ -33,6 +36,12 @@ class Sampler:
     prompt_length: int
     config: SamplingConfig
     mesh: jax.sharding.Mesh
+    eos_ids: tuple[int, ...] = ()
+    chat: Chat | None = None
+
+    def encode(self, item: Item) -> list[int]:
+        """Token ids of an item's prompt."""
+        return prompt_ids(self.tokenizer, self.chat, item)
 
     def prompts(self, items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
         """Encode and left-pad prompts: tokens [N, P] int32 and mask [N, P] float32.
@@ -40,7 +49,7 @@ class Sampler:
         Raises:
           ValueError: a prompt longer than `prompt_length`, named with both lengths.
         """
-        return _padded_prompts(self.tokenizer, items, self.prompt_length)
+        return _padded_prompts(self.tokenizer, self.chat, items, self.prompt_length)
 
     def __call__(
         self,
@@ -71,7 +80,7 @@ class Sampler:
             mask,
             key,
             config=config,
-            eos_ids=(self.tokenizer.eos_token_id,),
+            eos_ids=self.eos_ids or (self.tokenizer.eos_token_id,),
             pad_id=self.tokenizer.pad_token_id,
             num_samples=num_samples,
         )
@@ -86,11 +95,20 @@ class Sampler:
         ended = ~np.asarray(generation.truncated)
         lengths = mask.sum(axis=1).astype(int) - ended
         rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=False)
+        return self.tokenizer.batch_decode(
+            rows, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
 
-def _padded_prompts(tokenizer, items, length) -> tuple[np.ndarray, np.ndarray]:
-    ids = [encode(tokenizer, item.prompt) for item in items]
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Chat | None, item: Item) -> list[int]:
+    """Token ids of an item's prompt, rendered by the chat template if there is one."""
+    if chat is None:
+        return encode(tokenizer, item.prompt)
+    return chat.encode(item.conversation)
+
+
+def _padded_prompts(tokenizer, chat, items, length) -> tuple[np.ndarray, np.ndarray]:
+    ids = [prompt_ids(tokenizer, chat, item) for item in items]
     for item, row in zip(items, ids, strict=True):
         if len(row) > length:
             raise ValueError(
@@ -183,14 +201,24 @@ def demonstrations(
     *,
     prompt_length: int,
     response_length: int,
+    chat: Chat | None = None,
+    eos_id: int | None = None,
 ) -> Rollout:
     """The task's own answers as a rollout, for supervised warm starts: answer, then eos.
+
+    Args:
+      tokenizer: encodes.
+      items: prompts and answers.
+      prompt_length: prompt slots.
+      response_length: response slots.
+      chat: renders prompts, if given.
+      eos_id: ends an answer; the tokenizer's own by default.
 
     Raises:
       ValueError: a prompt or an answer (with its eos) does not fit; lengths are named.
     """
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    prompts, prompt_mask = _padded_prompts(tokenizer, items, prompt_length)
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id if eos_id is None else eos_id
+    prompts, prompt_mask = _padded_prompts(tokenizer, chat, items, prompt_length)
     answers = [[*encode(tokenizer, i.answer), eos] for i in items]
     for item, row in zip(items, answers, strict=True):
         if len(row) > response_length:

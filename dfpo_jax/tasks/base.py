@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 SPLITS = ("train", "held_out")
@@ -17,12 +18,19 @@ class Item:
       answer: a reference answer; "" where the data set has none (a verifier may accept others).
       payload: what the task's verifier needs besides the response.
       index: position of the item in its data set, for the log.
+      messages: the conversation that a chat template renders; () where it is `prompt` alone.
     """
 
     prompt: str
     answer: str
     payload: Any = None
     index: int = 0
+    messages: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def conversation(self) -> tuple[Mapping[str, str], ...]:
+        """The messages, or one of the user with the prompt."""
+        return self.messages or ({"role": "user", "content": self.prompt},)
 
 
 class Task(abc.ABC):

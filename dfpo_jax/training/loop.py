@@ -22,7 +22,7 @@ from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy
 from dfpo_jax.training.metrics import MetricsWriter, Progress, peak_memory_bytes, read_metrics
 from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report
-from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run, warm_start
+from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run, first_policy
 from dfpo_jax.types import Rollout, TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -215,8 +215,7 @@ def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[TrainSta
         state = checkpoints.restore(run.learner.abstract_state)
         _LOG.info("continuing from iteration %d", newest)
         return state, writer
-    policy = warm_start(run) if run.config.warm_start.steps > 0 else None
-    state = run.learner.start(jax.random.fold_in(run.key, INIT), policy)
+    state = run.learner.start(jax.random.fold_in(run.key, INIT), first_policy(run))
     metrics, details = evaluate(run, state)
     write_json(workdir / "before.json", {"metrics": metrics, "details": details})
     writer.write(0, metrics | {"time/elapsed_seconds": time.perf_counter() - run.started})
@@ -311,7 +310,7 @@ def _finish(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict[
         return results
     write_report(
         workdir / "report.html",
-        title=f"{run.config.algorithm} on {run.config.task.dataset}",
+        title=f"{run.config.algorithm} on {run.train_task.name}",
         results=results,
         rows=read_metrics(workdir),
         examples=examples[:12],
