@@ -40,7 +40,8 @@ models.pretrained
 tokenizers
 chat
 tasks.base
-tasks.noise tasks.verifiers
+tasks.noise tasks.extraction tasks.verifier_pool tasks.verifier_worker
+tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks
 rollout.sampling

@@ -1,5 +1,6 @@
 """The one seam between device arrays and Python text: prompts in, scored rollouts out."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,7 @@ class Sampler:
       mesh: device mesh the rows are spread over.
       eos_ids: tokens that end a response; () for the tokenizer's own.
       chat: renders prompts; None for prompts as they are.
+      truncate_prompts: whether a prompt that is too long loses its first tokens.
     """
 
     model: Transformer
@@ -38,6 +40,7 @@ class Sampler:
     mesh: jax.sharding.Mesh
     eos_ids: tuple[int, ...] = ()
     chat: Chat | None = None
+    truncate_prompts: bool = False
 
     def encode(self, item: Item) -> list[int]:
         """Token ids of an item's prompt."""
@@ -49,7 +52,9 @@ class Sampler:
         Raises:
           ValueError: a prompt longer than `prompt_length`, named with both lengths.
         """
-        return _padded_prompts(self.tokenizer, self.chat, items, self.prompt_length)
+        return _padded_prompts(
+            self.tokenizer, self.chat, items, self.prompt_length, self.truncate_prompts
+        )
 
     def __call__(
         self,
@@ -107,8 +112,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Chat | None, item: Item
     return chat.encode(item.conversation)
 
 
-def _padded_prompts(tokenizer, chat, items, length) -> tuple[np.ndarray, np.ndarray]:
+def _padded_prompts(
+    tokenizer, chat, items, length, truncate=False
+) -> tuple[np.ndarray, np.ndarray]:
     ids = [prompt_ids(tokenizer, chat, item) for item in items]
+    if truncate:
+        ids = [row[-length:] for row in ids]
     for item, row in zip(items, ids, strict=True):
         if len(row) > length:
             raise ValueError(
@@ -122,10 +131,18 @@ _jitted_generate = jax.jit(
 )
 
 
-def score(task: Task, items: Sequence[Item], texts: Sequence[str]) -> np.ndarray:
+def score(
+    task: Task, items: Sequence[Item], texts: Sequence[str], tally: Counter | None = None
+) -> np.ndarray:
     """Verifier rewards [len(texts)] float32; `texts` holds equally many responses per item.
 
     Every process verifies its share of the responses and gets all rewards.
+
+    Args:
+      task: judges.
+      items: prompts.
+      texts: responses, those to one prompt consecutive.
+      tally: "verifier/errors" and "verifier/timeouts" of all processes are added to it.
 
     Raises:
       ValueError: the verifier gave a reward that is not finite or outside the task's declared
@@ -133,20 +150,26 @@ def score(task: Task, items: Sequence[Item], texts: Sequence[str]) -> np.ndarray
     """
     low, high = task.reward_range or (-np.inf, np.inf)
     per_item, own = len(texts) // len(items), own_rows(len(texts))
-    rewards = np.empty(own.stop - own.start, np.float32)
-    for row in range(own.start, own.stop):
-        item, text = items[row // per_item], texts[row]
-        reward = task.score(item, text)
-        if not (np.isfinite(reward) and low <= reward <= high):
+    own_items = [items[row // per_item] for row in range(own.start, own.stop)]
+    own_texts = texts[own]
+    verdicts = task.judge(own_items, own_texts)
+    for item, text, verdict in zip(own_items, own_texts, verdicts, strict=True):
+        if not (np.isfinite(verdict.reward) and low <= verdict.reward <= high):
             allowed = "finite numbers"
             if task.reward_range is not None:
                 allowed = f"between {low} and {high}, the task's range"
             raise ValueError(
-                f"task {task.name!r} gave reward {reward} for prompt {item.prompt!r} and "
+                f"task {task.name!r} gave reward {verdict.reward} for prompt {item.prompt!r} and "
                 f"response {text!r}; rewards must be {allowed}"
             )
-        rewards[row - own.start] = reward
-    return gather_rows(rewards, len(texts))
+    rewards = gather_rows(np.array([v.reward for v in verdicts], np.float32), len(texts))
+    if tally is not None:
+        statuses = ("ok", "error", "timeout")
+        codes = np.array([statuses.index(v.status) for v in verdicts], np.int32)
+        codes = gather_rows(codes, len(texts))
+        tally["verifier/errors"] += int((codes == 1).sum())
+        tally["verifier/timeouts"] += int((codes == 2).sum())
+    return rewards
 
 
 def collect(
@@ -159,6 +182,7 @@ def collect(
     step: int,
     *,
     num_samples: int,
+    tally: Counter | None = None,
 ) -> tuple[Rollout, list[str]]:
     """Sample `num_samples` responses per item, score them, corrupt the scores.
 
@@ -171,6 +195,7 @@ def collect(
       key: PRNG key of this iteration.
       step: iteration number, seeds the noise.
       num_samples: responses per item.
+      tally: verifier failures and shortened prompts are added to it, under their metrics' names.
 
     Returns:
       A host-side `Rollout` with N * num_samples rows, and the response texts.
@@ -178,7 +203,10 @@ def collect(
     prompt_tokens, prompt_mask = sampler.prompts(items)
     generation = sampler(params, prompt_tokens, prompt_mask, key, num_samples=num_samples)
     texts = sampler.texts(generation)
-    clean = score(task, items, texts)
+    clean = score(task, items, texts, tally)
+    if tally is not None and sampler.truncate_prompts:
+        lengths = [len(sampler.encode(item)) for item in items]
+        tally["rollout/shortened_prompts"] += sum(n > sampler.prompt_length for n in lengths)
     low, high = task.reward_range if task.reward_range is not None else (0.0, 1.0)
     noisy = noise.apply(clean, step, low, high)
     rollout = Rollout(
@@ -203,6 +231,7 @@ def demonstrations(
     response_length: int,
     chat: Chat | None = None,
     eos_id: int | None = None,
+    truncate_prompts: bool = False,
 ) -> Rollout:
     """The task's own answers as a rollout, for supervised warm starts: answer, then eos.
 
@@ -213,12 +242,13 @@ def demonstrations(
       response_length: response slots.
       chat: renders prompts, if given.
       eos_id: ends an answer; the tokenizer's own by default.
+      truncate_prompts: whether a prompt that is too long loses its first tokens.
 
     Raises:
       ValueError: a prompt or an answer (with its eos) does not fit; lengths are named.
     """
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id if eos_id is None else eos_id
-    prompts, prompt_mask = _padded_prompts(tokenizer, chat, items, prompt_length)
+    prompts, prompt_mask = _padded_prompts(tokenizer, chat, items, prompt_length, truncate_prompts)
     answers = [[*encode(tokenizer, i.answer), eos] for i in items]
     for item, row in zip(items, answers, strict=True):
         if len(row) > response_length:

@@ -3,8 +3,8 @@
 import abc
 import dataclasses
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 SPLITS = ("train", "held_out")
 
@@ -33,6 +33,19 @@ class Item:
         return self.messages or ({"role": "user", "content": self.prompt},)
 
 
+class Verdict(NamedTuple):
+    """A reward, and whether the verifier came to it: "ok", "error" or "timeout"."""
+
+    reward: float
+    status: str = "ok"
+
+    def whole(self, solved_at: float, low: float, high: float) -> "Verdict":
+        """Without part credit: `high` from `solved_at` on, else `low`; failures stay."""
+        if self.status != "ok":
+            return self
+        return Verdict(high if self.reward >= solved_at else low)
+
+
 class Task(abc.ABC):
     """A source of prompts and the verifier that rewards responses.
 
@@ -40,13 +53,11 @@ class Task(abc.ABC):
       name: short name for logs and reports.
       reward_range: (lowest, highest) reward of `score`, or None where it is unbounded.
       solved_at: the reward from which a response counts as correct.
-      verifier_errors: number of times the verifier itself failed.
     """
 
     name: str
     reward_range: tuple[float, float] | None
     solved_at: float = 1.0
-    verifier_errors: int = 0
 
     @abc.abstractmethod
     def batch(self, step: int, size: int) -> list[Item]:
@@ -64,6 +75,10 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def score(self, item: Item, response: str) -> float:
         """The verifier's reward of `response`; no response text makes it raise."""
+
+    def judge(self, items: Sequence[Item], responses: Sequence[str]) -> list[Verdict]:
+        """A verdict for each response, one after another unless a task knows better."""
+        return [Verdict(self.score(i, r)) for i, r in zip(items, responses, strict=True)]
 
 
 def is_held_out(prompt: str, percent: int) -> bool:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]
     config, step, clock = run.config, int(state.step), time.perf_counter()
     items = run.train_task.batch(step, config.train.prompts)
     key = jax.random.fold_in(jax.random.fold_in(run.key, ROLLOUT), step)
+    tally = Counter()
     rollout, _ = collect(
         run.sampler,
         state.params["policy"],
@@ -73,6 +75,7 @@ def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]
         key,
         step,
         num_samples=config.train.samples,
+        tally=tally,
     )
     sampled = time.perf_counter()
     state = update_value_units(state, rollout.rewards, run.reward_range)
@@ -90,6 +93,7 @@ def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]
             kl_coefficient=put_replicated(coefficient, state.kl_coefficient.sharding.mesh)
         )
     metrics |= rollout_metrics(rollout, run.train_task.solved_at)
+    metrics |= {name: float(count) for name, count in tally.items()}
     metrics["policy/kl_coefficient"] = float(state.kl_coefficient)
     metrics["time/sample_seconds"] = sampled - clock
     metrics["time/iteration_seconds"] = time.perf_counter() - clock

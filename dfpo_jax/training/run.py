@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
@@ -79,12 +80,13 @@ def build_run(config: Config) -> Run:
     chat = _chat(config.task, tokenizer)
     ends = _eos_ids(config, tokenizer, chat)
     length = config.train.prompt_length
-    sampler = Sampler(model, tokenizer, length, config.sampling, mesh, ends, chat)
+    shorten = config.task.overlong == "truncate"
+    sampler = Sampler(model, tokenizer, length, config.sampling, mesh, ends, chat, shorten)
     tasks = {"in_domain": config.task, "out_of_domain": config.out_of_domain}
     evaluations = {}
     for name, section in tasks.items():
         evaluations[name] = _evaluation_set(section, config, sampler)
-    train_task = config.task.build("train")
+    train_task = config.task.build("train", _accepts(config.task, sampler))
     _check_items(config, sampler, train_task)
     constructor, _ = ALGORITHMS[config.algorithm]
     train = config.train
@@ -138,6 +140,13 @@ def _chat(section: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> Chat | Non
     return Chat(tokenizer, section.chat) if section.chat.enabled else None
 
 
+def _accepts(section: TaskConfig, sampler: Sampler) -> Callable[[Item], bool] | None:
+    """Which items a task keeps: those whose prompt fits, where it skips the others."""
+    if section.overlong != "skip":
+        return None
+    return lambda item: len(sampler.encode(item)) <= sampler.prompt_length
+
+
 def _eos_ids(config: Config, tokenizer, chat: Chat | None) -> tuple[int, ...]:
     """What ends a response: the template's end of a turn first, the tokenizer's, the model's."""
     ends = [chat and chat.turn_end(), tokenizer.eos_token_id]
@@ -168,14 +177,19 @@ def _demonstrations(config: Config, sampler: Sampler, items: list[Item]) -> Roll
         response_length=config.sampling.max_new_tokens,
         chat=sampler.chat,
         eos_id=sampler.eos_ids[0],
+        truncate_prompts=sampler.truncate_prompts,
     )
 
 
 def _evaluation_set(section: TaskConfig, config: Config, sampler: Sampler) -> EvaluationSet:
-    task = section.build("held_out")
+    shorten = section.overlong == "truncate"
+    chat = _chat(section, sampler.tokenizer)
+    sampler = replace(sampler, chat=chat, truncate_prompts=shorten)
+    task = section.build("held_out", _accepts(section, sampler))
     items = task.items(config.evaluation.items)
-    sampler = replace(sampler, chat=_chat(section, sampler.tokenizer))
     longest = max(len(sampler.encode(item)) for item in items)
+    if shorten:
+        longest = min(longest, sampler.prompt_length)
     fitted = replace(sampler, prompt_length=longest)
     limit = config.model.max_positions - config.sampling.max_new_tokens
     if longest > limit:

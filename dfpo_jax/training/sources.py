@@ -1,7 +1,7 @@
 """Sections of the configuration that say where prompts, tokenizer and weights come from."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,8 @@ from dfpo_jax.algorithms.base import check_choice
 from dfpo_jax.chat import ChatConfig
 from dfpo_jax.models import pretrained
 from dfpo_jax.models.config import TransformerConfig
-from dfpo_jax.tasks import TASKS
+from dfpo_jax.tasks import TASKS, Item, Task
+from dfpo_jax.tasks.verifiers import VerifierConfig
 
 # Fields of config.model that hold for published weights too; the others come with the weights.
 KEPT = ("dtype", "param_dtype", "remat", "attention", "max_positions")
@@ -28,6 +29,9 @@ class TaskConfig:
       solved_at: reward from which a response counts as correct.
       partial_credit: whether responses below `solved_at` keep their score as reward.
       seed: seed of the prompts drawn.
+      verifier: how responses are judged.
+      overlong: what happens to a prompt of more than `train.prompt_length` tokens: "error" refuses
+        the run, "skip" passes it over (held-out ones too), "truncate" cuts its first tokens off.
       chat: whether and how prompts are rendered by the tokenizer's chat template.
     """
 
@@ -39,17 +43,20 @@ class TaskConfig:
     solved_at: float = 1.0
     partial_credit: bool = True
     seed: int = 0
+    verifier: VerifierConfig = field(default_factory=VerifierConfig)
+    overlong: str = "error"
     chat: ChatConfig = field(default_factory=ChatConfig)
 
     def __post_init__(self):
         """Check the name; the task checks the rest when it is built."""
         check_choice(self, "name", tuple(TASKS))
+        check_choice(self, "overlong", ("error", "skip", "truncate"))
 
-    def build(self, split: str):
-        """The task for "train" or "held_out" prompts."""
+    def build(self, split: str, accepts: Callable[[Item], bool] | None = None) -> Task:
+        """The task for "train" or "held_out" prompts, less the items that are not accepted."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del options["chat"]
-        return TASKS[options.pop("name")](**options, split=split)
+        del options["chat"], options["overlong"]
+        return TASKS[options.pop("name")](**options, split=split, accepts=accepts)
 
 
 @dataclass(frozen=True)
