@@ -40,7 +40,7 @@ models.pretrained
 tokenizers
 chat
 tasks.base
-tasks.noise tasks.extraction tasks.verifier_pool tasks.verifier_worker
+tasks.noise tasks.extraction tasks.verifier_pool tasks.verifier_worker tasks.presets tasks.rows
 tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks

@@ -10,6 +10,7 @@ from dfpo_jax.chat import ChatConfig
 from dfpo_jax.models import pretrained
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.tasks import TASKS, Item, Task
+from dfpo_jax.tasks.presets import PRESETS
 from dfpo_jax.tasks.verifiers import VerifierConfig
 
 # Fields of config.model that hold for published weights too; the others come with the weights.
@@ -21,9 +22,11 @@ class TaskConfig:
     """Where prompts come from.
 
     Attributes:
+      preset: "" or a key of `tasks.presets.PRESETS`, which gives values to keys of this section
+        that have their defaults.
       name: a key of `dfpo_jax.tasks.TASKS`.
-      dataset: name of the data set within it.
-      parameters: the data set's own parameters.
+      dataset: name of the data set within it; of "jsonl", a file or an id on the hub.
+      parameters: the data set's own parameters; of "jsonl", see `tasks.jsonl.Columns`.
       prompt: format string over an entry of the data set.
       held_out_percent: share of prompts kept for evaluation, by a hash of their text.
       solved_at: reward from which a response counts as correct.
@@ -35,6 +38,7 @@ class TaskConfig:
       chat: whether and how prompts are rendered by the tokenizer's chat template.
     """
 
+    preset: str = ""
     name: str = "reasoning_gym"
     dataset: str = "chain_sum"
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -50,13 +54,37 @@ class TaskConfig:
     def __post_init__(self):
         """Check the name; the task checks the rest when it is built."""
         check_choice(self, "name", tuple(TASKS))
+        check_choice(self, "preset", ("", *PRESETS))
         check_choice(self, "overlong", ("error", "skip", "truncate"))
 
     def build(self, split: str, accepts: Callable[[Item], bool] | None = None) -> Task:
         """The task for "train" or "held_out" prompts, less the items that are not accepted."""
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del options["chat"], options["overlong"]
+        section = self.resolved()
+        options = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+        for name in ("preset", "chat", "overlong"):
+            del options[name]
         return TASKS[options.pop("name")](**options, split=split, accepts=accepts)
+
+    def resolved(self) -> "TaskConfig":
+        """This section with its preset's values in the keys that have their defaults."""
+        if not self.preset:
+            return self
+        preset = {"name": "jsonl", **PRESETS[self.preset]}
+        default = TaskConfig()
+        values = {
+            name: value
+            for name, value in preset.items()
+            if name not in ("parameters", "verifier")
+            and getattr(self, name) == getattr(default, name)
+        }
+        values["parameters"] = {**preset["parameters"], **self.parameters}
+        verifier = {
+            name: value
+            for name, value in preset["verifier"].items()
+            if getattr(self.verifier, name) == getattr(default.verifier, name)
+        }
+        values["verifier"] = dataclasses.replace(self.verifier, **verifier)
+        return dataclasses.replace(self, **values)
 
 
 @dataclass(frozen=True)
