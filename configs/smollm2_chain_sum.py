@@ -21,9 +21,9 @@ def get_config(arg=None):
     task = config.task
     task.dataset = "chain_sum"
     task.parameters = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
-    task.prompt = "What is {metadata[expression]}?"
+    task.prompt = "Calculate {metadata[expression]}. Give only the final number."
     task.chat.enabled = True
-    task.chat.system = "Answer with the number alone."
+    task.chat.system = "You are a calculator. Reply with the number only."
     task.verifier.update(name="number", extract="last_number")
     config.out_of_domain = task.copy_and_resolve_references()
     config.out_of_domain.parameters = {"min_terms": 3, "max_terms": 3, "max_digits": 2}
@@ -40,8 +40,9 @@ def get_config(arg=None):
     config.checkpoint.every = 20
     if arg == "cpu":
         config.model.update(dtype="float32", remat="none")
-        config.train.update(iterations=3, prompts=4, samples=4, minibatches=1, microbatches=2)
-        config.sampling.max_new_tokens = 16
+        config.train.update(iterations=4, prompts=4, samples=4, minibatches=1, microbatches=2)
+        config.sampling.max_new_tokens = 24
+        task.parameters.max_digits = 1
         config.policy_optimizer.warmup_steps = 0
         config.critic.warmup = 0
         config.evaluation.update(every=0, items=16, critic_prompts=4, critic_samples=2)

@@ -1,5 +1,6 @@
 """The one seam between device arrays and Python text: prompts in, scored rollouts out."""
 
+import bisect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ class Sampler:
       eos_ids: tokens that end a response; () for the tokenizer's own.
       chat: renders prompts; None for prompts as they are.
       truncate_prompts: whether a prompt that is too long loses its first tokens.
+      stop: "" or a text that ends a response with the token that completes it.
     """
 
     model: Transformer
@@ -41,6 +43,7 @@ class Sampler:
     eos_ids: tuple[int, ...] = ()
     chat: Chat | None = None
     truncate_prompts: bool = False
+    stop: str = ""
 
     def encode(self, item: Item) -> list[int]:
         """Token ids of an item's prompt."""
@@ -85,24 +88,52 @@ class Sampler:
             mask,
             key,
             config=config,
-            eos_ids=self.eos_ids or (self.tokenizer.eos_token_id,),
+            eos_ids=self._ends,
             pad_id=self.tokenizer.pad_token_id,
             num_samples=num_samples,
         )
-        return jax.tree.map(lambda x: x[: rows * num_samples], to_host(out))
+        out = jax.tree.map(lambda x: x[: rows * num_samples], to_host(out))
+        return self._stopped(out) if self.stop else out
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        return self.eos_ids or (self.tokenizer.eos_token_id,)
+
+    def _stopped(self, generation: Generation) -> Generation:
+        """Responses cut behind the token that completes the stop text; those have ended."""
+        mask, truncated = np.array(generation.mask), np.array(generation.truncated)
+        for row, tokens in enumerate(np.asarray(generation.tokens)):
+            length = int(mask[row].sum())
+            if self.stop not in self._decode(tokens[:length]):
+                continue
+            first = bisect.bisect_left(
+                range(length + 1), True, key=lambda n: self.stop in self._decode(tokens[:n])
+            )
+            mask[row, first:], truncated[row] = 0.0, False
+        return Generation(
+            tokens=np.where(mask > 0, generation.tokens, self.tokenizer.pad_token_id),
+            mask=mask,
+            log_probs=np.asarray(generation.log_probs) * mask,
+            truncated=truncated,
+        )
+
+    def _decode(self, tokens: np.ndarray) -> str:
+        return self.tokenizer.decode(
+            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
     def texts(self, generation: Generation) -> list[str]:
-        """Responses as text, without their end-of-sequence token.
+        """Responses as text, without what ended them: an end-of-sequence token or the stop text.
 
         Other special tokens stay visible, so that no verifier takes "1<bos>2" for "12".
         """
         tokens, mask = np.asarray(generation.tokens), np.asarray(generation.mask)
-        ended = ~np.asarray(generation.truncated)
-        lengths = mask.sum(axis=1).astype(int) - ended
-        rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-        return self.tokenizer.batch_decode(
-            rows, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        texts = []
+        for row, length in zip(tokens, mask.sum(axis=1).astype(int), strict=True):
+            ended = length > 0 and row[length - 1] in self._ends
+            text = self._decode(row[: length - ended])
+            texts.append(text.split(self.stop)[0] if self.stop else text)
+        return texts
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Chat | None, item: Item) -> list[int]:
@@ -172,6 +203,45 @@ def score(
     return rewards
 
 
+@dataclass(frozen=True)
+class LengthPenalty:
+    """Soft overlong punishment (DAPO, arXiv 2503.14476, equation 13).
+
+    A response of L tokens with the limit R = max_new_tokens and buffer C gets, added to its reward
+    after the noise, scale * min(0, (R - C - L) / C): 0 up to R - C tokens, -scale at the limit.
+
+    Attributes:
+      buffer: C in tokens; 0 for no penalty.
+      scale: in units of reward, >= 0.
+
+    Raises:
+      ValueError: a value below 0.
+    """
+
+    buffer: int = 0
+    scale: float = 1.0
+
+    def __post_init__(self):
+        """Check ranges."""
+        if self.buffer < 0 or not 0.0 <= self.scale < float("inf"):
+            raise ValueError(f"buffer is {self.buffer} and scale {self.scale}; both must be >= 0")
+
+    def __call__(self, lengths: np.ndarray, limit: int) -> np.ndarray:
+        """Penalties [B] float32 of responses of `lengths` [B] tokens."""
+        if self.buffer == 0:
+            return np.zeros(len(lengths), np.float32)
+        excess = np.asarray(lengths, np.float32) - (limit - self.buffer)
+        return -self.scale * np.clip(excess / self.buffer, 0.0, 1.0)
+
+    @property
+    def lowest(self) -> float:
+        """The smallest value it takes."""
+        return -self.scale if self.buffer else 0.0
+
+
+_NO_PENALTY = LengthPenalty()
+
+
 def collect(
     sampler: Sampler,
     params: ArrayTree,
@@ -183,6 +253,7 @@ def collect(
     *,
     num_samples: int,
     tally: Counter | None = None,
+    penalty: LengthPenalty = _NO_PENALTY,
 ) -> tuple[Rollout, list[str]]:
     """Sample `num_samples` responses per item, score them, corrupt the scores.
 
@@ -196,6 +267,7 @@ def collect(
       step: iteration number, seeds the noise.
       num_samples: responses per item.
       tally: verifier failures and shortened prompts are added to it, under their metrics' names.
+      penalty: added to the noisy reward of long responses.
 
     Returns:
       A host-side `Rollout` with N * num_samples rows, and the response texts.
@@ -208,7 +280,9 @@ def collect(
         lengths = [len(sampler.encode(item)) for item in items]
         tally["rollout/shortened_prompts"] += sum(n > sampler.prompt_length for n in lengths)
     low, high = task.reward_range if task.reward_range is not None else (0.0, 1.0)
-    noisy = noise.apply(clean, step, low, high)
+    lengths = np.asarray(generation.mask).sum(axis=1)
+    limit = generation.mask.shape[1]
+    noisy = noise.apply(clean, step, low, high) + penalty(lengths, limit)
     rollout = Rollout(
         prompt_tokens=np.repeat(prompt_tokens, num_samples, axis=0),
         prompt_mask=np.repeat(prompt_mask, num_samples, axis=0),

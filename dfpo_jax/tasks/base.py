@@ -76,6 +76,10 @@ class Task(abc.ABC):
     def score(self, item: Item, response: str) -> float:
         """The verifier's reward of `response`; no response text makes it raise."""
 
+    def everything(self) -> list[Item]:
+        """All items where they are a finite list, else []."""
+        return []
+
     def judge(self, items: Sequence[Item], responses: Sequence[str]) -> list[Verdict]:
         """A verdict for each response, one after another unless a task knows better."""
         return [Verdict(self.score(i, r)) for i, r in zip(items, responses, strict=True)]

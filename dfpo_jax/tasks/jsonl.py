@@ -163,6 +163,10 @@ class JsonlTask(Task):
         order = np.random.default_rng([self._seed, _TAG]).permutation(len(self._items))
         return [self._items[index] for index in order[:count].tolist()]
 
+    def everything(self) -> list[Item]:
+        """All items of the split, in the order of the rows."""
+        return list(self._items)
+
     def score(self, item: Item, response: str) -> float:
         """The verdict on one response; see `judge`."""
         return self.judge([item], [response])[0].reward

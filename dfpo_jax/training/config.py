@@ -26,6 +26,7 @@ from dfpo_jax.algorithms.base import check_choice, check_interval
 from dfpo_jax.algorithms.dfpo import RiskConfig
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.models.value_flow import ValueFlowConfig
+from dfpo_jax.rollout.rollout import LengthPenalty
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.tasks.noise import RewardNoise
 from dfpo_jax.training.sources import TaskConfig, TokenizerConfig, WeightsConfig
@@ -207,6 +208,7 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
     out_of_domain: TaskConfig = field(default_factory=TaskConfig)
     noise: RewardNoise = field(default_factory=RewardNoise)
+    length_penalty: LengthPenalty = field(default_factory=LengthPenalty)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     model: TransformerConfig = field(
@@ -238,6 +240,11 @@ class Config:
             raise ValueError(
                 f"train.prompt_length + sampling.max_new_tokens is {longest}; it must be at most "
                 f"model.max_positions, {self.model.max_positions}"
+            )
+        if self.length_penalty.buffer > self.sampling.max_new_tokens:
+            raise ValueError(
+                f"length_penalty.buffer is {self.length_penalty.buffer}; it must be at most "
+                f"sampling.max_new_tokens, {self.sampling.max_new_tokens}"
             )
         if self.sampling.temperature == 0.0:
             raise ValueError("sampling.temperature is 0.0; training needs samples, so above 0")

@@ -76,6 +76,7 @@ def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]
         step,
         num_samples=config.train.samples,
         tally=tally,
+        penalty=config.length_penalty,
     )
     sampled = time.perf_counter()
     state = update_value_units(state, rollout.rewards, run.reward_range)
@@ -141,6 +142,7 @@ def evaluate_critic(run: Run, state: TrainState) -> tuple[dict[str, float], Crit
         jax.random.fold_in(run.key, CRITIC),
         2**30,
         num_samples=config.critic_samples,
+        penalty=run.config.length_penalty,
     )
     quantiles = run.learner.predict(state, rollout)
     metrics = critic_metrics(quantiles, rollout, config.critic_samples)

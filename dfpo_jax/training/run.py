@@ -58,6 +58,8 @@ class Run:
         """Range of the rewards the learner sees, or None where no bound is known."""
         bounds = self.train_task.reward_range
         bounds = None if bounds is None else self.config.noise.reward_range(*bounds)
+        if bounds is not None:
+            bounds = (bounds[0] + self.config.length_penalty.lowest, bounds[1])
         clip = self.config.policy.reward_clip
         if clip == 0.0:
             return bounds
@@ -81,13 +83,15 @@ def build_run(config: Config) -> Run:
     ends = _eos_ids(config, tokenizer, chat)
     length = config.train.prompt_length
     shorten = config.task.overlong == "truncate"
-    sampler = Sampler(model, tokenizer, length, config.sampling, mesh, ends, chat, shorten)
+    stop = config.task.stop
+    sampler = Sampler(model, tokenizer, length, config.sampling, mesh, ends, chat, shorten, stop)
     tasks = {"in_domain": config.task, "out_of_domain": config.out_of_domain}
     evaluations = {}
     for name, section in tasks.items():
         evaluations[name] = _evaluation_set(section, config, sampler)
     train_task = config.task.build("train", _accepts(config.task, sampler))
-    _check_items(config, sampler, train_task)
+    critic_items = evaluations["in_domain"].items[: config.evaluation.critic_prompts]
+    _check_items(config, sampler, train_task, critic_items)
     constructor, _ = ALGORITHMS[config.algorithm]
     train = config.train
     per_iteration = train.epochs * train.minibatches
@@ -159,10 +163,15 @@ def _eos_ids(config: Config, tokenizer, chat: Chat | None) -> tuple[int, ...]:
     return tuple(dict.fromkeys(end for end in ends if end is not None))
 
 
-def _check_items(config: Config, sampler: Sampler, task: Task) -> None:
-    """Raises where a first batch does not fit, or the chat template parts from itself."""
+def _check_items(config: Config, sampler: Sampler, task: Task, critic_items: list[Item]) -> None:
+    """Raises where a prompt does not fit, or the chat template parts from itself.
+
+    Looks at all prompts of a file, at the first batch of a generator, and at those held out for
+    the critic.
+    """
     items = task.batch(0, max(config.train.prompts, config.warm_start.batch_size))
-    sampler.prompts(items)
+    sampler.prompts(task.everything() or items)
+    sampler.prompts(critic_items)
     if sampler.chat is not None:
         sampler.chat.check(items[0].conversation, items[0].answer or "0")
     if config.warm_start.steps > 0:
@@ -184,7 +193,7 @@ def _demonstrations(config: Config, sampler: Sampler, items: list[Item]) -> Roll
 def _evaluation_set(section: TaskConfig, config: Config, sampler: Sampler) -> EvaluationSet:
     shorten = section.overlong == "truncate"
     chat = _chat(section, sampler.tokenizer)
-    sampler = replace(sampler, chat=chat, truncate_prompts=shorten)
+    sampler = replace(sampler, chat=chat, truncate_prompts=shorten, stop=section.stop)
     task = section.build("held_out", _accepts(section, sampler))
     items = task.items(config.evaluation.items)
     longest = max(len(sampler.encode(item)) for item in items)

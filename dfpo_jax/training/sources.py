@@ -35,6 +35,7 @@ class TaskConfig:
       verifier: how responses are judged.
       overlong: what happens to a prompt of more than `train.prompt_length` tokens: "error" refuses
         the run, "skip" passes it over (held-out ones too), "truncate" cuts its first tokens off.
+      stop: "" or a text that ends a response and is no part of it, such as "\nQuestion:".
       chat: whether and how prompts are rendered by the tokenizer's chat template.
     """
 
@@ -49,6 +50,7 @@ class TaskConfig:
     seed: int = 0
     verifier: VerifierConfig = field(default_factory=VerifierConfig)
     overlong: str = "error"
+    stop: str = ""
     chat: ChatConfig = field(default_factory=ChatConfig)
 
     def __post_init__(self):
@@ -61,7 +63,7 @@ class TaskConfig:
         """The task for "train" or "held_out" prompts, less the items that are not accepted."""
         section = self.resolved()
         options = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
-        for name in ("preset", "chat", "overlong"):
+        for name in ("preset", "chat", "overlong", "stop"):
             del options[name]
         return TASKS[options.pop("name")](**options, split=split, accepts=accepts)
 

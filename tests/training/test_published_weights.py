@@ -1,5 +1,7 @@
 """Runs that start from published weights, and their export."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from dfpo_jax.models import hf
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.training.config import default_config, parse_config
 from dfpo_jax.training.loop import open_workdir, train
+from dfpo_jax.training.metrics import read_metrics
 from dfpo_jax.training.restore import load_run
 from dfpo_jax.training.run import build_run, first_policy
 
@@ -89,9 +92,15 @@ def test_responses_end_at_any_published_eos(published):
 
 def test_a_run_exports_what_transformers_loads_and_what_can_be_trained_again(published, tmp_path):
     workdir, exported = tmp_path / "run", tmp_path / "exported"
-    run = build_run(parse_config(tiny(published[0])))
+    config = tiny(published[0])
+    # Raises on every response: the run goes on.
+    config.task.verifier.update(name="operator:add", on_failure=0.5)
+    run = build_run(parse_config(config))
     open_workdir(workdir, run.config)
     train(run, workdir)
+    row = read_metrics(workdir)[1]
+    assert (row["verifier/errors"], row["verifier/timeouts"]) == (8.0, 0.0)
+    assert row["rollout/clean_reward"] == 0.5
     assert export(str(workdir), str(exported)) == 1
     _, state = load_run(workdir)
     tokenizer = AutoTokenizer.from_pretrained(exported)
@@ -141,3 +150,25 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
     config.weights.overrides = {"vocab_size": 50}
     with pytest.raises(ValueError, match="vocab_size is 50; the tokenizer has"):
         build_run(parse_config(config))
+
+
+def test_overlong_prompts_are_refused_passed_over_or_cut(published, tmp_path):
+    rows = [{"question": "+" * n, "answer": "1"} for n in range(1, 33)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    config = tiny(published[0])
+    config.task.update(name="jsonl", dataset=str(path), prompt="{question}", held_out_percent=25)
+    config.task.parameters = {}
+    with pytest.raises(ValueError, match="tokens; prompt_length is 32"):
+        build_run(parse_config(config))
+    config.task.overlong = "skip"
+    run = build_run(parse_config(config))
+    lengths = [len(run.sampler.encode(item)) for item in run.train_task.items(32)]
+    assert max(lengths) <= 32 and run.train_task.passed_over > 5
+    assert run.evaluations["in_domain"].sampler.prompt_length <= 32
+    config.task.overlong = "truncate"
+    run = build_run(parse_config(config))
+    assert run.train_task.passed_over == 0
+    tokens, mask = run.sampler.prompts(run.train_task.items(32))
+    assert tokens.shape[1] == 32 and mask.sum(axis=1).max() == 32
+    assert run.evaluations["in_domain"].sampler.prompt_length == 32
