@@ -1,4 +1,4 @@
-"""Tokenizers: a character tokenizer built in memory, strict encoding, and padding to fixed shapes.
+"""Tokenizers: one of characters built in memory, published ones, strict encoding, padding.
 
 Everything here runs on the host and returns Python lists or numpy arrays. Any `transformers`
 tokenizer works wherever one is asked for; `character_tokenizer` is the small default.
@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from dfpo_jax.models import pretrained
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 
@@ -52,14 +54,39 @@ def character_tokenizer(alphabet: str, *, pad_is_eos: bool = False) -> PreTraine
     )
 
 
+def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """A published tokenizer, as `transformers` reads it; one without a pad token pads with eos.
+
+    Args:
+      name: a directory, a hub id, a path ending in .gguf, or "smollm2".
+
+    Raises:
+      ImportError: a package that reads the file is not installed.
+      ValueError: there is no such tokenizer, or it has no eos token.
+    """
+    where, options = name, {}
+    if pretrained.is_gguf(name):
+        path = pretrained.locate(name)
+        where, options = str(path.parent), {"gguf_file": path.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    except OSError as error:
+        raise ValueError(f"no tokenizer {name!r}: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer {name!r} has no eos token; responses could not end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text`, with no special token added.
+    """Token ids of `text`, with no special token added; a special token spelled in it is text.
 
     Raises:
       ValueError: the tokenizer has no token for some character of `text`; the message names the
         character and its position.
     """
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     unknown = tokenizer.unk_token_id
     # Some published tokenizers let an ordinary token double as the unknown one.
     if unknown is None or unknown == tokenizer.eos_token_id or unknown not in ids:

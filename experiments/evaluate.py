@@ -13,32 +13,14 @@ import jax
 from absl import flags, logging
 
 from dfpo_jax.training import command_line
-from dfpo_jax.training.checkpoint import Checkpointer
-from dfpo_jax.training.config import parse_config
 from dfpo_jax.training.evaluate import greedy_accuracy, pass_at_k
-from dfpo_jax.training.run import build_run
+from dfpo_jax.training.restore import load_run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Iteration of the checkpoint; the newest by default.")
 _K = flags.DEFINE_list("k", ["1", "4", "16"], "Values of k for pass@k, sampled as in training.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
 _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
-
-
-def load(workdir: str, step: int | None):
-    """The run and the train state of a checkpoint.
-
-    Raises:
-      FileNotFoundError: no run or no such checkpoint there.
-    """
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"workdir {workdir} holds no run: {path} does not exist")
-    run = build_run(parse_config(json.loads(path.read_text())))
-    checkpoints = Checkpointer(workdir)
-    state = checkpoints.restore(run.learner.abstract_state, step)
-    checkpoints.close()
-    return run, state
 
 
 def main(argv):
@@ -49,7 +31,7 @@ def main(argv):
             raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
         if not all(k.isdigit() and int(k) > 0 for k in _K.value):
             raise ValueError(f"k is {','.join(_K.value)}; it must be positive integers")
-        run, state = load(_WORKDIR.value, _STEP.value)
+        run, state = load_run(_WORKDIR.value, _STEP.value)
     ks = sorted(int(k) for k in _K.value)
     rows = {"step": int(state.step)}
     for name, held_out in run.evaluations.items():

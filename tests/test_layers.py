@@ -36,9 +36,12 @@ models
 sharding
 models.weights
 models.hf models.gguf
+models.pretrained
 tokenizers
+chat
 tasks.base
-tasks.noise tasks.verifiers
+tasks.noise tasks.extraction tasks.verifier_pool tasks.verifier_worker tasks.presets tasks.rows
+tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks
 rollout.sampling
@@ -49,11 +52,13 @@ algorithms.policy
 algorithms.critic algorithms.flow_critic
 algorithms.ppo algorithms.dfpo algorithms.sft
 algorithms
+training.sources
 training.config training.config_diff
 training.optim training.metrics training.command_line
 training.preemption training.distributed training.memory
 training.learner training.checkpoint training.evaluate training.charts
 training.report training.run
+training.restore
 training.loop
 training
 """

@@ -99,3 +99,18 @@ def test_padding_edges(pad):
     assert tokens.shape == mask.shape == (1, 0)
     with pytest.raises(ValueError, match=r"sequence 1 has 3 tokens.*length=2"):
         pad([[1], [1, 2, 3]], 2, 0)
+
+
+def test_a_published_tokenizer_without_a_pad_token_pads_with_eos(tmp_path):
+    tokenizer = tokenizers.character_tokenizer("ab")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "no_pad")
+    found = tokenizers.pretrained_tokenizer(str(tmp_path / "no_pad"))
+    assert found.pad_token_id == found.eos_token_id == tokenizer.eos_token_id
+    assert tokenizers.encode(found, "ab") == tokenizers.encode(tokenizer, "ab")
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "no_eos")
+    with pytest.raises(ValueError, match="has no eos token"):
+        tokenizers.pretrained_tokenizer(str(tmp_path / "no_eos"))
+    with pytest.raises(ValueError, match="no tokenizer '.*nowhere'"):
+        tokenizers.pretrained_tokenizer(str(tmp_path / "nowhere"))

@@ -49,14 +49,24 @@ def load(
       ValueError: the file is no such file, or a tensor is missing, unknown or of a wrong shape or
         type; the message names it.
     """
-    reader = _open(path)
-    fields = {key: _value(field) for key, field in reader.fields.items() if _is_setting(key)}
-    source = GGUFSource(reader)
-    config = _config(fields, source, overrides)
+    source, config = _read_config(path, overrides)
     ignored = frozenset({ROPE_FACTORS}) & source.names()
     if ignored:
         _check_rope_factors(source, config)
     return config, load_params(source, config, mesh, rules, ignored)
+
+
+def model_config(path: str | os.PathLike, **overrides) -> TransformerConfig:
+    """The configuration alone; arguments and errors as for `load`."""
+    return _read_config(path, overrides)[1]
+
+
+def _read_config(path, overrides):
+    """The open file and its configuration."""
+    reader = _open(path)
+    fields = {key: _value(field) for key, field in reader.fields.items() if _is_setting(key)}
+    source = GGUFSource(reader)
+    return source, _config(fields, source, overrides)
 
 
 def smollm2_path() -> pathlib.Path:

@@ -65,10 +65,8 @@ def load(
       ValueError: no such directory or id; the architecture is not supported; a tensor is missing,
         unknown, twice there, or of a wrong shape or type. The message names it.
     """
-    directory = _directory(path_or_hub_id)
-    if not (directory / "config.json").is_file():
-        raise ValueError(f"{directory} has no config.json")
-    config = from_hf(json.loads((directory / "config.json").read_text()), **overrides)
+    directory = directory_of(path_or_hub_id)
+    config = model_config(directory, **overrides)
     with contextlib.ExitStack() as stack:
         source = SafetensorsSource(directory, stack)
         ignored = {name for name in source.names() if _NO_PARAMETER.fullmatch(name)}
@@ -78,8 +76,20 @@ def load(
         return config, load_params(source, config, mesh, rules, frozenset(ignored))
 
 
-def _directory(path_or_hub_id: str | os.PathLike) -> pathlib.Path:
-    """A directory as it is, or that of a downloaded model."""
+def model_config(path_or_hub_id: str | os.PathLike, **overrides: Any) -> TransformerConfig:
+    """The configuration alone; arguments and errors as for `load`."""
+    path = directory_of(path_or_hub_id) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no config.json")
+    return from_hf(json.loads(path.read_text()), **overrides)
+
+
+def directory_of(path_or_hub_id: str | os.PathLike) -> pathlib.Path:
+    """A directory as it is, or that of a downloaded model.
+
+    Raises:
+      ValueError: no such directory or id.
+    """
     path = pathlib.Path(path_or_hub_id)
     if path.is_dir():
         return path

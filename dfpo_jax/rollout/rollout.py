@@ -1,5 +1,7 @@
 """The one seam between device arrays and Python text: prompts in, scored rollouts out."""
 
+import bisect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -7,6 +9,7 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from dfpo_jax.chat import Chat
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.sampling import SamplingConfig, generate
 from dfpo_jax.sharding import gather_rows, mesh_context, own_rows, put_batch, to_host
@@ -26,6 +29,10 @@ class Sampler:
       prompt_length: slots P every prompt is padded to.
       config: sampling distribution and length limit.
       mesh: device mesh the rows are spread over.
+      eos_ids: tokens that end a response; () for the tokenizer's own.
+      chat: renders prompts; None for prompts as they are.
+      truncate_prompts: whether a prompt that is too long loses its first tokens.
+      stop: "" or a text that ends a response with the token that completes it.
     """
 
     model: Transformer
@@ -33,6 +40,14 @@ class Sampler:
     prompt_length: int
     config: SamplingConfig
     mesh: jax.sharding.Mesh
+    eos_ids: tuple[int, ...] = ()
+    chat: Chat | None = None
+    truncate_prompts: bool = False
+    stop: str = ""
+
+    def encode(self, item: Item) -> list[int]:
+        """Token ids of an item's prompt."""
+        return prompt_ids(self.tokenizer, self.chat, item)
 
     def prompts(self, items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
         """Encode and left-pad prompts: tokens [N, P] int32 and mask [N, P] float32.
@@ -40,7 +55,9 @@ class Sampler:
         Raises:
           ValueError: a prompt longer than `prompt_length`, named with both lengths.
         """
-        return _padded_prompts(self.tokenizer, items, self.prompt_length)
+        return _padded_prompts(
+            self.tokenizer, self.chat, items, self.prompt_length, self.truncate_prompts
+        )
 
     def __call__(
         self,
@@ -72,26 +89,67 @@ class Sampler:
                 mask,
                 key,
                 config=config,
-                eos_ids=(self.tokenizer.eos_token_id,),
+                eos_ids=self._ends,
                 pad_id=self.tokenizer.pad_token_id,
                 num_samples=num_samples,
             )
-        return jax.tree.map(lambda x: x[: rows * num_samples], to_host(out))
+        out = jax.tree.map(lambda x: x[: rows * num_samples], to_host(out))
+        return self._stopped(out) if self.stop else out
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        return self.eos_ids or (self.tokenizer.eos_token_id,)
+
+    def _stopped(self, generation: Generation) -> Generation:
+        """Responses cut behind the token that completes the stop text; those have ended."""
+        mask, truncated = np.array(generation.mask), np.array(generation.truncated)
+        for row, tokens in enumerate(np.asarray(generation.tokens)):
+            length = int(mask[row].sum())
+            if self.stop not in self._decode(tokens[:length]):
+                continue
+            first = bisect.bisect_left(
+                range(length + 1), True, key=lambda n: self.stop in self._decode(tokens[:n])
+            )
+            mask[row, first:], truncated[row] = 0.0, False
+        return Generation(
+            tokens=np.where(mask > 0, generation.tokens, self.tokenizer.pad_token_id),
+            mask=mask,
+            log_probs=np.asarray(generation.log_probs) * mask,
+            truncated=truncated,
+        )
+
+    def _decode(self, tokens: np.ndarray) -> str:
+        return self.tokenizer.decode(
+            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
     def texts(self, generation: Generation) -> list[str]:
-        """Responses as text, without their end-of-sequence token.
+        """Responses as text, without what ended them: an end-of-sequence token or the stop text.
 
         Other special tokens stay visible, so that no verifier takes "1<bos>2" for "12".
         """
         tokens, mask = np.asarray(generation.tokens), np.asarray(generation.mask)
-        ended = ~np.asarray(generation.truncated)
-        lengths = mask.sum(axis=1).astype(int) - ended
-        rows = [row[:length] for row, length in zip(tokens, lengths, strict=True)]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=False)
+        texts = []
+        for row, length in zip(tokens, mask.sum(axis=1).astype(int), strict=True):
+            ended = length > 0 and row[length - 1] in self._ends
+            text = self._decode(row[: length - ended])
+            texts.append(text.split(self.stop)[0] if self.stop else text)
+        return texts
 
 
-def _padded_prompts(tokenizer, items, length) -> tuple[np.ndarray, np.ndarray]:
-    ids = [encode(tokenizer, item.prompt) for item in items]
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Chat | None, item: Item) -> list[int]:
+    """Token ids of an item's prompt, rendered by the chat template if there is one."""
+    if chat is None:
+        return encode(tokenizer, item.prompt)
+    return chat.encode(item.conversation)
+
+
+def _padded_prompts(
+    tokenizer, chat, items, length, truncate=False
+) -> tuple[np.ndarray, np.ndarray]:
+    ids = [prompt_ids(tokenizer, chat, item) for item in items]
+    if truncate:
+        ids = [row[-length:] for row in ids]
     for item, row in zip(items, ids, strict=True):
         if len(row) > length:
             raise ValueError(
@@ -105,10 +163,18 @@ _jitted_generate = jax.jit(
 )
 
 
-def score(task: Task, items: Sequence[Item], texts: Sequence[str]) -> np.ndarray:
+def score(
+    task: Task, items: Sequence[Item], texts: Sequence[str], tally: Counter | None = None
+) -> np.ndarray:
     """Verifier rewards [len(texts)] float32; `texts` holds equally many responses per item.
 
     Every process verifies its share of the responses and gets all rewards.
+
+    Args:
+      task: judges.
+      items: prompts.
+      texts: responses, those to one prompt consecutive.
+      tally: "verifier/errors" and "verifier/timeouts" of all processes are added to it.
 
     Raises:
       ValueError: the verifier gave a reward that is not finite or outside the task's declared
@@ -116,20 +182,65 @@ def score(task: Task, items: Sequence[Item], texts: Sequence[str]) -> np.ndarray
     """
     low, high = task.reward_range or (-np.inf, np.inf)
     per_item, own = len(texts) // len(items), own_rows(len(texts))
-    rewards = np.empty(own.stop - own.start, np.float32)
-    for row in range(own.start, own.stop):
-        item, text = items[row // per_item], texts[row]
-        reward = task.score(item, text)
-        if not (np.isfinite(reward) and low <= reward <= high):
+    own_items = [items[row // per_item] for row in range(own.start, own.stop)]
+    own_texts = texts[own]
+    verdicts = task.judge(own_items, own_texts)
+    for item, text, verdict in zip(own_items, own_texts, verdicts, strict=True):
+        if not (np.isfinite(verdict.reward) and low <= verdict.reward <= high):
             allowed = "finite numbers"
             if task.reward_range is not None:
                 allowed = f"between {low} and {high}, the task's range"
             raise ValueError(
-                f"task {task.name!r} gave reward {reward} for prompt {item.prompt!r} and "
+                f"task {task.name!r} gave reward {verdict.reward} for prompt {item.prompt!r} and "
                 f"response {text!r}; rewards must be {allowed}"
             )
-        rewards[row - own.start] = reward
-    return gather_rows(rewards, len(texts))
+    rewards = gather_rows(np.array([v.reward for v in verdicts], np.float32), len(texts))
+    if tally is not None:
+        statuses = ("ok", "error", "timeout")
+        codes = np.array([statuses.index(v.status) for v in verdicts], np.int32)
+        codes = gather_rows(codes, len(texts))
+        tally["verifier/errors"] += int((codes == 1).sum())
+        tally["verifier/timeouts"] += int((codes == 2).sum())
+    return rewards
+
+
+@dataclass(frozen=True)
+class LengthPenalty:
+    """Soft overlong punishment (DAPO, arXiv 2503.14476, equation 13).
+
+    A response of L tokens with the limit R = max_new_tokens and buffer C gets, added to its reward
+    after the noise, scale * min(0, (R - C - L) / C): 0 up to R - C tokens, -scale at the limit.
+
+    Attributes:
+      buffer: C in tokens; 0 for no penalty.
+      scale: in units of reward, >= 0.
+
+    Raises:
+      ValueError: a value below 0.
+    """
+
+    buffer: int = 0
+    scale: float = 1.0
+
+    def __post_init__(self):
+        """Check ranges."""
+        if self.buffer < 0 or not 0.0 <= self.scale < float("inf"):
+            raise ValueError(f"buffer is {self.buffer} and scale {self.scale}; both must be >= 0")
+
+    def __call__(self, lengths: np.ndarray, limit: int) -> np.ndarray:
+        """Penalties [B] float32 of responses of `lengths` [B] tokens."""
+        if self.buffer == 0:
+            return np.zeros(len(lengths), np.float32)
+        excess = np.asarray(lengths, np.float32) - (limit - self.buffer)
+        return -self.scale * np.clip(excess / self.buffer, 0.0, 1.0)
+
+    @property
+    def lowest(self) -> float:
+        """The smallest value it takes."""
+        return -self.scale if self.buffer else 0.0
+
+
+_NO_PENALTY = LengthPenalty()
 
 
 def collect(
@@ -142,6 +253,8 @@ def collect(
     step: int,
     *,
     num_samples: int,
+    tally: Counter | None = None,
+    penalty: LengthPenalty = _NO_PENALTY,
 ) -> tuple[Rollout, list[str]]:
     """Sample `num_samples` responses per item, score them, corrupt the scores.
 
@@ -154,6 +267,8 @@ def collect(
       key: PRNG key of this iteration.
       step: iteration number, seeds the noise.
       num_samples: responses per item.
+      tally: verifier failures and shortened prompts are added to it, under their metrics' names.
+      penalty: added to the noisy reward of long responses.
 
     Returns:
       A host-side `Rollout` with N * num_samples rows, and the response texts.
@@ -161,9 +276,14 @@ def collect(
     prompt_tokens, prompt_mask = sampler.prompts(items)
     generation = sampler(params, prompt_tokens, prompt_mask, key, num_samples=num_samples)
     texts = sampler.texts(generation)
-    clean = score(task, items, texts)
+    clean = score(task, items, texts, tally)
+    if tally is not None and sampler.truncate_prompts:
+        lengths = [len(sampler.encode(item)) for item in items]
+        tally["rollout/shortened_prompts"] += sum(n > sampler.prompt_length for n in lengths)
     low, high = task.reward_range if task.reward_range is not None else (0.0, 1.0)
-    noisy = noise.apply(clean, step, low, high)
+    lengths = np.asarray(generation.mask).sum(axis=1)
+    limit = generation.mask.shape[1]
+    noisy = noise.apply(clean, step, low, high) + penalty(lengths, limit)
     rollout = Rollout(
         prompt_tokens=np.repeat(prompt_tokens, num_samples, axis=0),
         prompt_mask=np.repeat(prompt_mask, num_samples, axis=0),
@@ -184,14 +304,26 @@ def demonstrations(
     *,
     prompt_length: int,
     response_length: int,
+    chat: Chat | None = None,
+    eos_id: int | None = None,
+    truncate_prompts: bool = False,
 ) -> Rollout:
     """The task's own answers as a rollout, for supervised warm starts: answer, then eos.
+
+    Args:
+      tokenizer: encodes.
+      items: prompts and answers.
+      prompt_length: prompt slots.
+      response_length: response slots.
+      chat: renders prompts, if given.
+      eos_id: ends an answer; the tokenizer's own by default.
+      truncate_prompts: whether a prompt that is too long loses its first tokens.
 
     Raises:
       ValueError: a prompt or an answer (with its eos) does not fit; lengths are named.
     """
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
-    prompts, prompt_mask = _padded_prompts(tokenizer, items, prompt_length)
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id if eos_id is None else eos_id
+    prompts, prompt_mask = _padded_prompts(tokenizer, chat, items, prompt_length, truncate_prompts)
     answers = [[*encode(tokenizer, i.answer), eos] for i in items]
     for item, row in zip(items, answers, strict=True):
         if len(row) > response_length:

@@ -1,7 +1,8 @@
 from dfpo_jax.tasks.base import Item, Task
+from dfpo_jax.tasks.jsonl import JsonlTask
 from dfpo_jax.tasks.noise import RewardNoise
 from dfpo_jax.tasks.reasoning_gym import ReasoningGymTask
 
-TASKS = {"reasoning_gym": ReasoningGymTask}
+TASKS = {"jsonl": JsonlTask, "reasoning_gym": ReasoningGymTask}
 
-__all__ = ["TASKS", "Item", "ReasoningGymTask", "RewardNoise", "Task"]
+__all__ = ["TASKS", "Item", "JsonlTask", "ReasoningGymTask", "RewardNoise", "Task"]

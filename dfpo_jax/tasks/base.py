@@ -3,7 +3,8 @@
 import abc
 import dataclasses
 import hashlib
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 SPLITS = ("train", "held_out")
 
@@ -17,12 +18,32 @@ class Item:
       answer: a reference answer; "" where the data set has none (a verifier may accept others).
       payload: what the task's verifier needs besides the response.
       index: position of the item in its data set, for the log.
+      messages: the conversation that a chat template renders; () where it is `prompt` alone.
     """
 
     prompt: str
     answer: str
     payload: Any = None
     index: int = 0
+    messages: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def conversation(self) -> tuple[Mapping[str, str], ...]:
+        """The messages, or one of the user with the prompt."""
+        return self.messages or ({"role": "user", "content": self.prompt},)
+
+
+class Verdict(NamedTuple):
+    """A reward, and whether the verifier came to it: "ok", "error" or "timeout"."""
+
+    reward: float
+    status: str = "ok"
+
+    def whole(self, solved_at: float, low: float, high: float) -> "Verdict":
+        """Without part credit: `high` from `solved_at` on, else `low`; failures stay."""
+        if self.status != "ok":
+            return self
+        return Verdict(high if self.reward >= solved_at else low)
 
 
 class Task(abc.ABC):
@@ -32,13 +53,11 @@ class Task(abc.ABC):
       name: short name for logs and reports.
       reward_range: (lowest, highest) reward of `score`, or None where it is unbounded.
       solved_at: the reward from which a response counts as correct.
-      verifier_errors: number of times the verifier itself failed.
     """
 
     name: str
     reward_range: tuple[float, float] | None
     solved_at: float = 1.0
-    verifier_errors: int = 0
 
     @abc.abstractmethod
     def batch(self, step: int, size: int) -> list[Item]:
@@ -56,6 +75,14 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def score(self, item: Item, response: str) -> float:
         """The verifier's reward of `response`; no response text makes it raise."""
+
+    def everything(self) -> list[Item]:
+        """All items where they are a finite list, else []."""
+        return []
+
+    def judge(self, items: Sequence[Item], responses: Sequence[str]) -> list[Verdict]:
+        """A verdict for each response, one after another unless a task knows better."""
+        return [Verdict(self.score(i, r)) for i, r in zip(items, responses, strict=True)]
 
 
 def is_held_out(prompt: str, percent: int) -> bool:

@@ -7,21 +7,22 @@ prompts by drawing indices. Scores are the data set's own; many of them give a l
 
 import dataclasses
 import difflib
-import logging
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
-from dfpo_jax.tasks.base import SPLITS, Item, Task, is_held_out
+from dfpo_jax.tasks.base import SPLITS, Item, Task, Verdict, is_held_out
+from dfpo_jax.tasks.verifiers import Verifier, VerifierConfig
 
 _TAG = 0x7461736B  # "task": keeps these random streams apart from those of the reward noise
 _BATCH, _ITEMS = range(2)
 _CHUNK = 64  # indices drawn at a time
 _SIZE = 2**31 - 1
+_OWN = VerifierConfig()
 # Data sets that build something for every entry when they are created.
 _SIZES = {
     "acre": 4_000,
@@ -36,12 +37,10 @@ class ReasoningGymTask(Task):
 
     Attributes:
       name: name of the data set.
-      reward_range: (0.0, 1.0).
+      reward_range: that of the verifier, (0.0, 1.0) for the data set's own.
       solved_at: the reward from which a response counts as correct.
-      verifier_errors: number of calls of `score` in which the verifier failed.
+      verifier: judges responses, and counts its failures.
     """
-
-    reward_range = (0.0, 1.0)
 
     def __init__(
         self,
@@ -54,6 +53,8 @@ class ReasoningGymTask(Task):
         held_out_percent: int = 10,
         solved_at: float = 1.0,
         partial_credit: bool = True,
+        verifier: VerifierConfig = _OWN,
+        accepts: Callable[[Item], bool] | None = None,
     ):
         """Creates the data set and checks every argument.
 
@@ -70,6 +71,8 @@ class ReasoningGymTask(Task):
           solved_at: in (0, 1].
           partial_credit: whether a response scored below `solved_at` keeps its score; otherwise
             rewards are 1 (solved) or 0.
+          verifier: the data set's own (name "") or another, with the extraction of answers.
+          accepts: items for which it is False are passed over.
 
         Raises:
           ValueError: naming the argument, its value and what is allowed.
@@ -87,14 +90,15 @@ class ReasoningGymTask(Task):
         self.name = dataset
         self.solved_at = solved_at
         self._partial_credit = partial_credit
-        self.verifier_errors = 0
+        self.verifier = Verifier(verifier, dataset, self._own_score)
+        self.reward_range = (verifier.low, verifier.high)
+        self._accepts = accepts
         self._dataset = _create(dataset, dict(parameters))
         self._size = self._dataset.size
         self._prompt = prompt
         self._held_out = split == "held_out"
         self._percent = held_out_percent
         self._seed = seed
-        self._reported: set[int] = set()
         self._check_prompt()
 
     def batch(self, step: int, size: int) -> list[Item]:
@@ -116,28 +120,22 @@ class ReasoningGymTask(Task):
         return self._draw(count, stream=_ITEMS, step=0, distinct=True)
 
     def score(self, item: Item, response: str) -> float:
-        """The data set's own score of the stripped response, in [0, 1]; 0 or 1 without part credit.
+        """The verdict on one response; see `judge`."""
+        return self.judge([item], [response])[0].reward
 
-        A verifier that raises, or whose score is outside [0, 1], is counted in `verifier_errors`,
-        logged once per item, and gives 0.
+    def judge(self, items: Sequence[Item], responses: Sequence[str]) -> list[Verdict]:
+        """Verdicts on stripped responses; lowest or highest reward without part credit.
+
+        A verifier that raises, or whose score is outside its range, is counted in `verifier`,
+        logged once per item, and gives the configured reward.
         """
-        try:
-            score = float(self._dataset.score_answer(response.strip(), entry=item.payload))
-            if not 0.0 <= score <= 1.0:
-                raise ValueError(f"score {score} is outside [0, 1]")
-        except Exception:  # whatever a verifier does with model text must not end a run
-            self.verifier_errors += 1
-            if item.index not in self._reported:
-                self._reported.add(item.index)
-                logging.getLogger(__name__).warning(
-                    "the verifier of %s failed on response %r to %r",
-                    self.name,
-                    response,
-                    item,
-                    exc_info=True,
-                )
-            return self.reward_range[0]
-        return score if self._partial_credit else float(score >= self.solved_at)
+        verdicts = self.verifier.judge(items, responses)
+        if self._partial_credit:
+            return verdicts
+        return [v.whole(self.solved_at, *self.reward_range) for v in verdicts]
+
+    def _own_score(self, response: str, item: Item) -> float:
+        return self._dataset.score_answer(response.strip(), entry=item.payload)
 
     def _draw(self, count: int, *, stream: int, step: int, distinct: bool) -> list[Item]:
         share = self._percent if self._held_out else 100 - self._percent
@@ -150,6 +148,7 @@ class ReasoningGymTask(Task):
                 item is None
                 or is_held_out(item.prompt, self._percent) != self._held_out
                 or (distinct and item.prompt in seen)
+                or (self._accepts is not None and not self._accepts(item))
             ):
                 misses += 1
                 if misses > patience:

@@ -17,10 +17,10 @@ def _fail(error: Exception) -> NoReturn:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a ValueError or an unreadable file inside into one line on stderr and exit code 2."""
+    """Turn a ValueError, a missing package or an unreadable file into one line and exit code 2."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, ImportError, OSError) as error:
         _fail(error)
 
 

@@ -26,56 +26,10 @@ from dfpo_jax.algorithms.base import check_choice, check_interval
 from dfpo_jax.algorithms.dfpo import RiskConfig
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.models.value_flow import ValueFlowConfig
+from dfpo_jax.rollout.rollout import LengthPenalty
 from dfpo_jax.rollout.sampling import SamplingConfig
-from dfpo_jax.tasks import TASKS
 from dfpo_jax.tasks.noise import RewardNoise
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    """Where prompts come from.
-
-    Attributes:
-      name: a key of `dfpo_jax.tasks.TASKS`.
-      dataset: name of the data set within it.
-      parameters: the data set's own parameters.
-      prompt: format string over an entry of the data set.
-      held_out_percent: share of prompts kept for evaluation, by a hash of their text.
-      solved_at: reward from which a response counts as correct.
-      partial_credit: whether responses below `solved_at` keep their score as reward.
-      seed: seed of the prompts drawn.
-    """
-
-    name: str = "reasoning_gym"
-    dataset: str = "chain_sum"
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    prompt: str = "{question}"
-    held_out_percent: int = 10
-    solved_at: float = 1.0
-    partial_credit: bool = True
-    seed: int = 0
-
-    def __post_init__(self):
-        """Check the name; the task checks the rest when it is built."""
-        check_choice(self, "name", tuple(TASKS))
-
-    def build(self, split: str):
-        """The task for "train" or "held_out" prompts."""
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return TASKS[options.pop("name")](**options, split=split)
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """The tokenizer.
-
-    Attributes:
-      alphabet: characters of a character tokenizer built in memory.
-      pad_is_eos: one id for padding and end of sequence.
-    """
-
-    alphabet: str = "0123456789+-*/=() "
-    pad_is_eos: bool = False
+from dfpo_jax.training.sources import TaskConfig, TokenizerConfig, WeightsConfig
 
 
 @dataclass(frozen=True)
@@ -264,7 +218,9 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
     out_of_domain: TaskConfig = field(default_factory=TaskConfig)
     noise: RewardNoise = field(default_factory=RewardNoise)
+    length_penalty: LengthPenalty = field(default_factory=LengthPenalty)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
     model: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(32, 128, 3, 4, 2, 32, 352)
     )
@@ -294,6 +250,11 @@ class Config:
             raise ValueError(
                 f"train.prompt_length + sampling.max_new_tokens is {longest}; it must be at most "
                 f"model.max_positions, {self.model.max_positions}"
+            )
+        if self.length_penalty.buffer > self.sampling.max_new_tokens:
+            raise ValueError(
+                f"length_penalty.buffer is {self.length_penalty.buffer}; it must be at most "
+                f"sampling.max_new_tokens, {self.sampling.max_new_tokens}"
             )
         if self.sampling.temperature == 0.0:
             raise ValueError("sampling.temperature is 0.0; training needs samples, so above 0")

@@ -8,6 +8,7 @@ FIXED = (
     "seed",
     "algorithm",
     "tokenizer",
+    "weights",
     "model.vocab_size",
     "model.d_model",
     "model.num_layers",

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy
 from dfpo_jax.training.metrics import MetricsWriter, Progress, peak_memory_bytes, read_metrics
 from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report
-from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run, warm_start
+from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run, first_policy
 from dfpo_jax.types import Rollout, TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]
     config, step, clock = run.config, int(state.step), time.perf_counter()
     items = run.train_task.batch(step, config.train.prompts)
     key = jax.random.fold_in(jax.random.fold_in(run.key, ROLLOUT), step)
+    tally = Counter()
     rollout, _ = collect(
         run.sampler,
         state.params["policy"],
@@ -73,6 +75,8 @@ def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]
         key,
         step,
         num_samples=config.train.samples,
+        tally=tally,
+        penalty=config.length_penalty,
     )
     sampled = time.perf_counter()
     state = update_value_units(state, rollout.rewards, run.reward_range)
@@ -90,6 +94,7 @@ def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]
             kl_coefficient=put_replicated(coefficient, state.kl_coefficient.sharding.mesh)
         )
     metrics |= rollout_metrics(rollout, run.train_task.solved_at)
+    metrics |= {name: float(count) for name, count in tally.items()}
     metrics["policy/kl_coefficient"] = float(state.kl_coefficient)
     metrics["time/sample_seconds"] = sampled - clock
     metrics["time/iteration_seconds"] = time.perf_counter() - clock
@@ -137,6 +142,7 @@ def evaluate_critic(run: Run, state: TrainState) -> tuple[dict[str, float], Crit
         jax.random.fold_in(run.key, CRITIC),
         2**30,
         num_samples=config.critic_samples,
+        penalty=run.config.length_penalty,
     )
     quantiles = run.learner.predict(state, rollout)
     metrics = critic_metrics(quantiles, rollout, config.critic_samples)
@@ -217,8 +223,7 @@ def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[TrainSta
         state = checkpoints.restore(run.learner.abstract_state)
         _LOG.info("continuing from iteration %d", newest)
         return state, writer
-    policy = warm_start(run) if run.config.warm_start.steps > 0 else None
-    state = run.learner.start(jax.random.fold_in(run.key, INIT), policy)
+    state = run.learner.start(jax.random.fold_in(run.key, INIT), first_policy(run))
     metrics, details = evaluate(run, state)
     write_json(workdir / "before.json", {"metrics": metrics, "details": details})
     writer.write(0, metrics | {"time/elapsed_seconds": time.perf_counter() - run.started})
@@ -314,7 +319,7 @@ def _finish(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict[
         return results
     write_report(
         workdir / "report.html",
-        title=f"{run.config.algorithm} on {run.config.task.dataset}",
+        title=f"{run.config.algorithm} on {run.train_task.name}",
         results=results,
         rows=read_metrics(workdir),
         examples=examples[:12],

@@ -2,21 +2,24 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
 from transformers import PreTrainedTokenizerBase
 
 from dfpo_jax.algorithms import ALGORITHMS, sft
+from dfpo_jax.chat import Chat
+from dfpo_jax.models import pretrained
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.rollout import Sampler, demonstrations
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks.base import Item, Task
-from dfpo_jax.tokenizers import character_tokenizer, encode
+from dfpo_jax.tokenizers import character_tokenizer, pretrained_tokenizer
 from dfpo_jax.training.config import Config, TaskConfig
 from dfpo_jax.training.learner import Learner, Schedule
 from dfpo_jax.training.optim import make_optimizer
-from dfpo_jax.types import ArrayTree
+from dfpo_jax.types import ArrayTree, Rollout
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,8 +38,9 @@ class EvaluationSet:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything a configuration builds; nothing in it is compiled yet.
+    """Everything a configuration builds; nothing in it is compiled yet and no weights are read.
 
+    The configuration's `model` is that of the weights, where they have a source.
     `started` is the `time.perf_counter` at which building began.
     """
 
@@ -54,6 +58,8 @@ class Run:
         """Range of the rewards the learner sees, or None where no bound is known."""
         bounds = self.train_task.reward_range
         bounds = None if bounds is None else self.config.noise.reward_range(*bounds)
+        if bounds is not None:
+            bounds = (bounds[0] + self.config.length_penalty.lowest, bounds[1])
         clip = self.config.policy.reward_clip
         if clip == 0.0:
             return bounds
@@ -68,29 +74,24 @@ def build_run(config: Config) -> Run:
       ValueError: a data set, alphabet, length or mesh that does not fit, by name.
     """
     started = time.perf_counter()
-    tokenizer = character_tokenizer(
-        config.tokenizer.alphabet, pad_is_eos=config.tokenizer.pad_is_eos
-    )
-    if len(tokenizer) > config.model.vocab_size:
-        raise ValueError(
-            f"config.model.vocab_size is {config.model.vocab_size}; the tokenizer has "
-            f"{len(tokenizer)} tokens"
-        )
+    config = replace(config, model=config.weights.model_config(config.model))
+    tokenizer = build_tokenizer(config)
     mesh = create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     _check_division(config, mesh)
     model = Transformer(config.model)
-    sampler = Sampler(model, tokenizer, config.train.prompt_length, config.sampling, mesh)
+    chat = _chat(config.task, tokenizer)
+    ends = _eos_ids(config, tokenizer, chat)
+    length = config.train.prompt_length
+    shorten = config.task.overlong == "truncate"
+    stop = config.task.stop
+    sampler = Sampler(model, tokenizer, length, config.sampling, mesh, ends, chat, shorten, stop)
     tasks = {"in_domain": config.task, "out_of_domain": config.out_of_domain}
     evaluations = {}
     for name, section in tasks.items():
         evaluations[name] = _evaluation_set(section, config, sampler)
-    train_task = config.task.build("train")
-    demonstrations(
-        tokenizer,
-        train_task.batch(0, config.warm_start.batch_size),
-        prompt_length=config.train.prompt_length,
-        response_length=config.sampling.max_new_tokens,
-    )
+    train_task = config.task.build("train", _accepts(config.task, sampler))
+    critic_items = evaluations["in_domain"].items[: config.evaluation.critic_prompts]
+    _check_items(config, sampler, train_task, critic_items)
     learner = make_learner(config, model, mesh)
     key = jax.random.key(config.seed)
     return Run(config, key, tokenizer, sampler, learner, train_task, evaluations, started)
@@ -129,10 +130,89 @@ def make_learner(
     )
 
 
+def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """The tokenizer of a run.
+
+    Raises:
+      ValueError: there is no such tokenizer, or it has more tokens than the model.
+    """
+    section = config.tokenizer
+    if section.name == "character":
+        tokenizer = character_tokenizer(section.alphabet, pad_is_eos=section.pad_is_eos)
+    elif section.name == "weights":
+        if not config.weights.source:
+            raise ValueError("config.tokenizer.name is 'weights'; weights.source is empty")
+        tokenizer = pretrained_tokenizer(config.weights.source)
+    else:
+        tokenizer = pretrained_tokenizer(section.name)
+    # Ids may have gaps, so that there are more of them than tokens.
+    size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+    if size > config.model.vocab_size:
+        raise ValueError(
+            f"config.model.vocab_size is {config.model.vocab_size}; the tokenizer has {size} tokens"
+        )
+    return tokenizer
+
+
+def _chat(section: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> Chat | None:
+    return Chat(tokenizer, section.chat) if section.chat.enabled else None
+
+
+def _accepts(section: TaskConfig, sampler: Sampler) -> Callable[[Item], bool] | None:
+    """Which items a task keeps: those whose prompt fits, where it skips the others."""
+    if section.overlong != "skip":
+        return None
+    return lambda item: len(sampler.encode(item)) <= sampler.prompt_length
+
+
+def _eos_ids(config: Config, tokenizer, chat: Chat | None) -> tuple[int, ...]:
+    """What ends a response: the template's end of a turn first, the tokenizer's, the model's."""
+    ends = [chat and chat.turn_end(), tokenizer.eos_token_id]
+    published = None
+    if config.weights.source:
+        published = pretrained.generation_config(config.weights.source)
+    if published is not None and published.eos_token_id is not None:
+        more = published.eos_token_id
+        ends += more if isinstance(more, list) else [more]
+    return tuple(dict.fromkeys(end for end in ends if end is not None))
+
+
+def _check_items(config: Config, sampler: Sampler, task: Task, critic_items: list[Item]) -> None:
+    """Raises where a prompt does not fit, or the chat template parts from itself.
+
+    Looks at all prompts of a file, at the first batch of a generator, and at those held out for
+    the critic.
+    """
+    items = task.batch(0, max(config.train.prompts, config.warm_start.batch_size))
+    sampler.prompts(task.everything() or items)
+    sampler.prompts(critic_items)
+    if sampler.chat is not None:
+        sampler.chat.check(items[0].conversation, items[0].answer or "0")
+    if config.warm_start.steps > 0:
+        _demonstrations(config, sampler, items[: config.warm_start.batch_size])
+
+
+def _demonstrations(config: Config, sampler: Sampler, items: list[Item]) -> Rollout:
+    return demonstrations(
+        sampler.tokenizer,
+        items,
+        prompt_length=sampler.prompt_length,
+        response_length=config.sampling.max_new_tokens,
+        chat=sampler.chat,
+        eos_id=sampler.eos_ids[0],
+        truncate_prompts=sampler.truncate_prompts,
+    )
+
+
 def _evaluation_set(section: TaskConfig, config: Config, sampler: Sampler) -> EvaluationSet:
-    task = section.build("held_out")
+    shorten = section.overlong == "truncate"
+    chat = _chat(section, sampler.tokenizer)
+    sampler = replace(sampler, chat=chat, truncate_prompts=shorten, stop=section.stop)
+    task = section.build("held_out", _accepts(section, sampler))
     items = task.items(config.evaluation.items)
-    longest = max(len(encode(sampler.tokenizer, item.prompt)) for item in items)
+    longest = max(len(sampler.encode(item)) for item in items)
+    if shorten:
+        longest = min(longest, sampler.prompt_length)
     fitted = replace(sampler, prompt_length=longest)
     limit = config.model.max_positions - config.sampling.max_new_tokens
     if longest > limit:
@@ -158,8 +238,23 @@ def _check_division(config: Config, mesh: jax.sharding.Mesh) -> None:
             raise ValueError(f"config.{name} is {size}; mesh data * fsdp, {parts}, must divide it")
 
 
-def warm_start(run: Run) -> ArrayTree:
-    """Policy parameters after supervised steps on the training split's own answers."""
+def first_policy(run: Run) -> ArrayTree | None:
+    """The parameters a run starts from: published ones, a warm start, or None for random ones."""
+    config = run.config
+    params = None
+    if config.weights.source:
+        options = config.weights.all_overrides(config.model)
+        _, params = pretrained.load(config.weights.source, mesh=run.learner.mesh, **options)
+    return warm_start(run, params) if config.warm_start.steps > 0 else params
+
+
+def warm_start(run: Run, params: ArrayTree | None = None) -> ArrayTree:
+    """Policy parameters after supervised steps on the training split's own answers.
+
+    Args:
+      run: built.
+      params: to start from; random by default.
+    """
     config = run.config.warm_start
     optimizer = make_optimizer(config.optimizer, config.steps)
     learner = Learner(
@@ -169,16 +264,11 @@ def warm_start(run: Run) -> ArrayTree:
         Schedule(),
         run.learner.mesh,
     )
-    state = learner.start(jax.random.fold_in(run.key, WARM_START))
+    state = learner.start(jax.random.fold_in(run.key, WARM_START), params)
     for step in range(config.steps):
         # Iterations of reinforcement learning draw from steps 0, 1, ...: stay clear of them.
         items = run.train_task.batch(2**30 + step, config.batch_size)
-        rollout = demonstrations(
-            run.tokenizer,
-            items,
-            prompt_length=run.sampler.prompt_length,
-            response_length=run.config.sampling.max_new_tokens,
-        )
+        rollout = _demonstrations(run.config, run.sampler, items)
         state, metrics = learner.update(state, *learner.prepare(state, rollout))
         if step % 50 == 49 or step == config.steps - 1:
             loss = metrics["policy/cross_entropy"]

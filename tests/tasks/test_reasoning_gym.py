@@ -27,7 +27,7 @@ def test_registered_by_name():
     task = TASKS["reasoning_gym"]("chain_sum", SUMS)
     assert task.name == "chain_sum"
     assert task.reward_range == (0.0, 1.0)
-    assert task.verifier_errors == 0
+    assert task.verifier.errors == 0
 
 
 def test_items_are_entries_of_the_data_set():
@@ -126,7 +126,7 @@ def test_scores():
     assert isinstance(task.score(item, item.answer), float)
     # reasoning_gym's own part credit: length of the answer over length of the response.
     assert task.score(item, f"x{item.answer}y") == 0.5
-    assert task.verifier_errors == 0
+    assert task.verifier.errors == 0
 
 
 def test_space_around_a_response_does_not_count():
@@ -152,15 +152,15 @@ def test_failing_verifier_is_counted_and_logged_once_per_item(caplog):
     with caplog.at_level(logging.WARNING):
         assert task.score(first, "junk") == 0.0
         assert task.score(first, "more junk") == 0.0
-    assert task.verifier_errors == 2
+    assert task.verifier.errors == 2
     assert len(caplog.records) == 1
     assert repr(first.prompt) in caplog.text and "'junk'" in caplog.text
     with caplog.at_level(logging.WARNING):
         task.score(second, "junk")
-    assert task.verifier_errors == 3
+    assert task.verifier.errors == 3
     assert len(caplog.records) == 2
     assert task.score(first, first.answer) == 1.0
-    assert task.verifier_errors == 3
+    assert task.verifier.errors == 3
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1.5, -0.5, None])
@@ -168,7 +168,7 @@ def test_score_outside_the_range_is_a_failing_verifier(monkeypatch, value):
     task = sums()
     monkeypatch.setattr(task._dataset, "score_answer", lambda answer, entry: value)
     assert task.score(task.items(1)[0], "1") == 0.0
-    assert task.verifier_errors == 1
+    assert task.verifier.errors == 1
 
 
 def test_item_without_reference_answer():

@@ -1,0 +1,51 @@
+"""Sums of two numbers by SmolLM2-135M-Instruct, with 20 % of the rewards flipped.
+
+python experiments/train.py --config=configs/smollm2_chain_sum.py --workdir=runs/smollm2
+
+Fills one GPU (bf16 compute); not yet timed there. For a few real steps on two CPU cores:
+
+python experiments/train.py --config=configs/smollm2_chain_sum.py:cpu --workdir=runs/smollm2_cpu
+"""
+
+from dfpo_jax.training.config import default_config
+
+
+def get_config(arg=None):
+    """The run; `cpu` makes it a few steps."""
+    if arg not in (None, "cpu"):
+        raise ValueError(f"configs/smollm2_chain_sum.py:{arg}: the argument must be cpu or absent")
+    config = default_config()
+    config.weights.source = "smollm2"
+    config.tokenizer.name = "weights"
+    config.model.update(dtype="bfloat16", remat="full", max_positions=256)
+    task = config.task
+    task.dataset = "chain_sum"
+    task.parameters = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
+    task.prompt = "Calculate {metadata[expression]}. Give only the final number."
+    task.chat.enabled = True
+    task.chat.system = "You are a calculator. Reply with the number only."
+    task.verifier.update(name="number", extract="last_number")
+    config.out_of_domain = task.copy_and_resolve_references()
+    config.out_of_domain.parameters = {"min_terms": 3, "max_terms": 3, "max_digits": 2}
+    config.noise.update(false_positive=0.2, false_negative=0.2)
+    config.train.update(
+        iterations=100, prompts=256, samples=4, prompt_length=64, minibatches=4, microbatches=2
+    )
+    config.sampling.max_new_tokens = 64
+    config.policy_optimizer.update(learning_rate=1e-5, warmup_steps=10)
+    # The head alone learns fast, and half of the compute is saved.
+    config.critic.update(trunk="detached", warmup=2)
+    config.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
+    config.evaluation.every = 20
+    config.checkpoint.every = 20
+    if arg == "cpu":
+        config.model.update(dtype="float32", remat="none")
+        config.train.update(iterations=4, prompts=4, samples=4, minibatches=1, microbatches=2)
+        config.sampling.max_new_tokens = 24
+        task.parameters.max_digits = 1
+        config.policy_optimizer.warmup_steps = 0
+        config.critic.warmup = 0
+        config.evaluation.update(every=0, items=16, critic_prompts=4, critic_samples=2)
+        config.checkpoint.every = 0
+        config.log.tensorboard = False
+    return config

@@ -1,0 +1,302 @@
+"""Questions and answers from JSONL files or the Hugging Face hub."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import random
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dfpo_jax.tasks.base import SPLITS, Item, Task, Verdict, is_held_out
+from dfpo_jax.tasks.extraction import extractor
+from dfpo_jax.tasks.rows import Entry, is_file, read_hub, read_jsonl
+from dfpo_jax.tasks.verifiers import Verifier, VerifierConfig, check_name
+
+_LOG = logging.getLogger(__name__)
+_TAG = 0x6A736F6E  # "json": keeps these random streams apart from others
+_EXACT = VerifierConfig("exact")
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Where a row keeps what: the keys of `task.parameters`.
+
+    Attributes:
+      answer: column of the reference answer; "" for none.
+      answer_extract: how the answer is found in that column, see `extraction.extractor`.
+      messages: "" or a column with a conversation, a list of {"role", "content"} that ends with the
+        user; it replaces the prompt.
+      verifier: "" or a column that names each row's verifier.
+      verifiers: from values of that column to names of verifiers; {} where they are names.
+      choices: columns of the choices of a multiple-choice question, the right one first, or one
+        column with a list of them whose right one `answer` gives by text, index or letter. They
+        are shuffled by a hash of the row and stand in the prompt as {choices}; the answer is a
+        letter.
+      empty: "" or a column; rows in which it holds something are passed over.
+      held_out: "" or another JSONL file, which is then the held-out split.
+      subset: configuration of a data set on the hub.
+      split: its split for training, or for both where `held_out_split` is "".
+      held_out_split: its held-out split; "" to divide `split` by a hash.
+    """
+
+    answer: str = "answer"
+    answer_extract: str = "none"
+    messages: str = ""
+    verifier: str = ""
+    verifiers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    choices: Sequence[str] = ()
+    empty: str = ""
+    held_out: str = ""
+    subset: str = ""
+    split: str = "train"
+    held_out_split: str = "test"
+
+
+class JsonlTask(Task):
+    """Prompts of a file of rows.
+
+    A held-out split is a file or split of its own, whose prompts are then removed from training, or
+    a share of the rows by a hash of their prompt. Of rows with one prompt, the first counts.
+
+    Attributes:
+      name: name of the file or data set.
+      reward_range: that of the verifier.
+      solved_at: the reward from which a response counts as correct.
+      verifier: judges responses, and counts its failures.
+      passed_over: rows of the split that were not accepted.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        parameters: Mapping[str, Any],
+        *,
+        split: str = "train",
+        seed: int = 0,
+        prompt: str = "{question}",
+        held_out_percent: int = 10,
+        solved_at: float = 1.0,
+        partial_credit: bool = True,
+        verifier: VerifierConfig = _EXACT,
+        accepts: Callable[[Item], bool] | None = None,
+    ):
+        """Reads every row.
+
+        Args:
+          dataset: a JSONL file, or the id of a data set on the hub.
+          parameters: fields of `Columns`.
+          split: "train" or "held_out".
+          seed: decides the order of rows, >= 0.
+          prompt: format string over a row.
+          held_out_percent: share of held-out rows where they have no file of their own.
+          solved_at: reward from which a response counts as correct.
+          partial_credit: whether other rewards than the lowest and highest are kept.
+          verifier: judges responses; "exact" where its name is "".
+          accepts: items for which it is False are passed over, and counted.
+
+        Raises:
+          ImportError: an id on the hub without the package datasets.
+          ValueError: a file, line, column, verifier or argument, named.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r} is unknown; valid: {', '.join(SPLITS)}")
+        if not 0 <= held_out_percent <= 99 or seed < 0:
+            raise ValueError(
+                f"held_out_percent={held_out_percent} must be from 0 to 99 and seed={seed} >= 0"
+            )
+        columns = _columns(parameters)
+        own_file = columns.held_out if is_file(dataset) else columns.held_out_split
+        held_out = split == "held_out"
+        if held_out and not own_file and held_out_percent == 0:
+            raise ValueError("held_out_percent=0 must be at least 1 for split='held_out'")
+        self.name = dataset.rstrip("/").split("/")[-1].removesuffix(".jsonl")
+        if not verifier.name:
+            verifier = dataclasses.replace(verifier, name="exact")
+        self.verifier = Verifier(verifier, self.name)
+        self.reward_range = (verifier.low, verifier.high)
+        self.solved_at, self._partial_credit, self._seed = solved_at, partial_credit, seed
+        build = _Builder(columns, prompt, verifier.name)
+        items = build.items(_read(dataset, columns, held_out))
+        if not own_file:
+            items = [i for i in items if is_held_out(i.prompt, held_out_percent) == held_out]
+        elif not held_out:
+            items = self._less(items, build.items(_read(dataset, columns, True)))
+        self._items = items if accepts is None else [item for item in items if accepts(item)]
+        self.passed_over = len(items) - len(self._items)
+        if self.passed_over:
+            count = (self.passed_over, len(items))
+            _LOG.warning("%s: %d of %d rows of %s passed over", self.name, *count, split)
+        if not self._items:
+            raise ValueError(
+                f"{dataset}: no row is left for split={split!r} ({self.passed_over} passed over)"
+            )
+        for name in {item.payload["verifier"] for item in self._items}:
+            self.verifier.prepare(name)
+
+    def _less(self, items: list[Item], held_out: list[Item]) -> list[Item]:
+        prompts = {item.prompt for item in held_out}
+        kept = [item for item in items if item.prompt not in prompts]
+        if len(kept) < len(items):
+            _LOG.warning("%s: %d prompts are held out too", self.name, len(items) - len(kept))
+        return kept
+
+    def batch(self, step: int, size: int) -> list[Item]:
+        """`size` rows in a random order of (seed, step); none twice before all came once.
+
+        Raises:
+          ValueError: `step < 0`.
+        """
+        if step < 0:
+            raise ValueError(f"step={step} must be >= 0")
+        generator = np.random.default_rng([self._seed, _TAG, step])
+        order: list[int] = []
+        while len(order) < size:
+            order += generator.permutation(len(self._items)).tolist()
+        return [self._items[index] for index in order[:size]]
+
+    def items(self, count: int) -> list[Item]:
+        """The first `count` rows in an order of their own, or all where there are fewer."""
+        order = np.random.default_rng([self._seed, _TAG]).permutation(len(self._items))
+        return [self._items[index] for index in order[:count].tolist()]
+
+    def everything(self) -> list[Item]:
+        """All items of the split, in the order of the rows."""
+        return list(self._items)
+
+    def score(self, item: Item, response: str) -> float:
+        """The verdict on one response; see `judge`."""
+        return self.judge([item], [response])[0].reward
+
+    def judge(self, items: Sequence[Item], responses: Sequence[str]) -> list[Verdict]:
+        """Verdicts of the configured verifier, or of each row's own."""
+        names = [item.payload["verifier"] for item in items]
+        verdicts = self.verifier.judge(items, responses, names)
+        if self._partial_credit:
+            return verdicts
+        return [v.whole(self.solved_at, *self.reward_range) for v in verdicts]
+
+
+def _columns(parameters: Mapping[str, Any]) -> Columns:
+    names = [field.name for field in dataclasses.fields(Columns)]
+    for key in parameters:
+        if key not in names:
+            raise ValueError(f"parameters key={key!r} is unknown; valid: {', '.join(names)}")
+    columns = Columns(**parameters)
+    extractor(columns.answer_extract)
+    return columns
+
+
+def _read(dataset: str, columns: Columns, held_out: bool) -> list[Entry]:
+    if is_file(dataset):
+        return read_jsonl(columns.held_out if held_out and columns.held_out else dataset)
+    split = columns.held_out_split if held_out and columns.held_out_split else columns.split
+    return read_hub(dataset, columns.subset, split)
+
+
+class _Builder:
+    """From rows to items."""
+
+    def __init__(self, columns: Columns, prompt: str, verifier: str):
+        self._columns, self._prompt, self._verifier = columns, prompt, verifier
+        self._extract = extractor(columns.answer_extract)
+
+    def items(self, entries: list[Entry]) -> list[Item]:
+        """Items with distinct prompts, in the order of the rows.
+
+        Raises:
+          ValueError: a row lacks a column or holds something else there; names its line.
+        """
+        found: dict[str, Item] = {}
+        for index, (where, row) in enumerate(entries):
+            if self._columns.empty and self._field(where, row, self._columns.empty):
+                continue
+            item = self._item(where, row, index)
+            found.setdefault(item.prompt, item)
+        return list(found.values())
+
+    def _item(self, where: str, row: Mapping[str, Any], index: int) -> Item:
+        columns, answer, messages = self._columns, "", ()
+        if columns.answer:
+            answer = str(self._field(where, row, columns.answer))
+        if columns.choices:
+            text, answer = self._choices(where, row, answer)
+            row = {**row, "choices": text}
+        if columns.messages:
+            messages = _messages(where, self._field(where, row, columns.messages))
+            prompt = "\n\n".join(message["content"] for message in messages)
+        else:
+            prompt = self._format(where, row)
+        extracted = self._extract(answer)
+        if extracted is None:
+            raise ValueError(f"{where}: {columns.answer_extract} finds no answer in {answer!r}")
+        verifier = self._verifier
+        if columns.verifier:
+            verifier = str(self._field(where, row, columns.verifier))
+            if columns.verifiers:
+                verifier = self._field(where, columns.verifiers, verifier)
+            try:
+                check_name(verifier)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+        payload = {"verifier": verifier, "row": dict(row)}
+        return Item(prompt, extracted, payload, index, messages)
+
+    def _field(self, where: str, row: Mapping[str, Any], name: str) -> Any:
+        if name not in row:
+            raise ValueError(f"{where} has no {name!r}; it has {', '.join(map(str, row))}")
+        return row[name]
+
+    def _format(self, where: str, row: Mapping[str, Any]) -> str:
+        try:
+            return self._prompt.format_map(row)
+        except KeyError as error:
+            raise ValueError(
+                f"{where} has no {error}, which task.prompt names; it has {', '.join(row)}"
+            ) from error
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f"{where}: prompt={self._prompt!r} does not fit: {error}") from error
+
+    def _choices(self, where: str, row: Mapping[str, Any], answer: str) -> tuple[str, str]:
+        """Lettered choices, shuffled by a hash of them, and the letter of the right one."""
+        values = [self._field(where, row, name) for name in self._columns.choices]
+        if len(values) == 1 and isinstance(values[0], list):
+            texts = [str(value) for value in values[0]]
+            right = _right_choice(where, texts, answer)
+        else:
+            texts, right = [str(value) for value in values], str(values[0])
+        if len(texts) > len(string.ascii_uppercase) or len(set(texts)) < len(texts):
+            raise ValueError(f"{where}: choices must differ and be at most 26: {texts}")
+        digest = hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).digest()
+        random.Random(int.from_bytes(digest, "little")).shuffle(texts)
+        letters = string.ascii_uppercase[: len(texts)]
+        lines = [f"{letter}) {text}" for letter, text in zip(letters, texts, strict=True)]
+        return "\n".join(lines), letters[texts.index(right)]
+
+
+def _right_choice(where: str, texts: list[str], answer: str) -> str:
+    if answer in texts:
+        return answer
+    letters = string.ascii_uppercase[: len(texts)]
+    if len(answer) == 1 and answer in letters:
+        return texts[letters.index(answer)]
+    if answer.isdigit() and int(answer) < len(texts):
+        return texts[int(answer)]
+    raise ValueError(f"{where}: answer {answer!r} is none of the choices {texts}")
+
+
+def _messages(where: str, value: Any) -> tuple[dict[str, str], ...]:
+    sound = isinstance(value, list) and len(value) > 0
+    sound = sound and all(
+        isinstance(m, dict) and {"role", "content"} <= m.keys() and isinstance(m["content"], str)
+        for m in value
+    )
+    if not sound or value[-1]["role"] != "user":
+        raise ValueError(
+            f"{where}: messages must be a list of objects with role and content, the last one of "
+            f"role user; it is {value!r}"
+        )
+    return tuple({"role": m["role"], "content": m["content"]} for m in value)

@@ -1,0 +1,76 @@
+"""Export a checkpoint to a directory that transformers and vLLM load.
+
+    python experiments/export.py --workdir=runs/smollm2 --directory=exported
+
+Writes config.json, safetensors, tokenizer with its chat template, and the generation settings the
+first weights were published with, the tokens that end a response among them.
+"""
+
+import jax
+import numpy as np
+from absl import flags, logging
+from transformers import GenerationConfig
+
+from dfpo_jax.models import hf, pretrained
+from dfpo_jax.models.config import DTYPES
+from dfpo_jax.training import command_line
+from dfpo_jax.training.restore import load_run
+from dfpo_jax.training.run import Run
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Not at import: flags are global, and tests import this file."""
+    flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
+    flags.DEFINE_string("directory", None, "Where to write; new or empty.", required=True)
+    flags.DEFINE_integer("step", None, "Iteration of the checkpoint; the newest by default.")
+    flags.DEFINE_enum("dtype", None, DTYPES, "Type of the weights; as trained by default.")
+
+
+def generation_config(run: Run) -> GenerationConfig:
+    """What was published with the weights, with the run's own special tokens."""
+    source = run.config.weights.source
+    found = pretrained.generation_config(source) if source else None
+    found = found or GenerationConfig()
+    found.eos_token_id = list(run.sampler.eos_ids)
+    found.pad_token_id = run.tokenizer.pad_token_id
+    if found.bos_token_id is None:
+        found.bos_token_id = run.tokenizer.bos_token_id
+    return found
+
+
+def export(workdir: str, directory: str, step: int | None = None, dtype: str | None = None) -> int:
+    """Write a checkpoint's policy; returns its iteration.
+
+    Raises:
+      FileNotFoundError: no run or no such checkpoint in `workdir`.
+      ValueError: `directory` is in use.
+    """
+    run, state = load_run(workdir, step)
+    params = state.params["policy"]
+    if dtype is not None:
+        params = jax.tree.map(lambda x: np.asarray(x).astype(jax.numpy.dtype(dtype)), params)
+    hf.save(
+        directory,
+        run.config.model,
+        params,
+        tokenizer=run.tokenizer,
+        generation_config=generation_config(run),
+    )
+    return int(state.step)
+
+
+def main(argv):
+    """Export and say what."""
+    logging.set_verbosity(logging.WARNING)
+    with command_line.user_errors():
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
+        step = export(FLAGS.workdir, FLAGS.directory, FLAGS.step, FLAGS.dtype)
+    print(f"iteration {step} of {FLAGS.workdir} is in {FLAGS.directory}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    command_line.run(main)
