@@ -18,8 +18,13 @@ def get_config(arg=None):
     if arg is not None:
         raise ValueError(f"configs/qwen3_0p6b_math_1gpu.py:{arg}: there is no such argument")
     config = default_config()
-    config.task.update(dataset="gsm_symbolic", parameters={}, partial_credit=False)
-    config.out_of_domain.update(dataset="chain_sum", parameters={}, held_out_percent=99)
+    config.weights.source = "Qwen/Qwen3-0.6B"
+    config.tokenizer.name = "weights"
+    config.task.update(dataset="gsm_symbolic", partial_credit=False)
+    config.task.chat.enabled = True
+    config.task.verifier.update(name="number", extract="last_number")
+    config.out_of_domain = config.task.copy_and_resolve_references()
+    config.out_of_domain.update(dataset="chain_sum", held_out_percent=99)
     config.noise.update(false_positive=0.2, false_negative=0.2)
     config.model = dataclasses.asdict(PRESETS["qwen3_0p6b"])
     config.model.update(remat="full", max_positions=1024)

@@ -36,6 +36,10 @@ def test_it_parses_to_the_run_it_names(name):
     assert config.noise.false_positive == config.noise.false_negative == 0.2
     for field in SIZES:
         assert getattr(config.model, field) == getattr(PRESETS[preset], field)
+    assert config.weights.source.lower().replace(".", "p") == preset.replace(
+        "qwen3_", "qwen/qwen3-"
+    )
+    assert config.tokenizer.name == "weights" and config.task.chat.enabled
     assert config.model.dtype == "bfloat16" and config.model.param_dtype == "float32"
     mesh = {axis: getattr(config.mesh, axis) for axis in ("data", "fsdp", "tensor")}
     assert mesh["data"] * mesh["fsdp"] * mesh["tensor"] == chips
