@@ -2,9 +2,13 @@
 
 python experiments/train.py --config=configs/smollm2_chain_sum.py --workdir=runs/smollm2
 
-Fills one GPU (bf16 compute); not yet timed there. For a few real steps on two CPU cores:
+Sized for one GPU (bf16 compute); not yet run there. A few real steps on two CPU cores, with sums
+of one digit, take about four minutes and 5.7 GiB:
 
 python experiments/train.py --config=configs/smollm2_chain_sum.py:cpu --workdir=runs/smollm2_cpu
+
+Four updates of 16 responses show that everything works and are too few to learn from: 62.5 %
+before and 56.2 % after, on 16 held-out items (seed 0).
 """
 
 from dfpo_jax.training.config import default_config

@@ -241,7 +241,7 @@ class _Builder:
             try:
                 check_name(verifier)
             except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
+                raise ValueError(f"{where}: verifier {error}") from error
         payload = {"verifier": verifier, "row": dict(row)}
         return Item(prompt, extracted, payload, index, messages)
 

@@ -157,8 +157,7 @@ def check_name(name: str) -> None:
     """
     if name and name not in BUILT_IN and not re.fullmatch(r"[\w.]+:\w+", name):
         raise ValueError(
-            f"verifier.name is {name!r}; it must be one of {', '.join(BUILT_IN)}, or "
-            "module:function"
+            f"name is {name!r}; it must be one of {', '.join(BUILT_IN)}, or module:function"
         )
 
 

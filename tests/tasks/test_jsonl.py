@@ -134,7 +134,7 @@ def test_each_row_may_name_its_verifier(tmp_path):
     items = sorted(task.items(2), key=lambda item: item.prompt)
     assert [v.reward for v in task.judge(items, ["cat", "(B)"])] == [1.0, 1.0]
     assert [v.reward for v in task.judge(items, ["dog", "(C)"])] == [0.0, 0.0]
-    with pytest.raises(ValueError, match="line 1: verifier.name is 'text'"):
+    with pytest.raises(ValueError, match="line 1: verifier name is 'text'"):
         JsonlTask(path, {"verifier": "kind"})
 
 

@@ -90,6 +90,7 @@ def test_responses_end_at_any_published_eos(published):
     assert run.evaluations["in_domain"].sampler.eos_ids == (2, 7)
 
 
+@pytest.mark.slow
 def test_a_run_exports_what_transformers_loads_and_what_can_be_trained_again(published, tmp_path):
     workdir, exported = tmp_path / "run", tmp_path / "exported"
     config = tiny(published[0])
