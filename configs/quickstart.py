@@ -46,6 +46,7 @@ def get_config(arg=None):
     if arg == "heavy_tail":
         config.noise.spike_probability = 0.1
         config.policy.advantage = "rank"
+        config.flow.value_bound = 10.0
     else:
         config.noise.update(false_positive=0.2, false_negative=0.2)
     return config

@@ -29,6 +29,9 @@ class FlowCriticConfig:
       num_steps: K, solver steps of the frozen field.
       solver: "euler", "midpoint", "heun" or "rk4".
       first_step: length of the first of these steps over that of each other one.
+      value_bound: 0, or the largest size of a return and of a state of the flow, in normalised
+        units: targets and solver steps are clipped to it, so that neither an outlier nor an
+        unstable step carries the critic away.
       num_quantiles: M, quantiles by which a state's distribution is read.
       inference: "one_step" reads the flow map, "ode" integrates K steps.
       target_mode: "mixture" (law of the lambda-mixture) or "average" (quantile by quantile).
@@ -53,6 +56,7 @@ class FlowCriticConfig:
     num_steps: int = 4
     solver: str = "midpoint"
     first_step: float = 2.0
+    value_bound: float = 0.0
     num_quantiles: int = 32
     inference: str = "one_step"
     target_mode: str = "mixture"
@@ -84,7 +88,7 @@ class FlowCriticConfig:
         check_choice(self, "risk_targets", RISK_TARGETS)
         check_choice(self, "uncertainty", ("none", "emphasize", "discount"))
         weights = [name for name in self.__dataclass_fields__ if name.endswith("_weight")]
-        check_interval(self, *weights, low=0.0)
+        check_interval(self, *weights, "value_bound", low=0.0)
         for name in ("first_step", "tail_alpha", "tail_beta", "uncertainty_temperature"):
             if getattr(self, name) <= 0.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -94,6 +98,11 @@ class FlowCriticConfig:
                 'inference is "one_step", which reads the flow map; that needs geometry "map" with '
                 f"a positive geometry_weight (now {self.geometry!r}, {self.geometry_weight})"
             )
+
+    @property
+    def clip(self) -> tuple[float, float] | None:
+        """The interval of `value_bound`, or None."""
+        return (-self.value_bound, self.value_bound) if self.value_bound > 0 else None
 
     @property
     def uses_risk(self) -> bool:
@@ -110,8 +119,12 @@ def _instantaneous(velocity):
 def flow_samples(config: FlowCriticConfig, velocity, noise: Array) -> Array:
     """Samples (or quantiles, for an ordered grid of noise) by the configured inference."""
     if config.inference == "one_step":
-        return value_flow.one_step(velocity, noise)
+        return _clipped(config, value_flow.one_step(velocity, noise))
     return integrated(config, velocity, noise)
+
+
+def _clipped(config: FlowCriticConfig, values: Array) -> Array:
+    return values if config.clip is None else jnp.clip(values, *config.clip)
 
 
 def integrated(config: FlowCriticConfig, velocity, noise: Array) -> Array:
@@ -122,6 +135,7 @@ def integrated(config: FlowCriticConfig, velocity, noise: Array) -> Array:
         num_steps=config.num_steps,
         solver=config.solver,
         first_step=config.first_step,
+        clip=config.clip,
     )
 
 
@@ -139,6 +153,7 @@ def spread(config: FlowCriticConfig, velocity, batch_shape: tuple[int, int]) -> 
         num_steps=config.num_steps,
         solver=config.solver,
         first_step=config.first_step,
+        clip=config.clip,
     )
     return jnp.mean(jnp.abs(tangent), axis=-1)
 
@@ -172,7 +187,7 @@ def return_targets(
     noise_key, mix_key = jax.random.split(key)
     if config.target_mode == "mixture":
         samples = flow_samples(config, next_velocity, jax.random.normal(noise_key, shape))
-        return ops.lambda_mixture(
+        targets = ops.lambda_mixture(
             mix_key,
             rewards,
             samples,
@@ -181,6 +196,7 @@ def return_targets(
             lambda_=critic_lambda,
             truncated=bootstrap,
         )
+        return _clipped(config, targets)
     grid = value_flow.noise_grid(rewards.shape, config.num_samples)
     last = ops.last_valid(mask)[..., None]
     final = jnp.sum(flow_samples(config, next_velocity, grid) * last, axis=1)
@@ -193,7 +209,8 @@ def return_targets(
         final_values=final * bootstrap[:, None],
     )
     # Quantiles come in order and times are stratified along the same axis: break the tie.
-    return jax.random.permutation(mix_key, targets, axis=-1, independent=True)
+    targets = jax.random.permutation(mix_key, targets, axis=-1, independent=True)
+    return _clipped(config, targets)
 
 
 def risk_losses(config: FlowCriticConfig, velocity, frozen, targets: Array) -> dict[str, Array]:
@@ -269,6 +286,7 @@ def flow_losses(
             discount=discount,
             num_steps=config.num_steps,
             solver=config.solver,
+            clip=config.clip,
             base=config.dcfm_base,
         )
     if config.geometry_weight > 0:
@@ -281,6 +299,7 @@ def flow_losses(
             num_steps=config.num_steps,
             solver=config.solver,
             first_step=config.first_step,
+            clip=config.clip,
         )
     if config.uses_risk:
         risk = risk_losses(config, velocity, frozen, targets)

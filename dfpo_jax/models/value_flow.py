@@ -131,13 +131,15 @@ def samples(
     num_steps: int = 4,
     solver: str = "midpoint",
     first_step: float = 1.0,
+    clip: tuple[float, float] | None = None,
 ) -> Array:
     """Returns z_1 [..., S] of the flow from `noise` [..., S] by `num_steps` solver steps.
 
     With noise ~ N(0, 1) they are samples of Z(s); with a grid of noise quantiles, its quantiles.
+    `first_step` and `clip` are those of `ops.integrate`.
     """
     zero = jnp.zeros((), noise.dtype)
-    options = dict(num_steps=num_steps, solver=solver, first_step=first_step)
+    options = dict(num_steps=num_steps, solver=solver, first_step=first_step, clip=clip)
     return integrate(lambda z, t: velocity(z, t, zero), noise, **options)
 
 

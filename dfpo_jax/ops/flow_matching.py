@@ -89,6 +89,7 @@ def distributional_cfm_loss(
     discount: float = 1.0,
     num_steps: int = 4,
     solver: str = "midpoint",
+    clip: tuple[float, float] | None = None,
     base: str = "keep",
 ) -> Array:
     """Distributional conditional flow matching between successive states.
@@ -114,6 +115,7 @@ def distributional_cfm_loss(
       discount: in [0, 1].
       num_steps: steps of the integration from 0 to each t.
       solver: a key of `ode.SOLVERS`.
+      clip: as in `ode.integrate`.
       base: "keep" or "shift".
 
     Returns:
@@ -130,7 +132,8 @@ def distributional_cfm_loss(
     chex.assert_equal_shape_prefix([rewards, noise], 2)
     rewards, noise, times = jax.lax.stop_gradient((rewards, noise, times))
     field = _instantaneous(next_velocity)
-    after = ode.integrate(field, noise, 0.0, times, num_steps=num_steps, solver=solver)
+    options = dict(num_steps=num_steps, solver=solver, clip=clip)
+    after = ode.integrate(field, noise, 0.0, times, **options)
     after, slope = jax.lax.stop_gradient((after, field(after, times)))
     reward = rewards[..., None]
     if base == "keep":
@@ -153,6 +156,7 @@ def geometric_consistency_loss(
     num_steps: int = 4,
     solver: str = "midpoint",
     first_step: float = 1.0,
+    clip: tuple[float, float] | None = None,
 ) -> Array:
     """Consistency of one-step inference with the frozen field's trajectories.
 
@@ -178,7 +182,7 @@ def geometric_consistency_loss(
       mode: "map", "reflow" or "straight".
       num_steps: steps of the frozen integration.
       solver: a key of `ode.SOLVERS`.
-      first_step: as in `ode.integrate`.
+      first_step, clip: as in `ode.integrate`.
 
     Returns:
       [B, T], mean over S.
@@ -192,7 +196,7 @@ def geometric_consistency_loss(
     noise, times = jax.lax.stop_gradient((noise, times))
     horizon = times if mode == "straight" else 1.0
     field = _instantaneous(frozen_velocity)
-    options = dict(num_steps=num_steps, solver=solver, first_step=first_step)
+    options = dict(num_steps=num_steps, solver=solver, first_step=first_step, clip=clip)
     ends = jax.lax.stop_gradient(ode.integrate(field, noise, 0.0, horizon, **options))
     if mode == "reflow":
         return anchor_loss(velocity, ends, noise, times)

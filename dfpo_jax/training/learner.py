@@ -153,7 +153,7 @@ def _all_finite(tree: ArrayTree) -> ArrayTree:
 
 def apply_gradients(
     optimizers: Optimizers, state: TrainState, grads: ArrayTree, active: Mapping[str, Array]
-) -> tuple[TrainState, dict[str, Array]]:
+) -> TrainState:
     """One optimizer step per network; a network that is not active keeps params and moments.
 
     Args:
@@ -161,19 +161,15 @@ def apply_gradients(
       state: before the step.
       grads: as `state.params`.
       active: [] bool by network.
-
-    Returns:
-      The new state and the global gradient norms.
     """
-    params, opt_state, norms = {}, {}, {}
+    params, opt_state = {}, {}
     for name, optimizer in optimizers.items():
         old = (state.params[name], state.opt_state[name])
         updates, moments = optimizer.update(grads[name], old[1], old[0])
         new = (optax.apply_updates(old[0], updates), moments)
         keep = functools.partial(jnp.where, active[name])
         params[name], opt_state[name] = jax.tree.map(keep, new, old)
-        norms[f"{name}/gradient_norm"] = optax.tree.norm(grads[name])
-    return state.replace(params=params, opt_state=opt_state), norms
+    return state.replace(params=params, opt_state=opt_state)
 
 
 def update(
@@ -213,10 +209,16 @@ def update(
         grads, means = accumulate_gradients(
             algorithm, state.params, piece, context, loss_key, schedule.microbatches
         )
-        finite = {"gradient": _all_finite(grads), "loss": _all_finite(means)}
+        norms = {f"{name}/gradient_norm": optax.tree.norm(grads[name]) for name in optimizers}
+        # A norm may overflow where no gradient does; clipping by it would then give 0.
+        finite = {
+            "gradient": _all_finite(grads),
+            "loss": _all_finite(means),
+            "norm": _all_finite(norms),
+        }
         sound = jnp.all(jnp.stack(jax.tree.leaves(finite)))
         active = {"policy": sound & (context.policy_scale > 0), "critic": sound}
-        state, norms = apply_gradients(optimizers, state, grads, active)
+        state = apply_gradients(optimizers, state, grads, active)
         state = state.replace(skipped=jnp.where(sound, 0, state.skipped + 1))
         return state, (means | norms, sound, state.skipped, finite)
 

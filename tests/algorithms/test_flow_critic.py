@@ -393,3 +393,43 @@ def test_a_bimodal_return_is_learned():
 def test_bad_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         FlowCriticConfig(**options)
+
+
+def test_the_value_bound_holds_for_targets_flow_and_losses():
+    """A field that doubles its state, and rewards far out."""
+    config = FlowCriticConfig(num_samples=4, value_bound=2.0)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(BATCH, TIME, 4)).astype(np.float32)
+
+    def steep(z, t, d):
+        return 50.0 * z
+
+    for inference in ("one_step", "ode"):
+        chosen = dataclasses.replace(config, inference=inference)
+        out = np.asarray(flow_critic.flow_samples(chosen, steep, noise))
+        assert np.abs(out).max() == 2.0
+    rewards = np.zeros((BATCH, TIME), np.float32)
+    rewards[:, -1] = [100.0 if row % 2 else -100.0 for row in range(BATCH)]
+    targets = flow_critic.return_targets(
+        config,
+        jax.random.key(0),
+        steep,
+        steep,
+        rewards,
+        np.ones((BATCH, TIME), np.float32),
+        discount=1.0,
+        critic_lambda=1.0,
+        bootstrap=np.zeros(BATCH, bool),
+    )
+    np.testing.assert_array_equal(targets, np.sign(rewards[:, -1:, None]) * np.full_like(noise, 2))
+    losses = flow_critic.flow_losses(
+        config, jax.random.key(1), steep, steep, steep, targets, 0 * rewards, discount=1.0
+    )
+    # |v(eps) - (z_1 - eps)| <= 50 |eps| + 2 + |eps|, with |eps| < 5.
+    assert 0 < np.asarray(losses["geometry"]).max() < (51 * 5 + 2) ** 2
+    free = flow_critic.flow_losses(
+        dataclasses.replace(config, value_bound=0.0),
+        *(jax.random.key(1), steep, steep, steep, targets, 0 * rewards),
+        discount=1.0,
+    )
+    assert np.asarray(free["geometry"]).max() > 1e6

@@ -409,6 +409,11 @@ def test_an_update_that_is_not_finite_changes_nothing():
     moved = np.asarray(after.params["policy"]["rows"])
     assert np.all(np.isfinite(moved)) and (moved != 0).sum() == 4 and moved[3] == 0
     assert not finite["gradient"]["policy"]["rows"]
+    # Nor is one applied whose norm overflows.
+    before, after, _, report = run_toy((1, 1, 1), np.full(8, 1e38, np.float32))
+    chex.assert_trees_all_equal(after.params, before.params)
+    assert report["finite"]["gradient"]["policy"]["rows"]
+    assert not report["finite"]["norm"]["policy/gradient_norm"]
     # A finite loss does not hide a gradient that is none.
     before, after, _, report = run_toy((1, 1, 1), root=True)
     finite = report["finite"]
@@ -425,8 +430,8 @@ def test_what_is_not_finite_is_named():
     with pytest.raises(FloatingPointError) as error:
         learner.update(state, *learner.prepare(state, rollout))
     assert str(error.value) == (
-        "iteration 6: not finite: gradient/policy/rows, loss/policy/loss; updates skipped: 1, "
-        "1 in a row (train.max_skipped allows 0)"
+        "iteration 6: not finite: gradient/policy/rows, loss/policy/loss, "
+        "norm/policy/gradient_norm; updates skipped: 1, 1 in a row (train.max_skipped allows 0)"
     )
     learner = make_learner("ppo")
     state = learner.start(jax.random.key(0))
