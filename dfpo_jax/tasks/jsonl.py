@@ -109,6 +109,8 @@ class JsonlTask(Task):
                 f"held_out_percent={held_out_percent} must be from 0 to 99 and seed={seed} >= 0"
             )
         columns = _columns(parameters)
+        if columns.held_out and not is_file(dataset):
+            raise ValueError(f"held_out={columns.held_out!r} needs a file for dataset={dataset!r}")
         own_file = columns.held_out if is_file(dataset) else columns.held_out_split
         held_out = split == "held_out"
         if held_out and not own_file and held_out_percent == 0:

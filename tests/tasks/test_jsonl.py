@@ -180,6 +180,11 @@ def fake_hub(monkeypatch, rows):
     return asked
 
 
+def test_a_held_out_file_belongs_to_a_file():
+    with pytest.raises(ValueError, match="held_out='test.jsonl' needs a file for dataset='a/b'"):
+        JsonlTask("a/b", {"held_out": "test.jsonl"})
+
+
 def test_the_hub_needs_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"dfpo-jax\[data\]"):
