@@ -32,6 +32,7 @@ LIGHT = FlowCriticConfig(num_samples=4, num_steps=2, num_quantiles=5)
 INTEGRATED = FlowCriticConfig(
     num_samples=1000,
     num_steps=16,
+    first_step=1.0,
     solver="euler",
     num_quantiles=5,
     inference="ode",
@@ -117,8 +118,10 @@ class Case:
         z = np.broadcast_to(np.asarray(noise, np.float32), (tiny.VOCAB, len(noise)))
         if flow.inference == "one_step":
             return z + velocity(z, 0.0, 1.0)
-        for n in range(flow.num_steps):
-            z = z + velocity(z, n / flow.num_steps, 0.0) / flow.num_steps
+        widths = np.array([flow.first_step] + [1.0] * (flow.num_steps - 1))
+        widths, begin = widths / widths.sum(), 0.0
+        for width in widths:
+            z, begin = z + velocity(z, begin, 0.0) * width, begin + width
         return z
 
     def quantiles(self):
