@@ -34,7 +34,7 @@ def define_flags() -> None:
 
 
 def start(workdir: Path, overrides: list[str]) -> subprocess.Popen:
-    """A training process in its own session, logging to `workdir`.log."""
+    """A training process, leader of its own group, logging to `workdir`.log."""
     command = [sys.executable, str(_TRAIN), f"--config={FLAGS.config}", f"--workdir={workdir}"]
     command += ["--resume", "--config.checkpoint.every=1", "--config.log.tensorboard=False"]
     environment = os.environ | {
