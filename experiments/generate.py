@@ -18,7 +18,7 @@ from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.tasks import Item
 from dfpo_jax.training import command_line
 from dfpo_jax.training.config import parse_config
-from dfpo_jax.training.restore import load_run, read_run
+from dfpo_jax.training.restore import read_run, restore_state
 from dfpo_jax.training.run import Run, build_run
 from dfpo_jax.types import ArrayTree
 
@@ -75,8 +75,8 @@ def policy_of(run: Run, workdir: str | None, name: str) -> ArrayTree:
         return pretrained.load(section.source, mesh=run.learner.mesh, **options)[1]
     if name != "newest" and not name.isdigit():
         raise ValueError(f"state {name!r} must be weights, newest, or an iteration")
-    _, state = load_run(workdir, None if name == "newest" else int(name))
-    return state.params["policy"]
+    step = None if name == "newest" else int(name)
+    return restore_state(run, workdir, step).params["policy"]
 
 
 def responses(

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from dfpo_jax.tasks.base import SPLITS, Item, Task, Verdict, is_held_out
+from dfpo_jax.tasks.base import SPLITS, Item, is_held_out
 from dfpo_jax.tasks.extraction import extractor
 from dfpo_jax.tasks.rows import Entry, is_file, read_hub, read_jsonl
-from dfpo_jax.tasks.verifiers import Verifier, VerifierConfig, check_name
+from dfpo_jax.tasks.verifiers import VerifiedTask, Verifier, VerifierConfig, check_name
 
 _LOG = logging.getLogger(__name__)
 _TAG = 0x6A736F6E  # "json": keeps these random streams apart from others
@@ -56,7 +56,7 @@ class Columns:
     held_out_split: str = "test"
 
 
-class JsonlTask(Task):
+class JsonlTask(VerifiedTask):
     """Prompts of a file of rows.
 
     A held-out split is a file or split of its own, whose prompts are then removed from training, or
@@ -169,17 +169,8 @@ class JsonlTask(Task):
         """All items of the split, in the order of the rows."""
         return list(self._items)
 
-    def score(self, item: Item, response: str) -> float:
-        """The verdict on one response; see `judge`."""
-        return self.judge([item], [response])[0].reward
-
-    def judge(self, items: Sequence[Item], responses: Sequence[str]) -> list[Verdict]:
-        """Verdicts of the configured verifier, or of each row's own."""
-        names = [item.payload["verifier"] for item in items]
-        verdicts = self.verifier.judge(items, responses, names)
-        if self._partial_credit:
-            return verdicts
-        return [v.whole(self.solved_at, *self.reward_range) for v in verdicts]
+    def _verifiers(self, items: Sequence[Item]) -> list[str]:
+        return [item.payload["verifier"] for item in items]
 
 
 def _columns(parameters: Mapping[str, Any]) -> Columns:

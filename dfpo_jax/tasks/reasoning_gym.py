@@ -8,15 +8,15 @@ prompts by drawing indices. Scores are the data set's own; many of them give a l
 import dataclasses
 import difflib
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
-from dfpo_jax.tasks.base import SPLITS, Item, Task, Verdict, is_held_out
-from dfpo_jax.tasks.verifiers import Verifier, VerifierConfig
+from dfpo_jax.tasks.base import SPLITS, Item, is_held_out
+from dfpo_jax.tasks.verifiers import VerifiedTask, Verifier, VerifierConfig
 
 _TAG = 0x7461736B  # "task": keeps these random streams apart from those of the reward noise
 _BATCH, _ITEMS = range(2)
@@ -32,7 +32,7 @@ _SIZES = {
 }
 
 
-class ReasoningGymTask(Task):
+class ReasoningGymTask(VerifiedTask):
     """Prompts and verifier of one `reasoning_gym` data set.
 
     Attributes:
@@ -118,21 +118,6 @@ class ReasoningGymTask(Task):
           ValueError: the split appears to hold fewer distinct prompts.
         """
         return self._draw(count, stream=_ITEMS, step=0, distinct=True)
-
-    def score(self, item: Item, response: str) -> float:
-        """The verdict on one response; see `judge`."""
-        return self.judge([item], [response])[0].reward
-
-    def judge(self, items: Sequence[Item], responses: Sequence[str]) -> list[Verdict]:
-        """Verdicts on stripped responses; lowest or highest reward without part credit.
-
-        A verifier that raises, or whose score is outside its range, is counted in `verifier`,
-        logged once per item, and gives the configured reward.
-        """
-        verdicts = self.verifier.judge(items, responses)
-        if self._partial_credit:
-            return verdicts
-        return [v.whole(self.solved_at, *self.reward_range) for v in verdicts]
 
     def _own_score(self, response: str, item: Item) -> float:
         return self._dataset.score_answer(response.strip(), entry=item.payload)

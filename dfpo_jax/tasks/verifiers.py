@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfpo_jax.tasks.base import Item, Verdict
+from dfpo_jax.tasks.base import Item, Task, Verdict
 from dfpo_jax.tasks.extraction import extractor
 from dfpo_jax.tasks.verifier_pool import shared_pool
 
@@ -259,6 +259,36 @@ class Verifier:
 
     def _pool(self, name: str):
         return shared_pool(name, self.config.workers, int(self.config.memory_gib * 2**30))
+
+
+class VerifiedTask(Task):
+    """A task that a `Verifier` judges.
+
+    Attributes:
+      verifier: judges responses, and counts its failures.
+    """
+
+    verifier: Verifier
+    _partial_credit: bool
+
+    def score(self, item: Item, response: str) -> float:
+        """The verdict on one response; see `judge`."""
+        return self.judge([item], [response])[0].reward
+
+    def judge(self, items: Sequence[Item], responses: Sequence[str]) -> list[Verdict]:
+        """Verdicts of the verifier; lowest or highest reward without part credit.
+
+        A verifier that raises, takes too long, or whose score is outside its range is counted in
+        `verifier`, logged once per item, and gives the configured reward.
+        """
+        verdicts = self.verifier.judge(items, responses, self._verifiers(items))
+        if self._partial_credit:
+            return verdicts
+        return [v.whole(self.solved_at, *self.reward_range) for v in verdicts]
+
+    def _verifiers(self, items: Sequence[Item]) -> Sequence[str]:
+        """Names of verifiers that replace the configured one; () for none."""
+        return ()
 
 
 def _in_processes(name: str) -> bool:

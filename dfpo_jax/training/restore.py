@@ -21,14 +21,23 @@ def read_run(workdir: str | Path) -> Run:
     return build_run(parse_config(json.loads(path.read_text())))
 
 
+def restore_state(run: Run, workdir: str | Path, step: int | None = None) -> TrainState:
+    """The train state of a checkpoint of `run`; the newest unless `step` is given.
+
+    Raises:
+      FileNotFoundError: no such checkpoint there.
+    """
+    checkpoints = Checkpointer(workdir)
+    state = checkpoints.restore(run.learner.abstract_state, step)
+    checkpoints.close()
+    return state
+
+
 def load_run(workdir: str | Path, step: int | None = None) -> tuple[Run, TrainState]:
-    """The run and the train state of a checkpoint; the newest unless `step` is given.
+    """The run of a directory and the train state of a checkpoint, as the two functions above.
 
     Raises:
       FileNotFoundError: no run or no such checkpoint there.
     """
     run = read_run(workdir)
-    checkpoints = Checkpointer(workdir)
-    state = checkpoints.restore(run.learner.abstract_state, step)
-    checkpoints.close()
-    return run, state
+    return run, restore_state(run, workdir, step)
