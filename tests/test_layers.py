@@ -29,6 +29,7 @@ models.config
 models.rope models.hf_config
 models.attention
 models.transformer
+models.decode
 models.value_flow
 models.value_heads
 models.critic
@@ -45,6 +46,7 @@ tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks
 rollout.sampling
+rollout.generate
 rollout.rollout
 rollout
 algorithms.base

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
-from dfpo_jax.models import TransformerConfig, ValueFlowConfig
+from dfpo_jax.models import Transformer, TransformerConfig, ValueFlowConfig, decode
 from dfpo_jax.types import Rollout, TrainState
 
 VOCAB, WIDTH = 20, 16
@@ -91,10 +91,45 @@ def markov_params(key=0, vocab=VOCAB, width=WIDTH):
     }
 
 
+def table_model(vocab):
+    """A decoder whose next-token logits can follow a table, see `table_params`."""
+    sizes = {"num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "head_dim": 2, "d_ff": 1}
+    return Transformer(
+        TransformerConfig(vocab, vocab, **sizes, tie_embeddings=False, max_positions=64)
+    )
+
+
 def table_params(log_table):
-    """Parameters with which `Markov` follows a table [V, V] of next-token logits."""
+    """Parameters with which `table_model` follows a table [V, V] of next-token logits.
+
+    Layers add nothing, so that the embedding, one-hot, reaches the head.
+    """
     table = np.asarray(log_table, np.float32)
-    return {"embedding": np.eye(len(table), dtype=np.float32), "head": table}
+    model, dummy = table_model(len(table)), jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), dummy, dummy)["params"]
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), nn.unbox(shapes))
+    scale = np.full(len(table), (1 / len(table) + model.config.norm_eps) ** 0.5, np.float32)
+    params["final_norm"]["scale"] = scale
+    return {**params, "embedding": np.eye(len(table), dtype=np.float32), "head": table}
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Shapes of the tokens of every prefill and decoding step that is traced from now on."""
+    jax.clear_caches()
+    shapes = []
+
+    def spy(inner):
+        def recorded(*inputs):
+            shapes.append(inputs[2].shape)
+            return inner(*inputs)
+
+        return recorded
+
+    for name in ("prefill", "step"):
+        monkeypatch.setattr(decode, name, spy(getattr(decode, name)))
+    yield shapes
+    jax.clear_caches()
 
 
 def ragged_rollout(seed=0, batch=8, prompt=4, response=5, vocab=VOCAB):

@@ -1,5 +1,5 @@
 from dfpo_jax.models.config import PRESETS, TransformerConfig
-from dfpo_jax.models.transformer import KVCache, Transformer, init_cache
+from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.models.value_flow import (
     ValueFlow,
     ValueFlowConfig,
@@ -13,14 +13,12 @@ from dfpo_jax.models.value_heads import QuantileHead, ScalarHead
 
 __all__ = [
     "PRESETS",
-    "KVCache",
     "QuantileHead",
     "ScalarHead",
     "Transformer",
     "TransformerConfig",
     "ValueFlow",
     "ValueFlowConfig",
-    "init_cache",
     "mean",
     "noise_grid",
     "one_step",

@@ -1,4 +1,4 @@
-"""Decoder of the Llama, Qwen2 and Qwen3 families, with an explicit key-value cache.
+"""Decoder of the Llama, Qwen2 and Qwen3 families, on whole sequences.
 
 Logical axis names of parameters: "vocab", "embed", "layers", "heads", "kv_heads", "head_dim",
 "mlp"; of activations: "batch", "length", "embed". `dfpo_jax.sharding` maps them to a mesh.
@@ -11,7 +11,6 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
 from dfpo_jax.models.attention import attention
@@ -20,7 +19,6 @@ from dfpo_jax.models.rope import apply_rope, rope_tables
 from dfpo_jax.types import Array
 
 _ACTIVATIONS = ("batch", "length", "embed")
-_CACHE = ("layers", "batch", "length", "kv_heads", "head_dim")
 _LAYER_INPUT = "layer_input"
 
 
@@ -39,43 +37,6 @@ def _remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
         ),
     }
     return nn.remat(block, prevent_cse=False, policy=policies[policy])
-
-
-@struct.dataclass
-class KVCache:
-    """Keys and values of past slots.
-
-    Attributes:
-      keys: [L, B, S, K, H], already rotated.
-      values: [L, B, S, K, H].
-      valid: [B, S] bool, slots that hold a token (False: padding, or not written yet).
-      index: [] int32, the first slot not written yet.
-    """
-
-    keys: Array
-    values: Array
-    valid: Array
-    index: Array
-
-
-def init_cache(
-    config: TransformerConfig, batch: int, length: int, dtype: str | None = None
-) -> KVCache:
-    """An empty cache of `length` slots for `batch` sequences, in `dtype` or the compute type.
-
-    Raises:
-      ValueError: `length` is below 1 or above `config.max_positions`.
-    """
-    if not 1 <= length <= config.max_positions:
-        raise ValueError(f"length is {length}; it must be between 1 and {config.max_positions}")
-    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-    dtype = jnp.dtype(config.dtype if dtype is None else dtype)
-    return KVCache(
-        keys=nn.with_logical_constraint(jnp.zeros(shape, dtype), _CACHE),
-        values=nn.with_logical_constraint(jnp.zeros(shape, dtype), _CACHE),
-        valid=nn.with_logical_constraint(jnp.zeros((batch, length), bool), _CACHE[1:3]),
-        index=jnp.zeros((), jnp.int32),
-    )
 
 
 class RMSNorm(nn.Module):
@@ -144,7 +105,7 @@ class Projection(nn.Module):
 
 
 class Attention(nn.Module):
-    """Projections, rotary embedding, cache update and attention of one layer."""
+    """Projections, rotary embedding and attention of one layer."""
 
     config: TransformerConfig
 
@@ -162,25 +123,14 @@ class Attention(nn.Module):
             self.query_norm = RMSNorm(c, c.head_dim, "head_dim")
             self.key_norm = RMSNorm(c, c.head_dim, "head_dim")
 
-    def __call__(self, x, layer_cache, rope, mask, index):
-        """[B, T, D] -> ([B, T, D], (keys, values) of these T slots, [B, T, K, H] each).
-
-        `mask` is the pair of `attention`'s mask and `causal_valid`.
-        """
-        mask, causal_valid = mask
+    def __call__(self, x, rope, mask, valid, keep):
+        """[B, T, D] -> ([B, T, D], (keys, values) [B, T, K, H] each, or None if `keep` is)."""
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        written = None
-        if layer_cache is not None:
-            written = tuple(x.astype(old.dtype) for x, old in zip((k, v), layer_cache, strict=True))
-            k, v = (
-                jax.lax.dynamic_update_slice(old, new, (0, index, 0, 0)).astype(q.dtype)
-                for old, new in zip(layer_cache, written, strict=True)
-            )
-        out = attention(q, k, v, mask, self.config.attention, causal_valid)
-        return self.output(out), written
+        out = attention(q, k, v, mask, self.config.attention, causal_valid=valid)
+        return self.output(out), None if keep is None else (k, v)
 
 
 class MLP(nn.Module):
@@ -213,13 +163,13 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(self.config, self.config.d_model, "embed")
         self.mlp = MLP(self.config)
 
-    def __call__(self, x, layer_cache, rope, mask, index):
-        """[B, T, D] and one layer's cache -> [B, T, D] and what to write into that cache."""
+    def __call__(self, x, rope, mask, valid, keep):
+        """[B, T, D] -> ([B, T, D], keys and values, or None if `keep` is)."""
         x = checkpoint_name(x, _LAYER_INPUT)
-        update, written = self.attention(self.attention_norm(x), layer_cache, rope, mask, index)
+        update, cache = self.attention(self.attention_norm(x), rope, mask, valid, keep)
         x = nn.with_logical_constraint(x + update, _ACTIVATIONS)
         x = nn.with_logical_constraint(x + self.mlp(self.mlp_norm(x)), _ACTIVATIONS)
-        return x, written
+        return x, cache
 
 
 class Transformer(nn.Module):
@@ -242,7 +192,7 @@ class Transformer(nn.Module):
             _remat(Block, c.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=nn.broadcast,
             length=c.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
@@ -257,62 +207,43 @@ class Transformer(nn.Module):
             )
 
     def __call__(
-        self, tokens: Array, valid: Array, cache: KVCache | None = None
-    ) -> tuple[Array, KVCache | None]:
+        self, tokens: Array, valid: Array, with_cache: bool = False
+    ) -> tuple[Array, tuple[Array, Array] | None]:
         """Hidden states after the final norm.
 
         Attention is causal in slot order and never reads a slot with `valid` 0. The position of a
-        token is the number of valid tokens before it (those in the cache included), so padding on
-        either side changes nothing. Prefill and decode are the same call with a cache: it writes T
-        slots at `cache.index`. The caller keeps `index + T` within the cache's length (a traced
-        index cannot be checked).
+        token is the number of valid tokens before it, so padding on either side changes nothing.
 
         Args:
           tokens: [B, T] integers.
           valid: [B, T], bool or 0/1: 1 on tokens, 0 on padding.
-          cache: None (nothing before these tokens), or a cache to read and extend.
+          with_cache: whether to return what decoding goes on from, see `decode.prefill`.
 
         Returns:
           hidden: [B, T, D] in the compute type; of no meaning where `valid` is 0.
-          cache: the extended cache, or None without one.
+          cache: None, or the rotated keys and the values, [L, B, T, K, H] each.
 
         Raises:
-          ValueError: T is above `config.max_positions` or the cache's length.
+          ValueError: T is above `config.max_positions`.
         """
         chex.assert_rank([tokens, valid], 2)
         chex.assert_equal_shape([tokens, valid])
-        batch, length = tokens.shape
-        limit = self.config.max_positions if cache is None else cache.valid.shape[1]
+        length, limit = tokens.shape[1], self.config.max_positions
         if length > limit:
             raise ValueError(f"tokens has {length} slots; at most {limit} are allowed")
         valid = valid.astype(bool)
         positions = jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1
-        if cache is None:
-            index, layer_caches, seen = jnp.zeros((), jnp.int32), None, valid
-        else:
-            chex.assert_shape(cache.valid, (batch, None))
-            index, layer_caches = cache.index, (cache.keys, cache.values)
-            positions = positions + jnp.sum(cache.valid, axis=1, dtype=jnp.int32)[:, None]
-            seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, index))
-        slots = jnp.arange(seen.shape[1])
-        causal = slots[None, :] <= index + jnp.arange(length)[:, None]
-        mask = (causal[None] & seen[:, None, :], valid if cache is None else None)
+        mask = jnp.tril(jnp.ones((length, length), bool))[None] & valid[:, None, :]
         rope = rope_tables(jnp.maximum(positions, 0), self.config)
 
         # A lookup needs whole rows: the compiler has no good plan for rows split over devices.
         table = nn.with_logical_constraint(self.embedding, ("vocab", None))
         x = jnp.take(table, tokens, axis=0).astype(self.config.dtype)
         x = nn.with_logical_constraint(x, _ACTIVATIONS)
-        x, written = self.layers(x, layer_caches, rope, mask, index)
-        hidden = self.final_norm(x)
-        if cache is None:
-            return hidden, None
-        # The scan returns only the new slots, so that a decoding step does not copy the cache.
-        keys, values = (
-            jax.lax.dynamic_update_slice(old, new, (0, 0, index, 0, 0))
-            for old, new in zip(layer_caches, written, strict=True)
-        )
-        return hidden, KVCache(keys=keys, values=values, valid=seen, index=index + length)
+        # Lifted transformations would trace a bool; the structure of a tree stays as it is.
+        keep = () if with_cache else None
+        x, cache = self.layers(x, rope, mask, valid, keep)
+        return self.final_norm(x), cache
 
     def logits(self, hidden: Array) -> Array:
         """[B, T, D] -> [B, T, V] unnormalised log-probabilities, float32."""

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dfpo_jax.chat import Chat
 from dfpo_jax.models.transformer import Transformer
-from dfpo_jax.rollout.sampling import SamplingConfig, generate
+from dfpo_jax.rollout.generate import generate
+from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.sharding import gather_rows, mesh_context, own_rows, put_batch, to_host
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tasks.noise import RewardNoise

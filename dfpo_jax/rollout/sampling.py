@@ -1,16 +1,17 @@
-"""Autoregressive sampling: one prefill, then a `while_loop` that stops when every row has ended."""
+"""The distribution that tokens are drawn from, and the draw, without a copy of the logits."""
 
 from dataclasses import dataclass
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dfpo_jax.models.transformer import KVCache, Transformer, init_cache
-from dfpo_jax.types import Array, ArrayTree, Generation
+from dfpo_jax.types import Array
 
 _REMOVED = -1e30
+_LARGEST_BLOCK = 512  # tokens, see `draw`
+_INFINITY = int(np.float32(np.inf).view(np.int32))  # its place in the order of floats
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class SamplingConfig:
       temperature: logits are divided by it; 0 means greedy decoding.
       top_k: keep the k most likely tokens; 0 keeps all.
       top_p: keep the smallest set of tokens whose probability reaches top_p; 1 keeps all.
+      slots: 0, or how many responses are decoded side by side: when some have ended, the next ones
+        take their place. Changes no sample, but time and memory.
+      prefill_rows: 0, or how many prompts at most go through the model at once.
+      cache_dtype: type of the key-value cache; "" for the model's compute type.
 
     Raises:
       ValueError: a value outside its range, named with what is allowed.
@@ -31,6 +36,9 @@ class SamplingConfig:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    slots: int = 0
+    prefill_rows: int = 0
+    cache_dtype: str = ""
 
     def __post_init__(self):
         """Check ranges."""
@@ -42,6 +50,13 @@ class SamplingConfig:
             raise ValueError(f"top_k is {self.top_k}; it must be 0 (off) or more")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p is {self.top_p}; it must lie in (0, 1]")
+        for name in ("slots", "prefill_rows"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 (all) or more")
+        if self.cache_dtype not in ("", "float32", "bfloat16", "float16"):
+            raise ValueError(
+                f"cache_dtype is {self.cache_dtype!r}; it must be '', float32, bfloat16 or float16"
+            )
 
 
 def sampling_log_probs(logits: Array, config: SamplingConfig) -> Array:
@@ -54,154 +69,94 @@ def sampling_log_probs(logits: Array, config: SamplingConfig) -> Array:
       config: temperature, top_k, top_p.
 
     Returns:
-      [B, V] float32 log-probabilities (nats); removed tokens hold about -1e30. With temperature 0
-      all mass lies on the first most likely token.
+      [B, V] float32 log-probabilities (nats); removed tokens hold -1e30. With temperature 0 all
+      mass lies on the first most likely token.
     """
     chex.assert_rank(logits, 2)
+    if config.temperature == 0.0:
+        best = jnp.argmax(logits, axis=-1)[:, None]
+        return jnp.where(jnp.arange(logits.shape[1])[None] == best, 0.0, _REMOVED)
     logits = logits.astype(jnp.float32)
-    vocab = logits.shape[-1]
-    if config.temperature == 0.0:
-        best = jax.nn.one_hot(jnp.argmax(logits, axis=-1), vocab, dtype=jnp.float32)
-        return jnp.where(best > 0, 0.0, _REMOVED)
-    logits = logits / config.temperature
+    return _log_probs(logits, *_law(logits, config), config.temperature)
+
+
+def _log_probs(logits: Array, threshold: Array, partition: Array, temperature: float) -> Array:
+    """Of any of a row's logits [B, n], given what `_law` found for the whole row [B, 1]."""
+    scaled = logits / temperature
+    return jnp.where(scaled >= threshold, scaled - partition, _REMOVED)
+
+
+def _law(logits: Array, config: SamplingConfig) -> tuple[Array, Array]:
+    """Smallest scaled logit that is kept, and log sum exp of those that are: [B, 1] each."""
+    vocab = logits.shape[1]
+    scaled = logits / config.temperature
+    top = jnp.max(scaled, axis=1, keepdims=True)
+    threshold = jnp.full_like(top, -jnp.inf)
     if 0 < config.top_k < vocab:
-        threshold = jax.lax.top_k(logits, config.top_k)[0][:, -1:]
-        logits = jnp.where(logits >= threshold, logits, _REMOVED)
+        k = jnp.full_like(top, config.top_k)
+        threshold = _largest_threshold(scaled, lambda kept: kept.astype(jnp.float32), k)
     if config.top_p < 1.0:
-        descending = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
-        probs = jax.nn.softmax(descending, axis=-1)
-        kept = jnp.cumsum(probs, axis=-1) - probs < config.top_p
-        threshold = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits >= threshold, logits, _REMOVED)
-    return jax.nn.log_softmax(logits, axis=-1)
+        mass = jnp.where(scaled >= threshold, jnp.exp(scaled - top), 0.0)
+        wanted = config.top_p * jnp.sum(mass, axis=1, keepdims=True)
+        threshold = _largest_threshold(scaled, lambda kept: jnp.where(kept, mass, 0.0), wanted)
+    mass = jnp.where(scaled >= threshold, jnp.exp(scaled - top), 0.0)
+    return threshold, top + jnp.log(jnp.sum(mass, axis=1, keepdims=True))
 
 
-def draw(key: Array, logits: Array, config: SamplingConfig) -> tuple[Array, Array]:
-    """Draw one token per row: tokens [B] int32 and their log-probabilities [B]."""
-    log_probs = sampling_log_probs(logits, config)
-    if config.temperature == 0.0:
-        tokens = jnp.argmax(logits, axis=-1)
-    else:
-        tokens = jax.random.categorical(key, log_probs, axis=-1)
-    chosen = jnp.take_along_axis(log_probs, tokens[:, None], axis=-1)[:, 0]
-    return tokens.astype(jnp.int32), chosen
+def _largest_threshold(x: Array, measure, wanted: Array) -> Array:
+    """The largest float t with sum(measure(x >= t)) >= wanted, by row: [B, 1].
 
-
-def sampling_params(model: Transformer, params: ArrayTree) -> ArrayTree:
-    """The policy as sampling reads it: in the compute type, every layer whole over "fsdp".
-
-    Training splits every matrix over the devices of "fsdp" and brings it together where it is
-    needed; decoding needs all of them for every token, so they come together once. "tensor" still
-    splits them. Norm scales keep their type, as in training, and the numbers are those that the
-    model would compute with. Without logical rules in force only the types change.
-    """
-    dtype = jnp.dtype(model.config.dtype)
-    dummy = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    boxed = jax.eval_shape(
-        lambda key, tokens: model.init(key, tokens, tokens, method=_init_all)["params"],
-        jax.eval_shape(lambda: jax.random.key(0)),
-        dummy,
-    )
-
-    def one(path, box, x):
-        names = [None if name == "embed" else name for name in box.names]
-        is_scale = path[-1].key == "scale"
-        return nn.with_logical_constraint(x if is_scale else x.astype(dtype), tuple(names))
-
-    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    return jax.tree_util.tree_map_with_path(one, boxed, params, is_leaf=is_box)
-
-
-def _init_all(model: Transformer, tokens: Array, valid: Array) -> Array:
-    hidden, _ = model(tokens, valid)
-    return model.logits(hidden)
-
-
-def next_logits(
-    model: Transformer, params: ArrayTree, tokens: Array, valid: Array, cache: KVCache
-) -> tuple[Array, KVCache]:
-    """Logits [B, V] after tokens [B, T], and the cache with them: prefill and decoding step."""
-    hidden, cache = model.apply({"params": params}, tokens, valid, cache)
-    return model.apply({"params": params}, hidden[:, -1:], method="logits")[:, 0], cache
-
-
-def _repeat_rows(cache: KVCache, times: int) -> KVCache:
-    """Give every prompt's cache to each of its samples (rows of one prompt are consecutive)."""
-    if times == 1:
-        return cache
-    return cache.replace(
-        keys=jnp.repeat(cache.keys, times, axis=1),
-        values=jnp.repeat(cache.values, times, axis=1),
-        valid=jnp.repeat(cache.valid, times, axis=0),
-    )
-
-
-def _is_eos(tokens: Array, eos_ids: tuple[int, ...]) -> Array:
-    return jnp.any(tokens[..., None] == jnp.asarray(eos_ids)[None, :], axis=-1)
-
-
-def generate(
-    model: Transformer,
-    params: ArrayTree,
-    prompt_tokens: Array,
-    prompt_mask: Array,
-    key: Array,
-    *,
-    config: SamplingConfig,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    num_samples: int = 1,
-) -> Generation:
-    """Sample responses; pure, to be jitted with everything but the arrays static.
-
-    A row ends with the first token in `eos_ids`, which is part of the response; `pad_id` may be
-    one of them, since masks come from lengths. The prompt runs through the model once for all
-    `num_samples` of its responses, and decoding stops when every row has ended.
+    Bisects the 32 bits of t, so that nothing is sorted and no copy of `x` is made.
 
     Args:
-      model: the policy.
-      params: its parameters.
-      prompt_tokens: [N, P] int32, left-padded.
-      prompt_mask: [N, P], 1 on prompt tokens.
-      key: typed PRNG key.
-      config: length limit and sampling distribution.
-      eos_ids: token ids that end a response.
-      pad_id: fills slots after the end.
-      num_samples: responses per prompt; rows of one prompt are consecutive.
-
-    Returns:
-      A `Generation` with B = N * num_samples rows.
+      x: [B, V] float32, not NaN.
+      measure: from [B, V] bool to [B, V] float32 of at least 0.
+      wanted: [B, 1]; reached by t = -inf.
     """
-    chex.assert_rank([prompt_tokens, prompt_mask], 2)
-    chex.assert_equal_shape([prompt_tokens, prompt_mask])
-    num_prompts, prompt_length = prompt_tokens.shape
-    batch, limit = num_prompts * num_samples, config.max_new_tokens
 
-    params = sampling_params(model, params)
-    cache = init_cache(model.config, num_prompts, prompt_length + limit)
-    logits, cache = next_logits(model, params, prompt_tokens, prompt_mask, cache)
-    cache = _repeat_rows(cache, num_samples)
-    logits = jnp.repeat(logits, num_samples, axis=0)
-    token, log_prob = draw(jax.random.fold_in(key, 0), logits, config)
-    done = _is_eos(token, eos_ids)
-    tokens = jnp.full((batch, limit), pad_id, jnp.int32).at[:, 0].set(token)
-    mask = jnp.zeros((batch, limit), jnp.float32).at[:, 0].set(1.0)
-    log_probs = jnp.zeros((batch, limit), jnp.float32).at[:, 0].set(log_prob)
+    def halve(_, bounds):
+        low, high = bounds  # reached at low, not at high
+        middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
+        total = jnp.sum(measure(x >= _float_of(middle)), axis=1, keepdims=True)
+        reached = total >= wanted
+        return jnp.where(reached, middle, low), jnp.where(reached, high, middle)
 
-    def going(carry):
-        return (carry[0] < limit) & ~jnp.all(carry[2])
+    low = jnp.full(wanted.shape, -_INFINITY - 1, jnp.int32)
+    high = jnp.full(wanted.shape, _INFINITY, jnp.int32)
+    return _float_of(jax.lax.fori_loop(0, 32, halve, (low, high))[0])
 
-    def body(carry):
-        step, token, done, cache, tokens, mask, log_probs = carry
-        logits, cache = next_logits(model, params, token[:, None], ~done[:, None], cache)
-        new, log_prob = draw(jax.random.fold_in(key, step), logits, config)
-        token = jnp.where(done, pad_id, new)
-        alive = (~done).astype(jnp.float32)
-        tokens = tokens.at[:, step].set(token)
-        mask = mask.at[:, step].set(alive)
-        log_probs = log_probs.at[:, step].set(log_prob * alive)
-        return step + 1, token, done | _is_eos(token, eos_ids), cache, tokens, mask, log_probs
 
-    carry = (jnp.int32(1), token, done, cache, tokens, mask, log_probs)
-    _, _, done, _, tokens, mask, log_probs = jax.lax.while_loop(going, body, carry)
-    return Generation(tokens=tokens, mask=mask, log_probs=log_probs, truncated=~done)
+def _float_of(order: Array) -> Array:
+    """The float32 at a place in their order: integers below 0 for those with a sign."""
+    bits = jnp.where(order < 0, order ^ 0x7FFFFFFF, order)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def draw(keys: Array, logits: Array, config: SamplingConfig) -> tuple[Array, Array]:
+    """Draw one token per row: tokens [B] int32 and their log-probabilities [B].
+
+    First a block of the vocabulary by its mass, then a token within it, each by the largest of
+    log-probability plus Gumbel noise. That takes random numbers for blocks and one block only.
+
+    Args:
+      keys: [B] typed PRNG keys.
+      logits: [B, V] float.
+      config: temperature, top_k, top_p.
+    """
+    chex.assert_rank([keys, logits], [1, 2])
+    if config.temperature == 0.0:
+        return jnp.argmax(logits, axis=1).astype(jnp.int32), jnp.zeros(len(logits), jnp.float32)
+    logits = logits.astype(jnp.float32)
+    vocab = logits.shape[1]
+    size = next(n for n in range(min(_LARGEST_BLOCK, vocab), 0, -1) if vocab % n == 0)
+    threshold, partition = _law(logits, config)
+    log_probs = _log_probs(logits, threshold, partition, config.temperature)
+    mass = jnp.sum(jnp.exp(log_probs).reshape(len(logits), -1, size), axis=2)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (vocab // size + size,)))(keys)
+    block = jnp.argmax(jnp.log(mass) + noise[:, size:], axis=1)
+    columns = block[:, None] * size + jnp.arange(size)[None]
+    inside = jnp.take_along_axis(logits, columns, axis=1)
+    inside = _log_probs(inside, threshold, partition, config.temperature)
+    place = jnp.argmax(inside + noise[:, :size], axis=1)[:, None]
+    tokens = jnp.take_along_axis(columns, place, axis=1)[:, 0]
+    return tokens.astype(jnp.int32), jnp.take_along_axis(inside, place, axis=1)[:, 0]

@@ -8,7 +8,8 @@ import pytest
 
 from dfpo_jax.models.gguf import load, smollm2_path
 from dfpo_jax.models.transformer import Transformer
-from dfpo_jax.rollout.sampling import SamplingConfig, generate
+from dfpo_jax.rollout.generate import generate
+from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tokenizers import left_pad
 

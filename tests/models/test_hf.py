@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dfpo_jax.models import weights
+from dfpo_jax.models import decode, weights
 from dfpo_jax.models.hf import INDEX, SINGLE, SafetensorsSource, load, save
-from dfpo_jax.models.transformer import Transformer, init_cache
-from dfpo_jax.rollout.sampling import SamplingConfig, generate
+from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.rollout.generate import generate
+from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.sharding import create_mesh, shardings
 from dfpo_jax.tokenizers import character_tokenizer
 
@@ -86,16 +87,21 @@ def test_logits_equal_those_of_torch(directory, case):
 def test_prefill_and_decode_equal_one_pass(directory, case):
     config, params = load(directory(case))
     tokens, valid = padded_tokens(length=40)
-    whole, _ = jit_apply(config)({"params": params}, tokens, valid)
-    apply, parts = jit_apply(config), []
-    cache = init_cache(config, 3, 40)
-    for part in (slice(0, 36), *(slice(i, i + 1) for i in range(36, 40))):
-        hidden, cache = apply({"params": params}, tokens[:, part], valid[:, part], cache)
-        parts.append(hidden)
-    keep = valid.astype(bool)
-    np.testing.assert_allclose(
-        np.concatenate(parts, axis=1)[keep], np.asarray(whole)[keep], rtol=1e-4, atol=1e-4
-    )
+    whole = logits_of(config, params, tokens, valid)
+    model = Transformer(config)
+    held = jax.jit(functools.partial(decode.hold, model))(params)
+    step = jax.jit(functools.partial(decode.step, config, held))
+    cache = decode.prefill(model, params, tokens[:, :36], valid[:, :36])
+    cache = jax.tree.map(lambda x: x if x.ndim < 2 else jnp.pad(x, _room(x.ndim)), cache)
+    for i in range(36, 40):
+        logits, cache = step(tokens[:, i], valid[:, i].astype(bool), cache)
+        keep = valid[:, i].astype(bool)
+        np.testing.assert_allclose(logits[keep], whole[keep, i], rtol=1e-4, atol=1e-4)
+
+
+def _room(rank):
+    """Four more columns in an array of a cache."""
+    return [(0, 4) if axis == (2 if rank == 4 else 1) else (0, 0) for axis in range(rank)]
 
 
 @pytest.mark.parametrize("case", ["llama_llama3", "llama_yarn", "qwen2", "qwen3"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dfpo_jax.models.config import PRESETS
-from dfpo_jax.models.transformer import KVCache, Transformer, init_cache
+from dfpo_jax.models.transformer import Transformer
 
 TINY = PRESETS["tiny"]
 FULL = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, tie_embeddings=False)
@@ -52,77 +52,11 @@ def model():
     return jit_apply(FULL), random_params(FULL)
 
 
-# The cache
-
-
-@pytest.mark.parametrize("prompt", [1, 5])
-def test_prefill_and_decode_equal_one_pass(model, prompt):
-    apply, params = model
-    tokens, valid = random_tokens((3, 8)), np.ones((3, 8), bool)
-    valid[0, :3], valid[1, :1] = False, False  # left padding
-    valid[2, 6:] = False  # a row that ended early
-    whole, none = apply(params, tokens, valid)
-    assert none is None
-    hidden, cache = apply(params, tokens[:, :prompt], valid[:, :prompt], init_cache(FULL, 3, 11))
-    parts = [hidden]
-    for i in range(prompt, 8):
-        hidden, cache = apply(params, tokens[:, i : i + 1], valid[:, i : i + 1], cache)
-        parts.append(hidden)
-    np.testing.assert_allclose(
-        np.concatenate(parts, axis=1)[valid], np.asarray(whole)[valid], rtol=1e-4, atol=1e-5
-    )
-    assert int(cache.index) == 8
-    np.testing.assert_array_equal(cache.valid[:, :8], valid)
-    assert not np.any(cache.valid[:, 8:]) and not np.any(cache.keys[:, :, 8:])
-
-
-def test_decoding_in_a_scan_inside_jit(model):
-    apply, params = model
-    tokens, valid = random_tokens((2, 6)), np.ones((2, 6), bool)
-
-    @jax.jit
-    def run(params, tokens):
-        def step(cache, token):
-            hidden, cache = apply(params, token[:, None], jnp.ones((2, 1)), cache)
-            return cache, hidden[:, 0]
-
-        return jax.lax.scan(step, init_cache(FULL, 2, 6), tokens.T)[1].swapaxes(0, 1)
-
-    whole, _ = apply(params, tokens, valid)
-    np.testing.assert_allclose(run(params, tokens), whole, rtol=1e-4, atol=1e-5)
-
-
-def test_cache_shapes_types_and_limits():
-    cache = init_cache(TINY, 3, 7)
-    assert isinstance(cache, KVCache)
-    assert cache.keys.shape == cache.values.shape == (2, 3, 7, 2, 8)
-    assert cache.keys.dtype == jnp.float32 and cache.valid.dtype == bool
-    assert cache.valid.shape == (3, 7) and cache.index.dtype == jnp.int32
-    for length in (0, TINY.max_positions + 1):
-        with pytest.raises(ValueError, match=f"length is {length}; .*between 1 and 128"):
-            init_cache(TINY, 1, length)
-
-
-def test_a_cache_of_lower_precision_stays_so_and_stays_close(model):
-    apply, params = model
-    tokens, valid = random_tokens((2, 6)), np.ones((2, 6), bool)
-    whole, _ = apply(params, tokens, valid)
-    hidden, cache = apply(params, tokens, valid, init_cache(FULL, 2, 6, "bfloat16"))
-    assert cache.keys.dtype == cache.values.dtype == jnp.bfloat16
-    assert hidden.dtype == jnp.float32
-    difference = np.abs(np.asarray(hidden) - np.asarray(whole)).max()
-    assert 0 < difference < 0.1
-
-
 def test_too_many_slots(model):
     _, params = model
-    decoder = Transformer(FULL)
-    tokens = np.zeros((1, 6), np.int32)
-    with pytest.raises(ValueError, match="tokens has 6 slots; at most 4 are allowed"):
-        decoder.apply(params, tokens, tokens + 1, init_cache(FULL, 1, 4))
     long = np.zeros((1, FULL.max_positions + 1), np.int32)
     with pytest.raises(ValueError, match="tokens has 129 slots; at most 128"):
-        decoder.apply(params, long, long + 1)
+        Transformer(FULL).apply(params, long, long + 1)
 
 
 # Padding and causality
@@ -228,8 +162,8 @@ def test_types():
     params, apply = random_params(config), jit_apply(config)
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(params))
     tokens, valid = random_tokens((2, 5)), np.ones((2, 5))
-    hidden, cache = apply(params, tokens, valid, init_cache(config, 2, 5))
-    assert hidden.dtype == cache.keys.dtype == jnp.bfloat16
+    hidden, _ = apply(params, tokens, valid)
+    assert hidden.dtype == jnp.bfloat16
     logits = apply(params, hidden, method="logits")
     assert logits.dtype == jnp.float32 and logits.shape == (2, 5, config.vocab_size)
     exact_params = jax.tree.map(lambda x: x.astype(jnp.float32), params)

@@ -5,7 +5,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-from tiny import Markov, table_params
+from tiny import table_model, table_params
 
 from dfpo_jax.rollout.rollout import LengthPenalty, Sampler, collect, score
 from dfpo_jax.rollout.sampling import SamplingConfig
@@ -49,7 +49,7 @@ def test_prompts_that_are_too_long_lose_their_first_tokens_and_are_counted():
     tokenizer = character_tokenizer("12345")
     mesh = create_mesh(1, 1, 1)
     config = SamplingConfig(max_new_tokens=2)
-    sampler = Sampler(Markov(), tokenizer, 3, config, mesh, truncate_prompts=True)
+    sampler = Sampler(table_model(20), tokenizer, 3, config, mesh, truncate_prompts=True)
     items = Judge().items(5)
     tokens, mask = sampler.prompts(items)
     assert [tokenizer.decode(row[m > 0]) for row, m in zip(tokens, mask, strict=True)] == [
@@ -59,7 +59,7 @@ def test_prompts_that_are_too_long_lose_their_first_tokens_and_are_counted():
         "234",
         "345",
     ]
-    strict = Sampler(Markov(), tokenizer, 3, config, mesh)
+    strict = Sampler(table_model(20), tokenizer, 3, config, mesh)
     with pytest.raises(ValueError, match="4 tokens; prompt_length is 3"):
         strict.prompts(items)
 
@@ -74,7 +74,7 @@ def test_a_second_eos_ends_a_response():
     table[two, one] = 0.0
     config = SamplingConfig(max_new_tokens=4)
     for ends, text, truncated in (((), "1212", True), ((2, two), "1", False)):
-        sampler = Sampler(Markov(), tokenizer, 3, config, create_mesh(1, 1, 1), ends)
+        sampler = Sampler(table_model(20), tokenizer, 3, config, create_mesh(1, 1, 1), ends)
         prompt = sampler.prompts([Item("3", "")])
         out = sampler(table_params(table), *prompt, jax.random.key(0))
         assert sampler.texts(out) == [text] and out.truncated.tolist() == [truncated]
@@ -94,14 +94,14 @@ def follow(text, *, size=20):
 def test_a_stop_text_ends_a_response_and_is_cut_off():
     tokenizer, params = follow("12345")
     config = SamplingConfig(max_new_tokens=4)
-    sampler = Sampler(Markov(), tokenizer, 3, config, create_mesh(1, 1, 1), stop="34")
+    sampler = Sampler(table_model(20), tokenizer, 3, config, create_mesh(1, 1, 1), stop="34")
     out = sampler(params, *sampler.prompts([Item("1", ""), Item("4", "")]), jax.random.key(0))
     assert sampler.texts(out) == ["2", "5555"]
     assert out.mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert out.truncated.tolist() == [False, True]
     assert tokenizer.decode(out.tokens[0][:3]) == "234"
     assert out.tokens[0, 3] == tokenizer.pad_token_id and out.log_probs[0, 3] == 0.0
-    plain = Sampler(Markov(), tokenizer, 3, config, create_mesh(1, 1, 1))
+    plain = Sampler(table_model(20), tokenizer, 3, config, create_mesh(1, 1, 1))
     assert plain.texts(plain(params, *plain.prompts([Item("1", "")]), jax.random.key(0))) == [
         "2345"
     ]
@@ -120,7 +120,7 @@ def test_the_length_penalty_is_zero_then_linear_then_its_scale():
 def test_a_rollout_is_penalised_in_what_is_learned_and_not_in_what_is_reported():
     tokenizer, params = follow("12345")
     sampler = Sampler(
-        Markov(), tokenizer, 3, SamplingConfig(max_new_tokens=4), create_mesh(1, 1, 1)
+        table_model(20), tokenizer, 3, SamplingConfig(max_new_tokens=4), create_mesh(1, 1, 1)
     )
     task = Judge()
     settings = {"num_samples": 1, "penalty": LengthPenalty(buffer=2, scale=0.5)}

@@ -1,12 +1,10 @@
 """From prompts to scored rollouts, with a policy that follows a table."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
 import tiny
-from tiny import Markov, fast_compile  # noqa: F401
+from tiny import fast_compile, traced  # noqa: F401
 
 from dfpo_jax.rollout.rollout import Sampler, collect, demonstrations, score
 from dfpo_jax.rollout.sampling import SamplingConfig
@@ -56,9 +54,8 @@ def make_sampler(pad_is_eos=False, mesh=(1, 1, 1), **options):
         row = tokenizer.convert_tokens_to_ids(before)
         table[row] = -50.0
         table[row, tokenizer.convert_tokens_to_ids(after)] = 0.0
-    model = Markov(dataclasses.replace(tiny.UNTIED, vocab_size=vocab, d_model=vocab))
     config = SamplingConfig(max_new_tokens=RESPONSE, **options)
-    sampler = Sampler(model, tokenizer, PROMPT, config, create_mesh(*mesh))
+    sampler = Sampler(tiny.table_model(vocab), tokenizer, PROMPT, config, create_mesh(*mesh))
     return sampler, tiny.table_params(table)
 
 
@@ -143,15 +140,15 @@ def test_special_tokens_do_not_vanish_from_texts(plain):
     assert sampler.texts(rollout.replace(truncated=np.ones(3, bool))) == ["4<bos>2"] * 3
 
 
-def test_rows_that_do_not_fill_the_mesh_are_padded_and_cut():
+def test_rows_that_do_not_fill_the_mesh_are_padded_and_cut(traced):  # noqa: F811
     sampler, params = make_sampler(mesh=(2, 2, 2), temperature=1.0)
     prompts = sampler.prompts(ITEMS)
     out = sampler(params, *prompts, jax.random.key(0), num_samples=2)
+    assert traced == [(4, PROMPT - 1), (8,)]  # three prompts on 2 x 2 row shards
     one, params = make_sampler(temperature=1.0)
     same = one(params, *prompts, jax.random.key(0), num_samples=2)
     jax.tree.map(np.testing.assert_array_equal, out, same)
     assert out.tokens.shape == (6, RESPONSE)
-    assert sampler.model.shapes == [(4, PROMPT), (8, 1)]  # three prompts on 2 x 2 row shards
 
 
 def test_greedy_overrides_the_temperature(plain):
@@ -164,11 +161,11 @@ def test_greedy_overrides_the_temperature(plain):
     assert len(set(sampler.texts(sampled))) > 20
 
 
-def test_programs_are_compiled_once_per_shape():
+def test_programs_are_compiled_once_per_shape(traced):  # noqa: F811
     sampler, params = make_sampler()
     for seed in range(3):
         sampler(params, *sampler.prompts(ITEMS), jax.random.key(seed))
-    assert len(sampler.model.shapes) == 2  # prefill and decode, traced once
+    assert len(traced) == 2  # prefill and decode
 
 
 @pytest.mark.parametrize("pad_is_eos", [False, True])

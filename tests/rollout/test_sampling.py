@@ -1,6 +1,5 @@
 """Sampling: distributions, ends of rows, the shared prefill, and agreement with the trainer."""
 
-import dataclasses
 import functools
 import math
 
@@ -9,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import Markov, fast_compile  # noqa: F401
+from tiny import fast_compile, traced  # noqa: F401
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms.policy import join_sequence, response_states, token_statistics
+from dfpo_jax.models import decode
 from dfpo_jax.models.transformer import Transformer
-from dfpo_jax.rollout.sampling import SamplingConfig, generate, sampling_log_probs
+from dfpo_jax.rollout.generate import generate
+from dfpo_jax.rollout.sampling import SamplingConfig, draw, sampling_log_probs
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -82,6 +83,9 @@ def test_ties_at_a_threshold_are_kept():
         ({"top_k": -1}, "top_k is -1"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"slots": -1}, "slots is -1"),
+        ({"prefill_rows": -2}, "prefill_rows is -2"),
+        ({"cache_dtype": "int8"}, "cache_dtype is 'int8'"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -124,7 +128,7 @@ def chain(edges, vocab=12):
     return tiny.table_params(table)
 
 
-SMALL = dataclasses.replace(tiny.UNTIED, vocab_size=12, d_model=12)
+TABLE = tiny.table_model(12)
 COUNTDOWN = chain({5: 6, 6: 7, 7: EOS, 3: EOS, 8: 5})  # any other token repeats itself
 
 
@@ -133,9 +137,7 @@ def test_frequencies_follow_the_reported_probabilities():
     table = rng.normal(scale=1.5, size=(12, 12))
     options = {"temperature": 0.8, "top_k": 6, "top_p": 0.9}
     rows = 20_000
-    out = run(
-        Markov(SMALL), tiny.table_params(table), [4] * rows, max_new_tokens=2, eos_ids=(), **options
-    )
+    out = run(TABLE, tiny.table_params(table), [4] * rows, max_new_tokens=2, eos_ids=(), **options)
     law = np.stack([reference_log_probs(x, **options) for x in table])
     assert np.all(out.mask == 1) and np.all(out.truncated)
     before = np.full(rows, 4)
@@ -153,9 +155,8 @@ def test_frequencies_follow_the_reported_probabilities():
 @pytest.mark.parametrize("pad_id", [0, EOS])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_rows_end_with_their_end_of_sequence(pad_id, temperature):
-    model = Markov(SMALL)
     out = run(
-        model,
+        TABLE,
         COUNTDOWN,
         [5, 3, 9, 8, 7],
         pad_id=pad_id,
@@ -175,52 +176,126 @@ def test_rows_end_with_their_end_of_sequence(pad_id, temperature):
 
 
 def test_any_of_several_ids_ends_a_row():
-    out = run(Markov(SMALL), COUNTDOWN, [5, 3, 8], max_new_tokens=5, eos_ids=(EOS, 7))
+    out = run(TABLE, COUNTDOWN, [5, 3, 8], max_new_tokens=5, eos_ids=(EOS, 7))
     assert out.tokens.tolist() == [[6, 7, 0, 0, 0], [EOS, 0, 0, 0, 0], [5, 6, 7, 0, 0]]
     assert not out.truncated.any()
 
 
-def test_decoding_stops_when_every_row_has_ended():
-    model = Markov(SMALL, count=True)
-    for first, steps in (([3, 3], 1), ([3, 5], 3), ([3, 9], 40)):
-        model.calls.clear()
-        run(model, COUNTDOWN, first, max_new_tokens=40)
+def test_decoding_stops_when_every_row_has_ended(monkeypatch):
+    steps, inner = [], decode.step
+
+    def counted(*inputs):
+        jax.debug.callback(lambda: steps.append(1))
+        return inner(*inputs)
+
+    monkeypatch.setattr(decode, "step", counted)
+    for first, expected in (([3, 3], 1), ([3, 5], 3), ([3, 9], 39)):
+        steps.clear()
+        run(TABLE, COUNTDOWN, first, max_new_tokens=39)
         jax.effects_barrier()
-        assert len(model.calls) == steps
+        assert len(steps) == expected
+    # One slot for all of them: 1 + 3 + 1 + 4 tokens, one after the other.
+    steps.clear()
+    run(TABLE, COUNTDOWN, [3, 5, 7, 8], max_new_tokens=39, slots=1)
+    jax.effects_barrier()
+    assert len(steps) == 9
 
 
-def test_samples_share_one_prefill():
-    model = Markov(SMALL)
-    out = run(model, COUNTDOWN, [5, 3, 9], max_new_tokens=4, num_samples=3, temperature=0.0)
-    assert model.shapes == [(3, 1), (9, 1)]
-    once = run(Markov(SMALL), COUNTDOWN, [5, 3, 9], max_new_tokens=4, temperature=0.0)
+def test_samples_share_one_prefill(traced):  # noqa: F811
+    prompts = np.asarray([[1, 5], [1, 3], [1, 9]], np.int32)
+    options = {"eos_ids": (EOS,), "pad_id": 0, "config": SamplingConfig(4, temperature=0.0)}
+    inputs = TABLE, COUNTDOWN, prompts, np.ones_like(prompts), jax.random.key(0)
+    out = generate(*inputs, **options, num_samples=3)
+    assert traced == [(3, 1), (9,)]
+    once = generate(*inputs, **options)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.repeat(b, 3, axis=0)), out, once)
 
 
 def test_the_key_decides_and_samples_differ():
     uniform = tiny.table_params(np.zeros((12, 12)))
-    model = Markov(SMALL)
-    draw = functools.partial(run, model, uniform, [4, 5], num_samples=8, max_new_tokens=6)
-    first, again, other = draw(key=0), draw(key=0), draw(key=1)
+    sample = functools.partial(run, TABLE, uniform, [4, 5], num_samples=8, max_new_tokens=6)
+    first, again, other = sample(key=0), sample(key=0), sample(key=1)
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert np.any(first.tokens != other.tokens)
     assert len({tuple(row) for row in first.tokens.tolist()}) == 16
 
 
-def test_compiles_once_per_shape():
-    model = Markov(SMALL)
-    call = jax.jit(
-        functools.partial(
-            generate, model, config=SamplingConfig(max_new_tokens=3), eos_ids=(EOS,), pad_id=0
-        )
-    )
+def test_compiles_once_per_shape(traced):  # noqa: F811
+    config = SamplingConfig(max_new_tokens=3)
+    call = jax.jit(functools.partial(generate, TABLE, config=config, eos_ids=(EOS,), pad_id=0))
     for seed in range(3):
         prompts = np.full((2, 3), 4 + seed, np.int32)
-        call(tiny.markov_params(seed, 12, 12), prompts, prompts > 0, jax.random.key(seed))
-    assert model.shapes == [(2, 3), (2, 1)]
+        params = tiny.table_params(np.full((12, 12), seed))
+        call(params, prompts, prompts > 0, jax.random.key(seed))
+    assert traced == [(2, 2), (2,)]
     prompts = np.full((5, 3), 4, np.int32)
     call(COUNTDOWN, prompts, prompts > 0, jax.random.key(0))
-    assert model.shapes[2:] == [(5, 3), (5, 1)]
+    assert traced[2:] == [(5, 2), (5,)]
+
+
+# --- slots --------------------------------------------------------------------------------------
+
+
+def ragged(**options):
+    """18 responses of 1 to 10 tokens to 6 prompts of different lengths."""
+    model = Transformer(tiny.DECODER)
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(0, tiny.VOCAB, (6, 5)).astype(np.int32)
+    mask = np.arange(5)[None] >= np.array([0, 4, 2, 1, 3, 0])[:, None]
+    init = jax.jit(lambda key: model.init(key, prompts, mask)["params"])
+    params = tiny.randomised(init(jax.random.key(0)), scale=0.2)
+    config = SamplingConfig(max_new_tokens=10, **options)
+    call = functools.partial(
+        generate, model, config=config, eos_ids=(0, 1, 2), pad_id=3, num_samples=3
+    )
+    return jax.device_get(jax.jit(call)(params, prompts, mask, jax.random.key(1)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"slots": 1}, {"slots": 5}, {"slots": 17}, {"slots": 99}, {"prefill_rows": 2}]
+    + [{"slots": 4, "prefill_rows": 4}, {"slots": 3, "prefill_rows": 1}],
+    ids=str,
+)
+def test_slots_and_pieces_of_the_prefill_change_no_sample(options):
+    expected, found = ragged(), ragged(**options)
+    assert len(set(expected.mask.sum(axis=1).tolist())) > 4
+    for name in ("tokens", "mask", "truncated"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
+
+
+def test_a_cache_of_lower_precision_changes_log_probs_a_little():
+    expected, found = ragged(), ragged(cache_dtype="bfloat16")
+    first = expected.tokens[:, 0] == found.tokens[:, 0]
+    difference = np.abs(expected.log_probs[first, 0] - found.log_probs[first, 0])
+    assert first.mean() > 0.7 and 0 < difference.max() < 0.1
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 50}, {"top_p": 0.7, "temperature": 0.6}])
+def test_tokens_of_a_large_vocabulary_follow_their_law(options):
+    """A vocabulary of several blocks, in one of which no token is kept."""
+    rng, vocab, rows = np.random.default_rng(2), 2048, 40_000
+    logits = rng.normal(scale=2.0, size=vocab).astype(np.float32)
+    logits[512:1024] = -40.0
+    config = SamplingConfig(**options)
+    keys = jax.random.split(jax.random.key(0), rows)
+
+    def one(keys):
+        return draw(keys, jnp.broadcast_to(logits, (len(keys), vocab)), config)
+
+    tokens, log_probs = jax.lax.map(one, keys.reshape(40, -1))
+    law = np.asarray(sampling_log_probs(logits[None], config))[0]
+    tokens, log_probs = np.asarray(tokens).ravel(), np.asarray(log_probs).ravel()
+    np.testing.assert_allclose(log_probs, law[tokens], atol=1e-5)
+    # Tokens in the order of their probability, a hundred groups of about equal mass.
+    order = np.argsort(-law)
+    groups = np.minimum((np.cumsum(np.exp(law[order])) * 100).astype(int), 99)
+    expected = np.bincount(groups, np.exp(law[order]), minlength=100) * rows
+    group_of = np.empty(vocab, int)
+    group_of[order] = groups
+    counts = np.bincount(group_of[tokens], minlength=100)
+    assert np.all(np.abs(counts - expected) <= 5 * np.sqrt(expected) + 1e-6)
 
 
 # --- the decoder --------------------------------------------------------------------------------

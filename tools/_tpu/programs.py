@@ -1,16 +1,15 @@
 """The programs of a run, ready to be lowered: abstract arguments with shardings, no arrays."""
 
-import functools
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from dfpo_jax.models.transformer import Transformer, init_cache
-from dfpo_jax.rollout.sampling import draw, next_logits, sampling_params
-from dfpo_jax.sharding import LOGICAL_RULES, batch_sharding, mesh_context, replicated
+from dfpo_jax.models import decode
+from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.rollout.sampling import draw
+from dfpo_jax.sharding import batch_sharding, mesh_context, replicated
 from dfpo_jax.training.config import Config
 from dfpo_jax.training.learner import Schedule
 from dfpo_jax.training.run import make_learner
@@ -44,10 +43,10 @@ class Lowering:
     def lower(self, name: str) -> jax.stages.Lowered:
         """One of `PROGRAMS`.
 
-        "prefill": the prompts of an iteration into a fresh cache, with the gathering of the
-        parameters for sampling. "decode": one token for every response of the iteration, the
-        cache donated. "prepare": targets and advantages of the iteration's rollout. "train": one
-        update on one minibatch, all its micro-batches, both optimizers, the state donated.
+        "prefill": the prompts that run at once through the model, with the gathering of the
+        parameters for decoding. "decode": one token for every slot, the cache donated.
+        "prepare": targets and advantages of the iteration's rollout. "train": one update on one
+        minibatch, all its micro-batches, both optimizers, the state donated.
         """
         train = self.config.train
         with mesh_context(self.mesh):
@@ -79,43 +78,49 @@ class Lowering:
         return 0
 
     def _prefill(self, prompts: int):
-        length = self.config.train.prompt_length
-        tokens = self._rows((prompts, length), jnp.int32)
-        slots = length + self.config.sampling.max_new_tokens
+        """The prompts of one piece, and the parameters as decoding reads them."""
+        sampling = self.config.sampling
+        prompts = min(sampling.prefill_rows or prompts, prompts)
+        shape = (prompts, max(self.config.train.prompt_length - 1, 1))
 
         def prefill(params, tokens, mask):
-            params = sampling_params(self.model, params)
-            cache = init_cache(self.model.config, prompts, slots)
-            return next_logits(self.model, params, tokens, mask, cache)
+            cache = decode.prefill(self.model, params, tokens, mask, sampling.cache_dtype or None)
+            return decode.hold(self.model, params), cache
 
         policy = self.learner.abstract_state.params["policy"]
-        return jax.jit(prefill).lower(policy, tokens, self._rows((prompts, length)))
+        return jax.jit(prefill).lower(policy, self._rows(shape, jnp.int32), self._rows(shape))
 
     def _decode(self, rows: int):
-        slots = self.config.train.prompt_length + self.config.sampling.max_new_tokens
-        config = self.model.config
-        cache = jax.eval_shape(functools.partial(init_cache, config, rows, slots))
-        cache = jax.tree.map(
-            lambda x: self._named(x, {5: "- batch length kv_heads -", 2: "batch length", 0: ""}),
-            cache,
-        )
+        sampling, model = self.config.sampling, self.model
+        rows = min(sampling.slots or rows, rows)
+        columns = self.config.train.prompt_length - 1 + sampling.max_new_tokens
         policy = self.learner.abstract_state.params["policy"]
-        params = jax.eval_shape(functools.partial(sampling_params, self.model), policy)
-        params = jax.tree.map(
-            lambda x, old: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=self._without_fsdp(old.sharding)
-            ),
-            params,
-            policy,
+        dtype = sampling.cache_dtype or None
+
+        def start(params):
+            cache = decode.init_cache(model.config, rows, columns, dtype)
+            return decode.hold(model, params), cache
+
+        # Compiled for its layout alone: what it gives lies where decoding finds it.
+        held, cache = self._as_compiled(jax.jit(start), policy)
+
+        def advance(held, cache, token, alive, keys):
+            logits, cache = decode.step(model.config, held, token, alive, cache)
+            return *draw(keys, logits, sampling), cache
+
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+        keys = self._rows(keys.shape, keys.dtype)
+        token, alive = self._rows((rows,), jnp.int32), self._rows((rows,), bool)
+        return jax.jit(advance, donate_argnums=1).lower(held, cache, token, alive, keys)
+
+    def _as_compiled(self, jitted, *inputs):
+        """Abstract results of a program, with the shardings that its compilation gives them."""
+        lowered = jitted.lower(*inputs)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            lowered.out_info,
+            lowered.compile().output_shardings,
         )
-
-        def decode(params, cache, token, done, key):
-            logits, cache = next_logits(self.model, params, token[:, None], ~done[:, None], cache)
-            return *draw(key, logits, self.config.sampling), cache
-
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        token, done = self._rows((rows,), jnp.int32), self._rows((rows,), bool)
-        return jax.jit(decode, donate_argnums=1).lower(params, cache, token, done, key)
 
     def _rows(self, shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
@@ -124,15 +129,6 @@ class Lowering:
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
         )
-
-    def _named(self, x, names):
-        axes = tuple(None if name == "-" else name for name in names[x.ndim].split())
-        spec = nn.logical_to_mesh_axes(axes, tuple(LOGICAL_RULES.items()))
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(self.mesh, spec))
-
-    def _without_fsdp(self, sharding: NamedSharding) -> NamedSharding:
-        spec = (None if axis == "fsdp" else axis for axis in sharding.spec)
-        return NamedSharding(self.mesh, jax.sharding.PartitionSpec(*spec))
 
     def _rollout(self, rows: int) -> Rollout:
         prompt, response = self.config.train.prompt_length, self.config.sampling.max_new_tokens

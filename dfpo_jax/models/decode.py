@@ -1,0 +1,226 @@
+"""The decoder one token at a time: parameters as decoding reads them, prefill, step, cache.
+
+Whole sequences go through `Transformer`; a step computes the same from the parameters that `hold`
+lays out. Layers are unrolled, each with a cache of its own: in a scan every step would copy
+weights and cache of a layer out of the stack.
+"""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from dfpo_jax.models.config import TransformerConfig
+from dfpo_jax.models.rope import apply_rope, rope_tables
+from dfpo_jax.models.transformer import RMSNorm, Transformer
+from dfpo_jax.types import Array, ArrayTree
+
+_CACHE = ("batch", "kv_heads", "length", "head_dim")
+_REMOVED = -0.7 * float(jnp.finfo(jnp.float32).max)
+
+
+@struct.dataclass
+class KVCache:
+    """Keys and values of past tokens.
+
+    Attributes:
+      keys: one array [B, K, S, H] per layer, already rotated.
+      values: the same.
+      valid: [B, S] bool, columns that hold a token of the row (False: padding, or not its own).
+      index: [] int32, the column that the next step writes.
+    """
+
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
+    valid: Array
+    index: Array
+
+
+def init_cache(
+    config: TransformerConfig, batch: int, length: int, dtype: str | None = None
+) -> KVCache:
+    """An empty cache of `length` columns for `batch` rows, in `dtype` or the compute type.
+
+    Raises:
+      ValueError: `length` is below 1 or above `config.max_positions`.
+    """
+    if not 1 <= length <= config.max_positions:
+        raise ValueError(f"length is {length}; it must be between 1 and {config.max_positions}")
+    shape = (batch, config.num_kv_heads, length, config.head_dim)
+
+    def zeros():
+        dtype_ = jnp.dtype(dtype or config.dtype)
+        return nn.with_logical_constraint(jnp.zeros(shape, dtype_), _CACHE)
+
+    return KVCache(
+        keys=tuple(zeros() for _ in range(config.num_layers)),
+        values=tuple(zeros() for _ in range(config.num_layers)),
+        valid=nn.with_logical_constraint(jnp.zeros((batch, length), bool), ("batch", "length")),
+        index=jnp.zeros((), jnp.int32),
+    )
+
+
+def hold(model: Transformer, params: ArrayTree) -> ArrayTree:
+    """Parameters as `step` reads them: in the compute type, one tree per layer, kernels transposed.
+
+    Training splits every matrix over the devices of "fsdp" and brings it together where it is
+    needed; decoding needs all of them for every token, so they come together once. "tensor" still
+    splits them. Kernels are [outputs, inputs]: with few rows the product is faster that way round
+    on CPU, and elsewhere the compiler chooses the layout. Norm scales keep their type.
+
+    Returns:
+      "embedding" [V, D], "head" [V, D] (the same array where they are tied), "final_norm", and
+      "layers", a tuple of trees named as in the model.
+    """
+    config = model.config
+    dummy = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    init = functools.partial(model.init, method=_init_all)
+    boxed = jax.eval_shape(lambda key, x: init(key, x, x)["params"], key, dummy)
+
+    def gathered(path, box, x):
+        if path[-1].key == "scale":
+            return nn.with_logical_constraint(x, box.names)
+        names = tuple(None if name == "embed" else name for name in box.names)
+        x = x.astype(config.dtype)
+        if path[-1].key == "head":
+            return nn.with_logical_constraint(x.T, names[::-1])
+        if path[-1].key != "kernel":
+            return nn.with_logical_constraint(x, names)
+        inputs = 2 if path[-2].key == "output" else 1  # axes that are summed over, after "layers"
+        order = (0, *range(inputs + 1, x.ndim), *range(1, inputs + 1))
+        return nn.with_logical_constraint(x.transpose(order), tuple(names[i] for i in order))
+
+    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    held = dict(jax.tree_util.tree_map_with_path(gathered, boxed, params, is_leaf=is_box))
+    stack = held["layers"]
+    held["layers"] = tuple(
+        jax.tree.map(lambda x, i=i: x[i], stack) for i in range(config.num_layers)
+    )
+    return {"head": held["embedding"], **held}
+
+
+def _init_all(model: Transformer, tokens: Array, valid: Array) -> Array:
+    hidden, _ = model(tokens, valid)
+    return model.logits(hidden)
+
+
+def prefill(
+    model: Transformer, params: ArrayTree, tokens: Array, valid: Array, dtype: str | None = None
+) -> KVCache:
+    """A full cache of T columns with the keys and values of tokens [B, T].
+
+    Args:
+      model: the decoder.
+      params: its own parameters, not those of `hold`.
+      tokens: [B, T] int32, T >= 1.
+      valid: [B, T], 1 on tokens and 0 on padding.
+      dtype: of the cache; the compute type by default.
+    """
+    _, written = model.apply({"params": params}, tokens, valid, with_cache=True)
+
+    def layers(stack):  # [L, B, T, K, H]
+        stack = jnp.swapaxes(stack.astype(dtype or model.config.dtype), 2, 3)
+        return tuple(nn.with_logical_constraint(x, _CACHE) for x in stack)
+
+    keys, values = written
+    return KVCache(layers(keys), layers(values), valid.astype(bool), jnp.int32(tokens.shape[1]))
+
+
+def step(
+    config: TransformerConfig, held: ArrayTree, tokens: Array, valid: Array, cache: KVCache
+) -> tuple[Array, KVCache]:
+    """Logits [B, V] (float32) after one more token per row, and the cache with it.
+
+    The token attends to itself and to every valid column, wherever it lies; its position is their
+    number. It is written at `cache.index`, which then moves on by one: the caller keeps it within
+    the cache (a traced index cannot be checked), and may lead it back to columns that are no
+    longer valid in any row it writes.
+
+    Args:
+      config: of the model.
+      held: from `hold`.
+      tokens: [B] int32.
+      valid: [B] bool, rows that take part; the logits of others are of no meaning.
+      cache: read and extended.
+    """
+    chex.assert_rank([tokens, valid], 1)
+    chex.assert_equal_shape([tokens, valid, cache.valid[:, 0]])
+    rope = rope_tables(jnp.sum(cache.valid, axis=1, dtype=jnp.int32)[:, None], config)
+    seen = jax.lax.dynamic_update_slice(cache.valid, valid[:, None], (0, cache.index))
+    table = nn.with_logical_constraint(held["embedding"], ("vocab", None))
+    x = jnp.take(table, tokens, axis=0)
+    x = nn.with_logical_constraint(x, ("batch", None))
+    keys, values = [], []
+    for layer, old_keys, old_values in zip(held["layers"], cache.keys, cache.values, strict=True):
+        y = _norm(config, layer["attention_norm"], x)
+        q, k, v = _project_heads(config, layer["attention"], y, rope)
+        place = (0, 0, cache.index, 0)
+        keys.append(jax.lax.dynamic_update_slice(old_keys, k.astype(old_keys.dtype), place))
+        values.append(jax.lax.dynamic_update_slice(old_values, v.astype(old_values.dtype), place))
+        attended = _attend(q, keys[-1], values[-1], seen)
+        x = x + _product(layer["attention"]["output"], attended)
+        x = nn.with_logical_constraint(x, ("batch", None))
+        y, mlp = _norm(config, layer["mlp_norm"], x), layer["mlp"]
+        y = jax.nn.silu(_product(mlp["gate"], y)) * _product(mlp["up"], y)
+        x = nn.with_logical_constraint(x + _product(mlp["down"], y), ("batch", None))
+    x = _norm(config, held["final_norm"], x)
+    logits = jnp.matmul(held["head"], x.T, preferred_element_type=jnp.float32)
+    logits = _as_written(logits).T
+    logits = nn.with_logical_constraint(logits, ("batch", "vocab"))
+    return logits, KVCache(tuple(keys), tuple(values), seen, cache.index + 1)
+
+
+def _norm(config: TransformerConfig, params: ArrayTree, x: Array) -> Array:
+    """RMS norm of [..., width]."""
+    width, axis = x.shape[-1], "embed"  # the axis names a parameter that exists already
+    return RMSNorm(config, width, axis).apply({"params": params}, x)
+
+
+def _as_written(x: Array) -> Array:
+    """On CPU, keeps the compiler from turning a product and its transpose into the other product.
+
+    With few columns kernel times x^T takes two thirds of the time of x times kernel^T there.
+    """
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+
+
+def _product(params: ArrayTree, x: Array) -> Array:
+    """[B, inputs] times a kernel [*outputs, *inputs]: [B, outputs]."""
+    kernel = params["kernel"]
+    out = _as_written(kernel.reshape(-1, x.shape[-1]) @ x.T).T
+    if "bias" in params:
+        out = out + params["bias"].reshape(1, -1)
+    return out
+
+
+def _project_heads(config: TransformerConfig, params: ArrayTree, x: Array, rope):
+    """Queries [B, K, N / K, H], and keys and values [B, K, 1, H] to be written, of x [B, D]."""
+    batch, width = x.shape[0], config.head_dim
+    q, k, v = (
+        _product(params[name], x).reshape(batch, 1, -1, width) for name in ("query", "key", "value")
+    )
+    if config.qk_norm:
+        q, k = _norm(config, params["query_norm"], q), _norm(config, params["key_norm"], k)
+    q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+    q = q.reshape(batch, config.num_kv_heads, -1, width)
+    return q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+
+
+def _attend(q: Array, keys: Array, values: Array, seen: Array) -> Array:
+    """Attention of one query per row, see `attention.attention`: [B, N * H].
+
+    Args:
+      q: [B, K, G, H].
+      keys, values: [B, K, S, H].
+      seen: [B, S] bool.
+    """
+    keys, values = keys.astype(q.dtype), values.astype(q.dtype)
+    scores = jnp.einsum("bkgh,bksh->bkgs", q, keys, preferred_element_type=jnp.float32)
+    allowed = seen[:, None, None]
+    scores = jnp.where(allowed, scores * q.shape[-1] ** -0.5, _REMOVED)
+    weights = jnp.where(allowed, jax.nn.softmax(scores, axis=-1), 0.0).astype(q.dtype)
+    return jnp.einsum("bkgs,bksh->bkgh", weights, values).reshape(q.shape[0], -1)

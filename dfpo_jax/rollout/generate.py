@@ -1,0 +1,315 @@
+"""Autoregressive generation on the device: prefill, then a `while_loop` with places that refill.
+
+Every response is decoded in a slot. All slots write the same column of the cache, one step after
+the other; behind the prompts the columns form a ring of as many as a response has tokens, so a slot
+can take its next response at any step: its old columns are no longer valid, and those it writes
+return only when the response has ended.
+"""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from dfpo_jax.models import decode
+from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.rollout.sampling import SamplingConfig, draw
+from dfpo_jax.sharding import BATCH_AXES
+from dfpo_jax.types import Array, ArrayTree, Generation
+
+_FREE_SHARE = 8  # slots are filled again when one in so many is free
+
+
+@struct.dataclass
+class _Prompts:
+    """What a slot starts from. G groups of prompts, one per device that the batch is split over.
+
+    Attributes:
+      cache: keys and values of all tokens but the last, rows G * N; None where there is one only.
+      token: [G, N] the last token, which the first step reads.
+      valid: [G, N] bool, whether it is one: an empty prompt has none.
+    """
+
+    cache: decode.KVCache | None
+    token: Array
+    valid: Array
+
+
+@struct.dataclass
+class _Slots:
+    """The slots of G groups, and where their responses go.
+
+    Attributes:
+      cache: rows G * S.
+      row: [G, S] which response of the group the slot decodes.
+      token: [G, S] the token to read next; of no meaning where it is not valid.
+      valid: [G, S] bool.
+      alive: [G, S] bool, the response goes on.
+      start: [G, S] step at which the response began.
+      count: [G, S] tokens it has.
+      ended: [G, S] bool, the last of them ends it.
+      tokens, log_probs: [G, S, R], of step t in column t mod R.
+      queue: [G] the next response to begin.
+      step: [] steps so far.
+    """
+
+    cache: decode.KVCache
+    row: Array
+    token: Array
+    valid: Array
+    alive: Array
+    start: Array
+    count: Array
+    ended: Array
+    tokens: Array
+    log_probs: Array
+    queue: Array
+    step: Array
+
+
+@struct.dataclass
+class _Responses:
+    """Finished ones: tokens and log_probs [G, B, R], count and ended [G, B]."""
+
+    tokens: Array
+    log_probs: Array
+    count: Array
+    ended: Array
+
+
+def generate(
+    model: Transformer,
+    params: ArrayTree,
+    prompt_tokens: Array,
+    prompt_mask: Array,
+    key: Array,
+    *,
+    config: SamplingConfig,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+    num_samples: int = 1,
+) -> Generation:
+    """Sample responses; pure, to be jitted with everything but the arrays static.
+
+    A row ends with the first token in `eos_ids`, which is part of the response; `pad_id` may be
+    one of them, since masks come from lengths. A prompt runs through the model once for all
+    `num_samples` of its responses, and decoding stops when every row has ended. A row's samples
+    depend on `key`, its number and its place in the response alone, so that neither
+    `config.slots` nor the mesh changes them.
+
+    Args:
+      model: the policy.
+      params: its parameters.
+      prompt_tokens: [N, P] int32, left-padded; on a mesh its data axes must divide N.
+      prompt_mask: [N, P], 1 on prompt tokens.
+      key: typed PRNG key.
+      config: length limit, sampling distribution, slots.
+      eos_ids: token ids that end a response.
+      pad_id: fills slots after the end.
+      num_samples: responses per prompt; rows of one prompt are consecutive.
+
+    Returns:
+      A `Generation` with N * num_samples rows.
+
+    Raises:
+      ValueError: prompt and response together exceed the model's positions.
+    """
+    chex.assert_rank([prompt_tokens, prompt_mask], 2)
+    chex.assert_equal_shape([prompt_tokens, prompt_mask])
+    groups = _groups()
+    rows, limit = len(prompt_tokens) * num_samples // groups, config.max_new_tokens
+    slots = min(-(-config.slots // groups) or rows, rows)
+
+    held = decode.hold(model, params)
+    prompts = _prefill(model, params, prompt_tokens, prompt_mask, config, groups)
+    state = _no_slots(model, prompt_tokens.shape[1] - 1, config, groups, slots)
+    state = _start(state, prompts, num_samples, rows)
+    responses = _Responses(
+        tokens=jnp.zeros((groups, rows, limit), jnp.int32),
+        log_probs=jnp.zeros((groups, rows, limit), jnp.float32),
+        count=jnp.zeros((groups, rows), jnp.int32),
+        ended=jnp.zeros((groups, rows), bool),
+    )
+
+    def refill(carry):
+        state, responses = carry
+        responses = _store(responses, state)
+        return _start(state, prompts, num_samples, rows), responses
+
+    def body(carry):
+        state, responses = carry
+        if slots < rows:
+            free = jnp.sum(~state.alive, axis=1)
+            due = (free >= max(slots // _FREE_SHARE, 1)) & (state.queue < rows)
+            state, responses = jax.lax.cond(jnp.any(due), refill, lambda x: x, carry)
+        return _advance(model, held, state, key, rows, config, eos_ids), responses
+
+    def going(carry):
+        state, _ = carry
+        return jnp.any(state.alive) | jnp.any(state.queue < rows)
+
+    responses = _store(*jax.lax.while_loop(going, body, (state, responses))[::-1])
+    out = jax.tree.map(lambda x: x.reshape(groups * rows, *x.shape[2:]), responses)
+    inside = jnp.arange(limit)[None] < out.count[:, None]
+    return Generation(
+        tokens=jnp.where(inside, out.tokens, pad_id),
+        mask=inside.astype(jnp.float32),
+        log_probs=jnp.where(inside, out.log_probs, 0.0),
+        truncated=~out.ended,
+    )
+
+
+def _groups() -> int:
+    """Number of devices the batch is split over by the mesh in force."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
+    """Runs all prompt tokens but the last through the model, some prompts at a time."""
+    dtype = config.cache_dtype or None
+    valid = mask.astype(bool)
+    rows, length = tokens.shape
+    grouped = {
+        "token": tokens[:, -1].reshape(groups, -1),
+        "valid": valid[:, -1].reshape(groups, -1),
+    }
+    if length == 1:
+        return _Prompts(cache=None, **grouped)
+    wanted = -(-rows // (config.prefill_rows or rows))
+    pieces = next(n for n in range(wanted, rows + 1) if rows // groups % n == 0 or n == rows)
+
+    def run(piece):
+        cache = decode.prefill(model, params, *piece, dtype)
+        return cache.keys, cache.values
+
+    inputs = tokens[:, :-1], valid[:, :-1]
+    if pieces == 1:
+        keys, values = run(inputs)
+    else:  # every so-manieth row, so that each device keeps its own
+        split = jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1), inputs
+        )
+        keys, values = jax.tree.map(
+            lambda x: jnp.swapaxes(x, 0, 1).reshape(rows, *x.shape[2:]), jax.lax.map(run, split)
+        )
+    cache = decode.KVCache(keys, values, valid[:, :-1], jnp.int32(length - 1))
+    return _Prompts(cache=cache, **grouped)
+
+
+def _no_slots(model, prefix: int, config: SamplingConfig, groups: int, slots: int) -> _Slots:
+    """All of them free, the caches behind a prompt of `prefix` tokens and one more empty."""
+    limit, shape = config.max_new_tokens, (groups, slots)
+    dtype = config.cache_dtype or None
+    zeros, no = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
+    return _Slots(
+        cache=decode.init_cache(model.config, groups * slots, prefix + limit, dtype),
+        row=zeros,
+        token=zeros,
+        valid=no,
+        alive=no,
+        start=zeros,
+        count=zeros,
+        ended=no,
+        tokens=jnp.zeros((*shape, limit), jnp.int32),
+        log_probs=jnp.zeros((*shape, limit), jnp.float32),
+        queue=jnp.zeros(groups, jnp.int32),
+        step=jnp.int32(0),
+    )
+
+
+def _start(state: _Slots, prompts: _Prompts, num_samples: int, rows: int) -> _Slots:
+    """Gives free slots the next responses of their group."""
+    free = ~state.alive
+    row = state.queue[:, None] + jnp.cumsum(free, axis=1, dtype=jnp.int32) - 1
+    begins = free & (row < rows)
+    prompt = jnp.where(begins, row // num_samples, 0)
+    take = jax.vmap(lambda x, index: x[index])  # within each group
+    flat = begins.reshape(-1)
+
+    def renew(old, first):
+        """`first` of each row's prompt into the columns from 0 on of rows that begin."""
+        first = first.reshape(*prompt.shape[:1], -1, *first.shape[1:])
+        new = take(first, prompt).reshape(len(flat), *first.shape[2:])
+        old_part = jax.lax.slice_in_dim(old, 0, new.shape[2], axis=2)
+        new = jnp.where(flat.reshape(-1, 1, 1, 1), new, old_part)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, 0, axis=2)
+
+    cache = state.cache
+    cleared = jnp.where(flat[:, None], False, cache.valid)
+    if prompts.cache is not None:
+        known = prompts.cache.valid.reshape(*prompt.shape[:1], -1, prompts.cache.valid.shape[1])
+        known = take(known, prompt).reshape(len(flat), -1)
+        prefix = jnp.where(flat[:, None], known, cleared[:, : known.shape[1]])
+        cleared = jax.lax.dynamic_update_slice_in_dim(cleared, prefix, 0, axis=1)
+        cache = cache.replace(
+            keys=tuple(map(renew, cache.keys, prompts.cache.keys)),
+            values=tuple(map(renew, cache.values, prompts.cache.values)),
+        )
+    return state.replace(
+        cache=cache.replace(valid=cleared),
+        row=jnp.where(begins, row, jnp.where(state.alive, state.row, rows)),
+        token=jnp.where(begins, take(prompts.token, prompt), state.token),
+        valid=jnp.where(begins, take(prompts.valid, prompt), state.valid),
+        alive=state.alive | begins,
+        start=jnp.where(begins, state.step, state.start),
+        count=jnp.where(begins, 0, state.count),
+        ended=state.ended & ~begins,
+        queue=state.queue + jnp.sum(begins, axis=1, dtype=jnp.int32),
+    )
+
+
+def _advance(model, held, state: _Slots, key, rows: int, config, eos_ids) -> _Slots:
+    """One token for every slot that is alive."""
+    limit = config.max_new_tokens
+    prefix = state.cache.valid.shape[1] - limit
+    place = state.step % limit
+    logits, cache = decode.step(
+        model.config,
+        held,
+        state.token.reshape(-1),
+        (state.valid & state.alive).reshape(-1),
+        state.cache.replace(index=prefix + place),
+    )
+    number = state.row + rows * jnp.arange(len(state.row), dtype=jnp.int32)[:, None]
+    keys = jax.vmap(lambda n, count: jax.random.fold_in(jax.random.fold_in(key, n), count))(
+        number.reshape(-1), state.count.reshape(-1)
+    )
+    token, log_prob = (x.reshape(state.row.shape) for x in draw(keys, logits, config))
+    count = jnp.where(state.alive, state.count + 1, state.count)
+    ends = jnp.any(token[..., None] == jnp.asarray(eos_ids, jnp.int32).reshape(1, 1, -1), axis=-1)
+    return state.replace(
+        cache=cache,
+        token=token,
+        valid=state.alive,
+        alive=state.alive & ~ends & (count < limit),
+        count=count,
+        ended=jnp.where(state.alive, ends, state.ended),
+        tokens=_column(state.tokens, token, place, state.alive),
+        log_probs=_column(state.log_probs, log_prob, place, state.alive),
+        step=state.step + 1,
+    )
+
+
+def _column(x: Array, new: Array, place: Array, alive: Array) -> Array:
+    """`x` with `new` at a place of the slots that are alive; others wait there to be stored."""
+    old = jax.lax.dynamic_index_in_dim(x, place, axis=2, keepdims=False)
+    new = jnp.where(alive, new, old)[..., None]
+    return jax.lax.dynamic_update_slice_in_dim(x, new, place, axis=2)
+
+
+def _store(responses: _Responses, state: _Slots) -> _Responses:
+    """Writes the responses of slots that are not alive; those of free ones are dropped."""
+    limit = state.tokens.shape[2]
+    order = (state.start[..., None] + jnp.arange(limit)[None, None]) % limit
+    row = jnp.where(state.alive, responses.count.shape[1], state.row)
+    found = _Responses(
+        tokens=jnp.take_along_axis(state.tokens, order, axis=2),
+        log_probs=jnp.take_along_axis(state.log_probs, order, axis=2),
+        count=state.count,
+        ended=state.ended,
+    )
+    put = jax.vmap(lambda all_, row, new: all_.at[row].set(new, mode="drop"))
+    return jax.tree.map(lambda all_, new: put(all_, row, new), responses, found)

@@ -1,0 +1,136 @@
+"""One token at a time: equal to one pass, whatever the columns, and what the cache holds."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from tiny import fast_compile  # noqa: F401
+
+from dfpo_jax.models import PRESETS, Transformer, decode
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+
+TINY = PRESETS["tiny"]
+FULL = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, tie_embeddings=False)
+
+
+def random_params(config):
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    model = Transformer(config)
+    init = functools.partial(model.init, method=decode._init_all)
+    return tiny.randomised(nn.unbox(init(jax.random.key(0), tokens, tokens)["params"]), scale=0.1)
+
+
+def random_tokens(shape, seed=0):
+    return np.random.default_rng(seed).integers(0, TINY.vocab_size, shape).astype(np.int32)
+
+
+def one_pass(config, params, tokens, valid):
+    """Logits [B, T, V] of whole sequences."""
+    model = Transformer(config)
+    hidden, _ = model.apply({"params": params}, tokens, valid)
+    return np.asarray(model.apply({"params": params}, hidden, method="logits"))
+
+
+def decoder(config, params):
+    """`step` with its parameters, compiled."""
+    held = jax.jit(functools.partial(decode.hold, Transformer(config)))(params)
+    return jax.jit(functools.partial(decode.step, config, held))
+
+
+def widen(cache, columns):
+    """The cache with more columns."""
+    grow = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, columns), (0, 0)))  # noqa: E731
+    return cache.replace(
+        keys=tuple(map(grow, cache.keys)),
+        values=tuple(map(grow, cache.values)),
+        valid=jnp.pad(cache.valid, ((0, 0), (0, columns))),
+    )
+
+
+@pytest.mark.parametrize("config", [TINY, FULL], ids=["plain", "full"])
+@pytest.mark.parametrize("prompt", [0, 1, 5])
+def test_prefill_and_steps_equal_one_pass(config, prompt):
+    params = random_params(config)
+    tokens, valid = random_tokens((3, 8)), np.ones((3, 8), bool)
+    valid[0, :3], valid[1, :1] = False, False  # left padding
+    valid[2, 6:] = False  # a row that ended early
+    whole, step = one_pass(config, params, tokens, valid), decoder(config, params)
+    cache = decode.init_cache(config, 3, 11)
+    if prompt:
+        model = Transformer(config)
+        cache = decode.prefill(model, params, tokens[:, :prompt], valid[:, :prompt])
+        assert int(cache.index) == prompt
+        cache = widen(cache, 11 - prompt)
+    for i in range(prompt, 8):
+        logits, cache = step(tokens[:, i], valid[:, i], cache)
+        assert logits.dtype == jnp.float32
+        keep = valid[:, i]
+        np.testing.assert_allclose(logits[keep], whole[keep, i], rtol=1e-4, atol=1e-5)
+    assert int(cache.index) == 8
+    np.testing.assert_array_equal(cache.valid[:, :8], valid)
+    assert not np.any(cache.valid[:, 8:])
+    assert not any(np.any(x[:, :, 8:]) for x in cache.keys + cache.values)
+
+
+def test_the_order_of_columns_does_not_matter():
+    """A ring: the last tokens lie in columns before the first ones."""
+    params, tokens = random_params(FULL), random_tokens((2, 6))
+    step, cache = decoder(FULL, params), decode.init_cache(FULL, 2, 7)
+    for i in range(6):
+        cache = cache.replace(index=jnp.int32((i + 4) % 7))
+        logits, cache = step(tokens[:, i], np.ones(2, bool), cache)
+    expected = one_pass(FULL, params, tokens, np.ones((2, 6)))[:, -1]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_columns_that_are_not_valid_are_not_read():
+    params, tokens = random_params(FULL), random_tokens((2, 3))
+    step, cache = decoder(FULL, params), decode.init_cache(FULL, 2, 7)
+    junk = cache.replace(
+        keys=tuple(x + 7.0 for x in cache.keys), values=tuple(x - 9.0 for x in cache.values)
+    )
+    for i in range(3):
+        logits, cache = step(tokens[:, i], np.ones(2, bool), cache)
+        same, junk = step(tokens[:, i], np.ones(2, bool), junk)
+        np.testing.assert_array_equal(logits, same)
+
+
+def test_cache_shapes_types_and_limits():
+    cache = decode.init_cache(TINY, 3, 7)
+    assert [x.shape for x in cache.keys + cache.values] == [(3, 2, 7, 8)] * 4
+    assert cache.keys[0].dtype == jnp.float32 and cache.valid.dtype == bool
+    assert cache.valid.shape == (3, 7) and cache.index.dtype == jnp.int32
+    for length in (0, TINY.max_positions + 1):
+        with pytest.raises(ValueError, match=f"length is {length}; .*between 1 and 128"):
+            decode.init_cache(TINY, 1, length)
+
+
+def test_a_cache_of_lower_precision_stays_so_and_stays_close():
+    params, tokens = random_params(FULL), random_tokens((2, 6))
+    step, cache = decoder(FULL, params), decode.init_cache(FULL, 2, 6, "bfloat16")
+    for i in range(6):
+        logits, cache = step(tokens[:, i], np.ones(2, bool), cache)
+    assert {x.dtype for x in cache.keys + cache.values} == {jnp.dtype("bfloat16")}
+    expected = one_pass(FULL, params, tokens, np.ones((2, 6)))[:, -1]
+    assert 0 < np.abs(np.asarray(logits) - expected).max() < 0.1
+
+
+def test_held_parameters_are_the_models_in_the_compute_type():
+    config = dataclasses.replace(FULL, dtype="bfloat16")
+    params = random_params(config)
+    held = decode.hold(Transformer(config), params)
+    assert len(held["layers"]) == TINY.num_layers
+    attention, layers = held["layers"][1]["attention"], params["layers"]
+    for name, axes in (("query", (1, 2, 0)), ("output", (2, 0, 1))):
+        kernel = layers["attention"][name]["kernel"][1].transpose(axes).astype("bfloat16")
+        np.testing.assert_array_equal(attention[name]["kernel"], kernel)
+    np.testing.assert_array_equal(held["head"], params["head"].T.astype("bfloat16"))
+    assert held["layers"][0]["mlp_norm"]["scale"].dtype == jnp.float32
+    tied = decode.hold(Transformer(TINY), random_params(TINY))
+    assert tied["head"] is tied["embedding"]
