@@ -1,4 +1,5 @@
 from dfpo_jax.models.config import PRESETS, TransformerConfig
+from dfpo_jax.models.lora import LoraConfig
 from dfpo_jax.models.transformer import KVCache, Transformer, init_cache
 from dfpo_jax.models.value_flow import (
     ValueFlow,
@@ -14,6 +15,7 @@ from dfpo_jax.models.value_heads import QuantileHead, ScalarHead
 __all__ = [
     "PRESETS",
     "KVCache",
+    "LoraConfig",
     "QuantileHead",
     "ScalarHead",
     "Transformer",

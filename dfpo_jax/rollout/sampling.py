@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.models import lora
 from dfpo_jax.models.transformer import KVCache, Transformer, init_cache
 from dfpo_jax.types import Array, ArrayTree, Generation
 
@@ -87,6 +88,11 @@ def draw(key: Array, logits: Array, config: SamplingConfig) -> tuple[Array, Arra
     return tokens.astype(jnp.int32), chosen
 
 
+def sampling_model(model: Transformer) -> Transformer:
+    """The decoder that reads `sampling_params`: the same one without LoRA."""
+    return Transformer(model.config.without_lora()) if model.config.lora.rank > 0 else model
+
+
 def sampling_params(model: Transformer, params: ArrayTree) -> ArrayTree:
     """The policy as sampling reads it: in the compute type, every layer whole over "fsdp".
 
@@ -94,11 +100,14 @@ def sampling_params(model: Transformer, params: ArrayTree) -> ArrayTree:
     needed; decoding needs all of them for every token, so they come together once. "tensor" still
     splits them. Norm scales keep their type, as in training, and the numbers are those that the
     model would compute with. Without logical rules in force only the types change.
+
+    With LoRA the updates are folded into the kernels, which `sampling_model` reads: decoding costs
+    nothing more. In a compute type below float32 this rounds otherwise than training does.
     """
     dtype = jnp.dtype(model.config.dtype)
     dummy = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     boxed = jax.eval_shape(
-        lambda key, tokens: model.init(key, tokens, tokens, method=_init_all)["params"],
+        lambda key, tokens: sampling_model(model).init(key, tokens, tokens)["params"],
         jax.eval_shape(lambda: jax.random.key(0)),
         dummy,
     )
@@ -108,13 +117,9 @@ def sampling_params(model: Transformer, params: ArrayTree) -> ArrayTree:
         is_scale = path[-1].key == "scale"
         return nn.with_logical_constraint(x if is_scale else x.astype(dtype), tuple(names))
 
+    params = lora.fold(params, model.config.lora)
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
     return jax.tree_util.tree_map_with_path(one, boxed, params, is_leaf=is_box)
-
-
-def _init_all(model: Transformer, tokens: Array, valid: Array) -> Array:
-    hidden, _ = model(tokens, valid)
-    return model.logits(hidden)
 
 
 def next_logits(
@@ -177,7 +182,7 @@ def generate(
     num_prompts, prompt_length = prompt_tokens.shape
     batch, limit = num_prompts * num_samples, config.max_new_tokens
 
-    params = sampling_params(model, params)
+    params, model = sampling_params(model, params), sampling_model(model)
     cache = init_cache(model.config, num_prompts, prompt_length + limit)
     logits, cache = next_logits(model, params, prompt_tokens, prompt_mask, cache)
     cache = _repeat_rows(cache, num_samples)

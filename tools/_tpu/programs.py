@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from dfpo_jax.models import lora
 from dfpo_jax.models.transformer import Transformer, init_cache
-from dfpo_jax.rollout.sampling import draw, next_logits, sampling_params
+from dfpo_jax.rollout.sampling import draw, next_logits, sampling_model, sampling_params
 from dfpo_jax.sharding import LOGICAL_RULES, batch_sharding, mesh_context, replicated
 from dfpo_jax.training.config import Config
 from dfpo_jax.training.learner import Schedule
@@ -86,7 +87,7 @@ class Lowering:
         def prefill(params, tokens, mask):
             params = sampling_params(self.model, params)
             cache = init_cache(self.model.config, prompts, slots)
-            return next_logits(self.model, params, tokens, mask, cache)
+            return next_logits(sampling_model(self.model), params, tokens, mask, cache)
 
         policy = self.learner.abstract_state.params["policy"]
         return jax.jit(prefill).lower(policy, tokens, self._rows((prompts, length)))
@@ -101,16 +102,17 @@ class Lowering:
         )
         policy = self.learner.abstract_state.params["policy"]
         params = jax.eval_shape(functools.partial(sampling_params, self.model), policy)
+        model = sampling_model(self.model)
         params = jax.tree.map(
             lambda x, old: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=self._without_fsdp(old.sharding)
             ),
             params,
-            policy,
+            lora.split(policy)[1] or policy,
         )
 
         def decode(params, cache, token, done, key):
-            logits, cache = next_logits(self.model, params, token[:, None], ~done[:, None], cache)
+            logits, cache = next_logits(model, params, token[:, None], ~done[:, None], cache)
             return *draw(key, logits, self.config.sampling), cache
 
         key = jax.eval_shape(lambda: jax.random.key(0))
