@@ -36,6 +36,7 @@ LOGICAL_RULES: Rules = {
     "embed": "fsdp",
     "layers": None,
     "head_dim": None,
+    "rank": None,
     "length": None,
 }
 

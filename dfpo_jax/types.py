@@ -89,8 +89,9 @@ class TrainState:
       step: [] int32, finished iterations.
       skipped: [] int32, updates in a row, up to the last one, that were not finite.
       params: dict with "policy" and, for algorithms with one, "critic".
-      opt_state: dict with the same keys: optimizer states.
-      reference: policy parameters the KL is measured against, or None.
+      opt_state: dict with the same keys: optimizer states of what trains in them.
+      reference: policy parameters the KL is measured against, or None; with LoRA only those that
+        train.
       kl_coefficient: [] float32, current weight of the KL penalty.
       value_shift: [] float32, `mu` of the value units z = (G - mu) / sigma.
       value_scale: [] float32, `sigma` of the same.

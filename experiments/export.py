@@ -3,7 +3,8 @@
     python experiments/export.py --workdir=runs/smollm2 --directory=exported
 
 Writes config.json, safetensors, tokenizer with its chat template, and the generation settings the
-first weights were published with, the tokens that end a response among them.
+first weights were published with, the tokens that end a response among them. LoRA is folded into
+the weights.
 """
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from absl import flags, logging
 from transformers import GenerationConfig
 
-from dfpo_jax.models import hf, pretrained
+from dfpo_jax.models import hf, lora, pretrained
 from dfpo_jax.models.config import DTYPES
 from dfpo_jax.training import command_line
 from dfpo_jax.training.restore import load_run
@@ -48,7 +49,7 @@ def export(workdir: str, directory: str, step: int | None = None, dtype: str | N
       ValueError: `directory` is in use.
     """
     run, state = load_run(workdir, step)
-    params = state.params["policy"]
+    params = lora.fold(state.params["policy"], run.config.model.lora)
     if dtype is not None:
         params = jax.tree.map(lambda x: np.asarray(x).astype(jax.numpy.dtype(dtype)), params)
     hf.save(

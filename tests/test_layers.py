@@ -25,6 +25,7 @@ ops.quantiles
 ops.policy_gradients
 ops.divergences
 ops
+models.lora
 models.config
 models.rope models.hf_config
 models.attention

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from dfpo_jax.algorithms.base import check_choice, check_interval
 from dfpo_jax.algorithms.policy import response_states
+from dfpo_jax.models import lora
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.types import Array, ArrayTree
 
@@ -18,8 +19,9 @@ class CriticConfig:
     """What every critic has, whatever its head.
 
     Attributes:
-      trunk: "own" (a copy of the policy's transformer, trained with the critic), "shared" (the
-        policy's, critic gradients flow into it) or "detached" (the policy's, they do not).
+      trunk: "own" (a copy of the policy's transformer, trained with the critic; with LoRA a copy
+        of the low-rank updates alone, beside the policy's kernels), "shared" (the policy's, critic
+        gradients flow into it) or "detached" (the policy's, they do not).
       critic_lambda: lambda of the critic's targets.
       warmup: iterations in which only the critic learns.
       loss_weight: coefficient of the critic's objective beside the policy's.
@@ -43,10 +45,11 @@ class CriticConfig:
 def init_critic(
     config: CriticConfig, policy_params: ArrayTree, head_params: ArrayTree
 ) -> ArrayTree:
-    """Critic parameters: the head, and with `trunk="own"` a copy of the policy's transformer."""
+    """Critic parameters: the head, and with `trunk="own"` a copy of what trains in the policy."""
     if config.trunk != "own":
         return {"head": head_params}
-    trunk = {name: leaf for name, leaf in policy_params.items() if name != "head"}
+    trained, _ = lora.split(policy_params)
+    trunk = {name: leaf for name, leaf in trained.items() if name != "head"}
     return {"head": head_params, "trunk": jax.tree.map(jnp.copy, trunk)}
 
 
@@ -64,13 +67,14 @@ def critic_states(
     Args:
       config: which trunk.
       model: the transformer both trunks have.
-      params: the critic's parameters.
+      params: those of policy and critic; of the policy's, only what LoRA keeps as it is is read.
       policy_states: [B, R + 1, D], the policy's hidden states (unused with an own trunk).
       sequence, valid: [B, P + R].
       length: R.
     """
     if config.trunk == "own":
-        trunk = params["trunk"]
+        _, frozen = lora.split(params["policy"])
+        trunk = lora.join(params["critic"]["trunk"], jax.lax.stop_gradient(frozen))
         if not model.config.tie_embeddings:
             # The decoder asks for its output projection even where nothing reads it.
             shape = (model.config.d_model, model.config.vocab_size)

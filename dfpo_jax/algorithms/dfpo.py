@@ -157,7 +157,7 @@ def dfpo(model: Transformer, config: DFPOConfig, temperature: float) -> Algorith
 
     def condition_of(params, policy_states, sequence, valid, length):
         states = critic_states(config.critic, model, params, policy_states, sequence, valid, length)
-        return head.apply({"params": params["head"]}, states, method="condition")
+        return head.apply({"params": params["critic"]["head"]}, states, method="condition")
 
     def velocity_at(head_params, condition):
         return lambda z, t, d: head.apply(
@@ -188,13 +188,13 @@ def dfpo(model: Transformer, config: DFPOConfig, temperature: float) -> Algorith
     def prepare(state, rollout, key):
         critic_key, policy_key = jax.random.split(key)
         frozen = freeze(config.policy, model, state, rollout, temperature)
-        critic = state.params["critic"]
+        critic_head = state.params["critic"]["head"]
         length = rollout.tokens.shape[1]
-        condition = condition_of(critic, frozen.states, frozen.sequence, frozen.valid, length)
+        condition = condition_of(state.params, frozen.states, frozen.sequence, frozen.valid, length)
         successor = successor_index(frozen.mask)
-        now = velocity_at(critic["head"], condition[:, :-1])
-        after = velocity_at(critic["head"], _take(condition, successor))
-        everywhere = velocity_at(critic["head"], condition)
+        now = velocity_at(critic_head, condition[:, :-1])
+        after = velocity_at(critic_head, _take(condition, successor))
+        everywhere = velocity_at(critic_head, condition)
         quantiles = flow_critic.state_quantiles(flow, everywhere, condition.shape[:2])
         samples = targets_of(critic_key, config.critic.critic_lambda, frozen, now, after)
         policy_samples = samples
@@ -232,7 +232,7 @@ def dfpo(model: Transformer, config: DFPOConfig, temperature: float) -> Algorith
         context = Context(
             kl_coefficient=jnp.copy(state.kl_coefficient),
             policy_scale=policy_scale(state.step, config.critic.warmup),
-            frozen=jax.tree.map(jnp.copy, critic["head"]),
+            frozen=jax.tree.map(jnp.copy, critic_head),
         )
         return batch, context
 
@@ -243,7 +243,7 @@ def dfpo(model: Transformer, config: DFPOConfig, temperature: float) -> Algorith
         losses = flow_critic.flow_losses(
             flow,
             jax.vmap(jax.random.fold_in, (None, 0))(key, batch.row),
-            velocity_at(params["head"], condition[:, :-1]),
+            velocity_at(params["critic"]["head"], condition[:, :-1]),
             velocity_at(context.frozen, targets.condition[:, :-1]),
             velocity_at(context.frozen, after),
             targets.samples,
@@ -268,7 +268,7 @@ def dfpo(model: Transformer, config: DFPOConfig, temperature: float) -> Algorith
             model, params["policy"], states, batch.tokens, temperature, config.policy.logits_chunk
         )
         terms = policy_losses(config.policy, log_probs, entropy, batch, context)
-        return terms | critic_terms(params["critic"], states, batch, context, key)
+        return terms | critic_terms(params, states, batch, context, key)
 
     def read_critic(state, rollout):
         params, length = state.params, rollout.tokens.shape[1]
@@ -276,7 +276,7 @@ def dfpo(model: Transformer, config: DFPOConfig, temperature: float) -> Algorith
         states = None
         if config.critic.trunk != "own":
             states = response_states(model, params["policy"], sequence, valid, length)
-        return condition_of(params["critic"], states, sequence, valid, length)[:, :-1]
+        return condition_of(params, states, sequence, valid, length)[:, :-1]
 
     def predict(state, rollout):
         condition = read_critic(state, rollout)

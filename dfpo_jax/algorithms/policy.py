@@ -6,6 +6,7 @@ from flax import struct
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms.base import Batch, Context, PolicyConfig
+from dfpo_jax.models import lora
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.types import Array, ArrayTree, Rollout, Term, TrainState
 
@@ -206,9 +207,10 @@ def freeze(
         sequence_rewards = jnp.clip(sequence_rewards, -config.reward_clip, config.reward_clip)
     rewards = ops.place_at_last(sequence_rewards, mask)
     if config.kl_coefficient > 0.0:
-        ref_states = response_states(model, state.reference, sequence, valid, length)
+        start = lora.join(state.reference, lora.split(policy)[1])
+        ref_states = response_states(model, start, sequence, valid, length)
         reference, _ = token_statistics(
-            model, state.reference, ref_states, rollout.tokens, temperature, config.logits_chunk
+            model, start, ref_states, rollout.tokens, temperature, config.logits_chunk
         )
         if config.kl_in == "reward":
             kl = ops.kl_estimate(old, reference, config.kl_kind)

@@ -71,7 +71,7 @@ def ppo(model: Transformer, config: PPOConfig, temperature: float) -> Algorithm:
 
     def values_of(params, policy_states, sequence, valid, length):
         states = critic_states(config.critic, model, params, policy_states, sequence, valid, length)
-        return head.apply({"params": params["head"]}, states)
+        return head.apply({"params": params["critic"]["head"]}, states)
 
     def init(key, policy_params):
         features = jnp.zeros((1, model.config.d_model))
@@ -85,7 +85,7 @@ def ppo(model: Transformer, config: PPOConfig, temperature: float) -> Algorithm:
         del key
         frozen = freeze(config.policy, model, state, rollout, temperature)
         values = values_of(
-            state.params["critic"],
+            state.params,
             frozen.states,
             frozen.sequence,
             frozen.valid,
@@ -132,7 +132,7 @@ def ppo(model: Transformer, config: PPOConfig, temperature: float) -> Algorithm:
             model, params["policy"], states, batch.tokens, temperature, config.policy.logits_chunk
         )
         terms = policy_losses(config.policy, log_probs, entropy, batch, context)
-        values = values_of(params["critic"], states, batch.sequence, batch.valid, length)[:, :-1]
+        values = values_of(params, states, batch.sequence, batch.valid, length)[:, :-1]
         old, returns = batch.critic.old_values, batch.critic.returns
         errors = jnp.square(values - returns)
         if config.value_clip > 0.0:
@@ -148,7 +148,7 @@ def ppo(model: Transformer, config: PPOConfig, temperature: float) -> Algorithm:
         states = None
         if config.critic.trunk != "own":
             states = response_states(model, params["policy"], sequence, valid, length)
-        values = values_of(params["critic"], states, sequence, valid, length)
+        values = values_of(params, states, sequence, valid, length)
         return (values[:, :-1] * state.value_scale + state.value_shift)[..., None]
 
     return Algorithm(init, prepare, loss, predict)

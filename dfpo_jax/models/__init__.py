@@ -1,4 +1,5 @@
 from dfpo_jax.models.config import PRESETS, TransformerConfig
+from dfpo_jax.models.lora import LoraConfig
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.models.value_flow import (
     ValueFlow,
@@ -13,6 +14,7 @@ from dfpo_jax.models.value_heads import QuantileHead, ScalarHead
 
 __all__ = [
     "PRESETS",
+    "LoraConfig",
     "QuantileHead",
     "ScalarHead",
     "Transformer",

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from dfpo_jax.models.lora import LoraConfig
+
 DTYPES = ("float32", "bfloat16", "float16")
 REMAT = ("none", "full", "dots", "offload")
 ATTENTION = ("auto", "xla", "cudnn", "pallas_tpu")
@@ -83,6 +85,7 @@ class TransformerConfig:
         results of products with weights, "full" its input alone and recomputes the rest, "offload"
         is "full" with that input in the host's memory (the platform must offer "pinned_host").
       attention: back end, see `attention.attention`.
+      lora: low-rank updates that train instead of the parameters, see `lora.LoraConfig`.
 
     Raises:
       ValueError: a field is out of range; the message names field, value and what is allowed.
@@ -115,6 +118,7 @@ class TransformerConfig:
     param_dtype: str = "float32"
     remat: str = "none"
     attention: str = "auto"
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
     def __post_init__(self):
         """Validates every field."""
@@ -155,7 +159,13 @@ class TransformerConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}; it must be even")
+        if not isinstance(self.lora, LoraConfig):
+            raise ValueError(f"lora is {self.lora!r}; it must be a LoraConfig")
         self._check_rope()
+
+    def without_lora(self) -> "TransformerConfig":
+        """The same model without LoRA: that of folded parameters, and of published ones."""
+        return dataclasses.replace(self, lora=LoraConfig())
 
     def _check_rope(self):
         """Validates what a rope type needs, and that nothing it ignores is set."""

@@ -5,14 +5,13 @@ lays out. Layers are unrolled, each with a cache of its own: in a scan every ste
 weights and cache of a layer out of the stack.
 """
 
-import functools
-
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from dfpo_jax.models import lora
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.models.rope import apply_rope, rope_tables
 from dfpo_jax.models.transformer import RMSNorm, Transformer
@@ -63,6 +62,17 @@ def init_cache(
     )
 
 
+def folded(model: Transformer, params: ArrayTree) -> tuple[Transformer, ArrayTree]:
+    """The decoder without LoRA, and its parameters with the updates put into the kernels.
+
+    Decoding then costs nothing more; in a compute type below float32 it rounds otherwise than
+    training does. Without LoRA both come back as they are.
+    """
+    if model.config.lora.rank == 0:
+        return model, params
+    return Transformer(model.config.without_lora()), lora.fold(params, model.config.lora)
+
+
 def hold(model: Transformer, params: ArrayTree) -> ArrayTree:
     """Parameters as `step` reads them: in the compute type, one tree per layer, kernels transposed.
 
@@ -78,8 +88,7 @@ def hold(model: Transformer, params: ArrayTree) -> ArrayTree:
     config = model.config
     dummy = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    init = functools.partial(model.init, method=_init_all)
-    boxed = jax.eval_shape(lambda key, x: init(key, x, x)["params"], key, dummy)
+    boxed = jax.eval_shape(lambda key, x: model.init(key, x, x)["params"], key, dummy)
 
     def gathered(path, box, x):
         if path[-1].key == "scale":
@@ -101,11 +110,6 @@ def hold(model: Transformer, params: ArrayTree) -> ArrayTree:
         jax.tree.map(lambda x, i=i: x[i], stack) for i in range(config.num_layers)
     )
     return {"head": held["embedding"], **held}
-
-
-def _init_all(model: Transformer, tokens: Array, valid: Array) -> Array:
-    hidden, _ = model(tokens, valid)
-    return model.logits(hidden)
 
 
 def prefill(

@@ -59,7 +59,7 @@ def load(
 
     Returns:
       The configuration and unboxed parameters, as `Transformer(config).init(...)["params"]` gives
-      them.
+      them without LoRA.
 
     Raises:
       ValueError: no such directory or id; the architecture is not supported; a tensor is missing,
@@ -202,7 +202,8 @@ def save(
     Args:
       directory: does not exist, or is empty.
       config: of the parameters; `hf_family` must know its family.
-      params: the decoder's parameters, on devices of this process, written in their own type.
+      params: the decoder's parameters, on devices of this process, written in their own type; LoRA
+        folded into them (`lora.fold`).
       tokenizer: written too, with its chat template; its special tokens end generation. Where the
         family is Qwen2, `transformers.AutoTokenizer` makes a Qwen2 tokenizer of any; read another
         kind with `PreTrainedTokenizerFast.from_pretrained`.

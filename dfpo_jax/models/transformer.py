@@ -1,7 +1,7 @@
 """Decoder of the Llama, Qwen2 and Qwen3 families, on whole sequences.
 
 Logical axis names of parameters: "vocab", "embed", "layers", "heads", "kv_heads", "head_dim",
-"mlp"; of activations: "batch", "length", "embed". `dfpo_jax.sharding` maps them to a mesh.
+"mlp", "rank"; of activations: "batch", "length", "embed". `dfpo_jax.sharding` maps them to a mesh.
 """
 
 import functools
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from dfpo_jax.models import lora
 from dfpo_jax.models.attention import attention
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.models.rope import apply_rope, rope_tables
@@ -65,6 +66,9 @@ class RMSNorm(nn.Module):
 class Projection(nn.Module):
     """A linear map of the trailing axes of [B, T, *inputs] to [B, T, *outputs].
 
+    Where the configuration's `lora` targets its name, a low-rank update is added to it: x W becomes
+    x W + (alpha / rank) (x A) B, see `lora`.
+
     Attributes:
       config: the model's configuration.
       inputs: sizes of the axes that are summed over.
@@ -82,7 +86,7 @@ class Projection(nn.Module):
     use_bias: bool = False
 
     def setup(self):
-        """Creates the kernel and the bias."""
+        """Creates the kernel, the bias, and LoRA's A (variance 1 / inputs) and B (zeros)."""
         dtype = jnp.dtype(self.config.param_dtype)
         std = self.config.init_std if self.std is None else self.std
         init = nn.with_logical_partitioning(nn.initializers.normal(std), self.axes)
@@ -91,6 +95,15 @@ class Projection(nn.Module):
             axes = self.axes[len(self.inputs) :]
             init = nn.with_logical_partitioning(nn.initializers.zeros_init(), axes)
             self.bias = self.param("bias", init, self.outputs, dtype)
+        rank, count = self.config.lora.rank, len(self.inputs)
+        self.adapted = rank > 0 and self.name in self.config.lora.targets
+        if self.adapted:
+            normal = nn.initializers.normal(math.prod(self.inputs) ** -0.5)
+            init = nn.with_logical_partitioning(normal, (*self.axes[:count], "rank"))
+            self.lora_a = self.param(lora.A, init, (*self.inputs, rank), dtype)
+            zeros = nn.initializers.zeros_init()
+            init = nn.with_logical_partitioning(zeros, ("rank", *self.axes[count:]))
+            self.lora_b = self.param(lora.B, init, (rank, *self.outputs), dtype)
 
     def __call__(self, x: Array) -> Array:
         """Multiplies in the compute type."""
@@ -98,7 +111,12 @@ class Projection(nn.Module):
         # One product of two matrices: its gradient is faster on CPU than with more axes.
         rows, width = math.prod(x.shape[:2]), math.prod(self.inputs)
         kernel = self.kernel.astype(dtype).reshape(width, math.prod(self.outputs))
-        out = x.astype(dtype).reshape(rows, width) @ kernel
+        inputs = x.astype(dtype).reshape(rows, width)
+        out = inputs @ kernel
+        if self.adapted:
+            inner = inputs @ self.lora_a.astype(dtype).reshape(width, -1)
+            update = self.lora_b.astype(dtype).reshape(inner.shape[1], -1)
+            out = out + (self.config.lora.scale * inner) @ update
         if self.use_bias:
             out = out + self.bias.astype(dtype).reshape(1, -1)
         return out.reshape(*x.shape[:2], *self.outputs)

@@ -94,9 +94,9 @@ class Source(Protocol):
 
 
 def abstract_params(config: TransformerConfig) -> ArrayTree:
-    """Shapes and types of the decoder's parameters, boxed with their logical axes."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens)["params"]
+    """Shapes and types of the decoder's parameters without LoRA, boxed with their logical axes."""
+    tokens, model = jax.ShapeDtypeStruct((1, 1), jnp.int32), Transformer(config.without_lora())
+    return jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)["params"]
 
 
 def flatten(tree: ArrayTree) -> dict[str, jax.ShapeDtypeStruct | jax.Array | NamedSharding]:
@@ -136,7 +136,7 @@ def load_params(
       ignored: names of tensors that are no parameters.
 
     Returns:
-      Unboxed parameters, as `Transformer(config).init(...)["params"]` gives them.
+      Unboxed parameters, as `Transformer(config).init(...)["params"]` gives them without LoRA.
 
     Raises:
       ValueError: a tensor is missing, unknown or of the wrong shape; the message names it.

@@ -122,6 +122,7 @@ def generate(
     rows, limit = len(prompt_tokens) * num_samples // groups, config.max_new_tokens
     slots = min(-(-config.slots // groups) or rows, rows)
 
+    model, params = decode.folded(model, params)
     held = decode.hold(model, params)
     prompts = _prefill(model, params, prompt_tokens, prompt_mask, config, groups)
     state = _no_slots(model, prompt_tokens.shape[1] - 1, config, groups, slots)

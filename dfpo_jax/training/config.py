@@ -324,6 +324,8 @@ def _convert(hint: Any, default: Any, value: Any, path: str) -> Any:
         return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else dict(value)
     if hint is float and type(value) in (int, float):
         return float(value)
+    if typing.get_origin(hint) is tuple and type(value) in (tuple, list):
+        return tuple(value)
     if type(value) is not hint:
         raise ValueError(
             f"{path} is {value!r} of type {type(value).__name__}; it must be of type "

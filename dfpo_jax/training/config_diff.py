@@ -21,6 +21,7 @@ FIXED = (
     "model.qkv_bias",
     "model.qk_norm",
     "model.param_dtype",
+    "model.lora",
     "critic.trunk",
     "head",
 )

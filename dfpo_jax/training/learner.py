@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from dfpo_jax.algorithms.base import Algorithm, Batch, Context
+from dfpo_jax.models import lora
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import mesh_context, put_batch, shardings, to_host
 from dfpo_jax.training.memory import Checked
@@ -52,12 +53,13 @@ def init_state(
       kl_coefficient: its first weight.
     """
     params = algorithm.init(jax.random.fold_in(key, 0), policy_params)
-    reference = jax.tree.map(jnp.copy, policy_params) if keep_reference else None
+    trained, _ = _split(params)
+    reference = jax.tree.map(jnp.copy, trained["policy"]) if keep_reference else None
     return TrainState(
         step=jnp.int32(0),
         skipped=jnp.int32(0),
         params=params,
-        opt_state={name: optimizers[name].init(params[name]) for name in params},
+        opt_state={name: optimizers[name].init(trained[name]) for name in params},
         reference=reference,
         kl_coefficient=jnp.float32(kl_coefficient),
         value_shift=jnp.float32(0.0),
@@ -69,16 +71,17 @@ def init_state(
 def init_policy(model: Transformer, key: Array) -> ArrayTree:
     """Random policy parameters, boxed with their logical axes."""
     dummy = jnp.zeros((1, 1), jnp.int32)
-
-    def init(key):
-        return model.init(key, dummy, dummy, method=_init_all)["params"]
-
-    return init(key)
+    return model.init(key, dummy, dummy)["params"]
 
 
-def _init_all(model: Transformer, tokens: Array, valid: Array) -> Array:
-    hidden, _ = model(tokens, valid)
-    return model.logits(hidden)
+def _split(params: ArrayTree) -> tuple[ArrayTree, ArrayTree]:
+    """What trains, by network, and what LoRA keeps as it is: kernels of the policy and all else."""
+    trained, frozen = lora.split(params["policy"])
+    return {**params, "policy": trained}, frozen
+
+
+def _join(trained: ArrayTree, frozen: ArrayTree) -> ArrayTree:
+    return {**trained, "policy": lora.join(trained["policy"], frozen)}
 
 
 def _objective(
@@ -98,14 +101,14 @@ def accumulate_gradients(
     key: Array,
     microbatches: int,
 ) -> tuple[ArrayTree, dict[str, Array]]:
-    """Gradient of the objective over a minibatch, and each term's mean.
+    """Gradient of the objective over a minibatch by what trains, and each term's mean.
 
     Counts are summed over all micro-batches before any gradient is taken, so the result does not
     depend on `microbatches` beyond float rounding.
 
     Args:
       algorithm: gives the loss.
-      params: differentiated.
+      params: differentiated by; with LoRA, of the policy's only the low-rank updates.
       batch: [B, ...] leaves.
       context: shared inputs.
       key: PRNG key of the losses.
@@ -122,15 +125,15 @@ def accumulate_gradients(
         return {name: t.count for name, t in algorithm.loss(params, piece, context, key).items()}
 
     counts = sum_leading(jax.lax.map(counts_of, pieces))
-    gradient = jax.grad(
-        functools.partial(_objective, algorithm, context, key, counts), has_aux=True
-    )
+    objective = functools.partial(_objective, algorithm, context, key, counts)
+    trained, frozen = _split(params)
+    gradient = jax.grad(lambda t, piece: objective(_join(t, frozen), piece), has_aux=True)
 
     def step(total, piece):
-        grads, terms = gradient(params, piece)
+        grads, terms = gradient(trained, piece)
         return jax.tree.map(jnp.add, total, grads), {name: t.total for name, t in terms.items()}
 
-    grads, totals = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, params), pieces)
+    grads, totals = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, trained), pieces)
     totals = sum_leading(totals)
     means = {name: totals[name] / jnp.maximum(counts[name], 1.0) for name in totals}
     return grads, means
@@ -159,17 +162,18 @@ def apply_gradients(
     Args:
       optimizers: by network.
       state: before the step.
-      grads: as `state.params`.
+      grads: of what trains, from `accumulate_gradients`.
       active: [] bool by network.
     """
+    trained, frozen = _split(state.params)
     params, opt_state = {}, {}
     for name, optimizer in optimizers.items():
-        old = (state.params[name], state.opt_state[name])
+        old = (trained[name], state.opt_state[name])
         updates, moments = optimizer.update(grads[name], old[1], old[0])
         new = (optax.apply_updates(old[0], updates), moments)
         keep = functools.partial(jnp.where, active[name])
         params[name], opt_state[name] = jax.tree.map(keep, new, old)
-    return state.replace(params=params, opt_state=opt_state)
+    return state.replace(params=_join(params, frozen), opt_state=opt_state)
 
 
 def update(

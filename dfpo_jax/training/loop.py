@@ -17,7 +17,7 @@ from dfpo_jax.rollout.rollout import collect
 from dfpo_jax.sharding import put_replicated
 from dfpo_jax.training import distributed
 from dfpo_jax.training.checkpoint import Checkpointer
-from dfpo_jax.training.config import Config
+from dfpo_jax.training.config import Config, parse_config
 from dfpo_jax.training.config_diff import changed_settings
 from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy
 from dfpo_jax.training.metrics import MetricsWriter, Progress, peak_memory_bytes, read_metrics
@@ -176,6 +176,11 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def _plain(config: Config) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
 def open_workdir(workdir: str | Path, config: Config, resume: bool = False) -> None:
     """Create the work directory and write `config.json`.
 
@@ -196,9 +201,9 @@ def open_workdir(workdir: str | Path, config: Config, resume: bool = False) -> N
         )
     distributed.barrier("workdir is looked at")
     workdir.mkdir(parents=True, exist_ok=True)
-    path, new = workdir / "config.json", json.loads(json.dumps(dataclasses.asdict(config)))
+    path, new = workdir / "config.json", _plain(config)
     if path.exists():
-        old = json.loads(path.read_text())
+        old = _plain(parse_config(json.loads(path.read_text())))  # with settings that are newer
         changed = changed_settings(old, new)
         for line in changed:
             _LOG.warning("changed since the run was started: %s", line)

@@ -5,26 +5,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import flax.linen as nn
 import jax
 from transformers import PreTrainedTokenizerBase
 
 from dfpo_jax.algorithms import ALGORITHMS, sft
 from dfpo_jax.chat import Chat
-from dfpo_jax.models import pretrained
+from dfpo_jax.models import lora, pretrained
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.rollout import Sampler, demonstrations
-from dfpo_jax.sharding import create_mesh
+from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tokenizers import character_tokenizer, pretrained_tokenizer
 from dfpo_jax.training.config import Config, TaskConfig
-from dfpo_jax.training.learner import Learner, Schedule
+from dfpo_jax.training.learner import Learner, Schedule, init_policy
 from dfpo_jax.training.optim import make_optimizer
 from dfpo_jax.types import ArrayTree, Rollout
 
 _LOG = logging.getLogger(__name__)
 
 # Folded into the run's key, one for each use.
-INIT, WARM_START, EVALUATE, CRITIC, ROLLOUT = range(5)
+INIT, WARM_START, EVALUATE, CRITIC, ROLLOUT, LORA = range(6)
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,21 @@ def first_policy(run: Run) -> ArrayTree | None:
     if config.weights.source:
         options = config.weights.all_overrides(config.model)
         _, params = pretrained.load(config.weights.source, mesh=run.learner.mesh, **options)
+        if config.model.lora.rank > 0:
+            params = lora.join(_first_updates(run), params)
     return warm_start(run, params) if config.warm_start.steps > 0 else params
+
+
+def _first_updates(run: Run) -> ArrayTree:
+    """LoRA's parameters as they are born, on the mesh."""
+    learner = run.learner
+
+    def init(key):
+        return lora.split(nn.unbox(init_policy(learner.model, key)))[0]
+
+    places, _ = lora.split(learner.state_shardings.params["policy"])
+    with mesh_context(learner.mesh):
+        return jax.jit(init, out_shardings=places)(jax.random.fold_in(run.key, LORA))
 
 
 def warm_start(run: Run, params: ArrayTree | None = None) -> ArrayTree:

@@ -14,7 +14,7 @@ from dfpo_jax.tasks.presets import PRESETS
 from dfpo_jax.tasks.verifiers import VerifierConfig
 
 # Fields of config.model that hold for published weights too; the others come with the weights.
-KEPT = ("dtype", "param_dtype", "remat", "attention", "max_positions")
+KEPT = ("dtype", "param_dtype", "remat", "attention", "max_positions", "lora")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class WeightsConfig:
     """The policy's first parameters.
 
     With a source, its own configuration replaces the section `model`, of which only dtype,
-    param_dtype, remat, attention and max_positions (at most the source's) apply.
+    param_dtype, remat, attention, max_positions (at most the source's) and lora apply.
 
     Attributes:
       source: "" for random parameters; or a directory, a hub id, a path ending in .gguf, or

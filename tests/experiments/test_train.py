@@ -20,6 +20,7 @@ def train(*arguments):
         ("--config.policy.gae_lambda=1.5", "gae_lambda is 1.5"),
         ("--config.policy.gae_lamda=0.9", "gae_lam"),
         ("--config.train.prompts=many", "prompts"),
+        ("--config.model.lora.targets=('query','mlp')", "some of query, key, value, output, gate"),
         ("--config=configs/nowhere.py", "nowhere.py"),
     ],
 )

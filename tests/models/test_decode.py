@@ -22,8 +22,8 @@ FULL = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, tie_embeddings=Fal
 def random_params(config):
     tokens = jnp.zeros((1, 2), jnp.int32)
     model = Transformer(config)
-    init = functools.partial(model.init, method=decode._init_all)
-    return tiny.randomised(nn.unbox(init(jax.random.key(0), tokens, tokens)["params"]), scale=0.1)
+    params = model.init(jax.random.key(0), tokens, tokens)["params"]
+    return tiny.randomised(nn.unbox(params), scale=0.1)
 
 
 def random_tokens(shape, seed=0):

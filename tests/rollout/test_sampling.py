@@ -1,5 +1,6 @@
 """Sampling: distributions, ends of rows, the shared prefill, and agreement with the trainer."""
 
+import dataclasses
 import functools
 import math
 
@@ -12,7 +13,7 @@ from tiny import fast_compile, traced  # noqa: F401
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms.policy import join_sequence, response_states, token_statistics
-from dfpo_jax.models import decode
+from dfpo_jax.models import LoraConfig, decode
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
 from dfpo_jax.rollout.sampling import SamplingConfig, draw, sampling_log_probs
@@ -306,8 +307,9 @@ TEMPERATURE, PROMPT, RESPONSE = 0.7, 5, 6
 class Decoder:
     """A random decoder, left-padded prompts of every length, and jitted evaluations."""
 
-    def __init__(self):
-        self.model = Transformer(tiny.DECODER)
+    def __init__(self, rank=0):
+        config = dataclasses.replace(tiny.DECODER, lora=LoraConfig(rank))
+        self.model = Transformer(config)
         rng = np.random.default_rng(0)
         lengths = np.array([5, 1, 3, 4, 2, 5])
         self.prompts = rng.integers(0, tiny.VOCAB, (len(lengths), PROMPT)).astype(np.int32)
@@ -342,8 +344,10 @@ def decoder(fast_compile):  # noqa: F811
     return Decoder()
 
 
-def test_sampler_log_probs_are_the_trainers(decoder):
-    out = decoder.generate((0, 1, 2, 3, 4), temperature=TEMPERATURE)
+@pytest.mark.parametrize(("rank", "ends"), [(0, (0, 1, 2, 3, 4)), (3, (0, 1, 2))])
+def test_sampler_log_probs_are_the_trainers(decoder, rank, ends):
+    decoder = Decoder(rank) if rank else decoder
+    out = decoder.generate(ends, temperature=TEMPERATURE)
     lengths = out.mask.sum(axis=1)
     assert len(set(lengths.tolist())) >= 3 and out.truncated.any() and not out.truncated.all()
     rollout = tiny.ragged_rollout().replace(

@@ -6,7 +6,7 @@ import ml_collections
 import pytest
 
 from dfpo_jax.algorithms import DFPOConfig, PPOConfig
-from dfpo_jax.models import TransformerConfig
+from dfpo_jax.models import LoraConfig, TransformerConfig
 from dfpo_jax.training.config import (
     Config,
     EvaluationConfig,
@@ -112,6 +112,19 @@ def test_wrong_types_are_named(source, message):
     with pytest.raises(ValueError) as error:
         parse_config(source)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("targets", [("query", "up"), ["query", "up"]])
+def test_tuples_may_be_lists_as_json_has_them(targets):
+    section = {"model": {"lora": {"rank": 4, "targets": targets}}}
+    for kind in (dict, ml_collections.ConfigDict):
+        parsed = parse_config(kind(section))
+        assert parsed.model.lora == LoraConfig(4, targets=("query", "up"))
+        assert parse_config(to_config_dict(parsed)) == parsed and hash(parsed.model) is not None
+    with pytest.raises(ValueError, match="config.model.lora.targets is 3 of type int; it must be"):
+        parse_config({"model": {"lora": {"targets": 3}}})
+    with pytest.raises(ValueError, match="^config.model.lora.targets is .* some of query, key"):
+        parse_config({"model": {"lora": {"targets": ["mlp"]}}})
 
 
 def test_integers_stand_for_floats():

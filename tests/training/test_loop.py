@@ -192,6 +192,17 @@ def test_a_resumed_run_says_what_changed_and_refuses_what_cannot(tmp_path, caplo
     assert json.loads((tmp_path / "config.json").read_text())["train"]["iterations"] == 6
 
 
+def test_a_run_from_before_a_setting_existed_resumes_with_its_default(tmp_path, caplog):
+    open_workdir(tmp_path, parse_config(tiny()))
+    path = tmp_path / "config.json"
+    old = json.loads(path.read_text())
+    del old["model"]["lora"]
+    path.write_text(json.dumps(old))
+    open_workdir(tmp_path, parse_config(tiny()), resume=True)
+    assert "changed since" not in caplog.text
+    assert json.loads(path.read_text())["model"]["lora"]["rank"] == 0
+
+
 def test_every_program_compiles_once(tmp_path, caplog):
     jax.clear_caches()
     config = tiny(iterations=3)

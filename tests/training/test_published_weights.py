@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from export import export
+from generate import policy_of, responses
 from pretrained_models import save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from dfpo_jax.models import hf
+from dfpo_jax.models import LoraConfig, hf, lora
 from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.training.config import default_config, parse_config
 from dfpo_jax.training.loop import open_workdir, train
 from dfpo_jax.training.metrics import read_metrics
@@ -123,6 +125,42 @@ def test_a_run_exports_what_transformers_loads_and_what_can_be_trained_again(pub
     half = tmp_path / "half"
     export(str(workdir), str(half), dtype="bfloat16")
     assert hf.load(half)[0].dtype == "bfloat16"
+
+
+@pytest.mark.slow
+def test_low_rank_updates_of_published_weights_are_trained_and_exported(published, tmp_path):
+    _, _, params = published
+    workdir, exported = tmp_path / "run", tmp_path / "exported"
+    config = tiny(published[0])
+    config.model.lora.update(rank=2, alpha=8.0)
+    config.warm_start.update(steps=2)
+    config.warm_start.optimizer.learning_rate = 0.1
+    run = build_run(parse_config(config))
+    assert run.config.model.lora == LoraConfig(2, 8.0) and run.config.model.d_model == 16
+    open_workdir(workdir, run.config)
+    train(run, workdir)
+    assert export(str(workdir), str(exported)) == 1
+    run, state = load_run(workdir)
+    policy = state.params["policy"]
+    _, frozen = lora.split(policy)
+    assert_equal(frozen, params)
+    ids = np.arange(3, 43).reshape(2, 20)
+    theirs = AutoModelForCausalLM.from_pretrained(exported)(torch.as_tensor(ids)).logits
+
+    def logits(params, config):
+        model = Transformer(config)
+        hidden, _ = model.apply({"params": params}, ids, np.ones_like(ids))
+        return model.apply({"params": params}, hidden, method="logits")
+
+    ours = logits(policy, run.config.model)
+    np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-4)
+    assert np.abs(ours - logits(params, run.config.model.without_lora())).max() > 0.01
+    # The same sampler reads the run's state and the weights it started from.
+    items, greedy = run.evaluations["in_domain"].items, SamplingConfig(3, temperature=0.0)
+    assert_equal(policy_of(run, str(workdir), "weights"), params)
+    for name in ("weights", "newest"):
+        found = responses(run, policy_of(run, str(workdir), name), items, greedy, 0)
+        assert len(found) == len(items)
 
 
 @pytest.mark.parametrize(

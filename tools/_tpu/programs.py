@@ -84,8 +84,9 @@ class Lowering:
         shape = (prompts, max(self.config.train.prompt_length - 1, 1))
 
         def prefill(params, tokens, mask):
-            cache = decode.prefill(self.model, params, tokens, mask, sampling.cache_dtype or None)
-            return decode.hold(self.model, params), cache
+            model, params = decode.folded(self.model, params)
+            cache = decode.prefill(model, params, tokens, mask, sampling.cache_dtype or None)
+            return decode.hold(model, params), cache
 
         policy = self.learner.abstract_state.params["policy"]
         return jax.jit(prefill).lower(policy, self._rows(shape, jnp.int32), self._rows(shape))
@@ -99,7 +100,7 @@ class Lowering:
 
         def start(params):
             cache = decode.init_cache(model.config, rows, columns, dtype)
-            return decode.hold(model, params), cache
+            return decode.hold(*decode.folded(model, params)), cache
 
         # Compiled for its layout alone: what it gives lies where decoding finds it.
         held, cache = self._as_compiled(jax.jit(start), policy)
