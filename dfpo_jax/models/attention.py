@@ -26,6 +26,7 @@ _CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
 _CUDNN_MAX_HEAD_DIM = 128
 _LANES = 128  # what the TPU kernel wants head width and length to be multiples of
 _LARGEST_BLOCK = 512
+_CAUSAL_PIECES = 8
 
 
 def attention(
@@ -82,7 +83,7 @@ def attention(
     on_tpu = implementation == "auto" and jax.default_backend() == "tpu"
     if (implementation == "pallas_tpu" or on_tpu) and splash_can_run(q, k, causal_valid):
         return _splash(q, k, v, causal_valid)
-    return _xla(q, k, v, mask)
+    return _xla(q, k, v, mask) if causal_valid is None else _xla_causal(q, k, v, mask)
 
 
 def _cudnn_can_run(q: Array, k: Array) -> bool:
@@ -116,18 +117,38 @@ def _cudnn(q: Array, k: Array, v: Array, mask: Array) -> Array:
 
 
 def _xla(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Two einsums around a float32 softmax."""
+    """Two batched products of matrices around a float32 softmax, divided by its sum at the end."""
     batch, queries, heads, width = q.shape
-    kv_heads = k.shape[2]
-    grouped = q.reshape(batch, queries, kv_heads, heads // kv_heads, width)
-    scores = jnp.einsum("bqkgh,bskh->bkgqs", grouped, k, preferred_element_type=jnp.float32)
-    allowed = mask[:, None, None]
-    scores = jnp.where(allowed, scores * width**-0.5, _NEGATIVE)
-    # A row without a key is uniform after the softmax; the second `where` makes it 0, and both
-    # `where`s pass a gradient of exactly 0 to what is not allowed.
-    weights = jnp.where(allowed, jax.nn.softmax(scores, axis=-1), 0.0).astype(q.dtype)
-    out = jnp.einsum("bkgqs,bskh->bqkgh", weights, v)
-    return out.reshape(batch, queries, heads, width)
+    keys, kv_heads = k.shape[1], k.shape[2]
+    group = heads // kv_heads
+    q = (q * width**-0.5).astype(q.dtype).reshape(batch, queries, kv_heads, group, width)
+    # Heads and rows of a group as one axis, so that each product is one of plain matrices.
+    q = q.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * queries, width)
+    k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+    scores = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, kv_heads, group, queries, keys)
+    scores = jnp.where(mask[:, None, None], scores, _NEGATIVE)
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    total = jnp.sum(weights, axis=-1)
+    weights = weights.astype(q.dtype).reshape(batch, kv_heads, group * queries, keys)
+    out = jnp.einsum("bkqs,bksh->bkqh", weights, v, preferred_element_type=jnp.float32)
+    out = out.reshape(batch, kv_heads, group, queries, width) / total[..., None]
+    # A row without a key weighs all of them alike; here it becomes 0, and so do its gradients.
+    out = jnp.where(mask.any(axis=-1)[:, None, None, :, None], out, 0.0).astype(q.dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, width)
+
+
+def _xla_causal(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """The same where no query attends to a later key: pieces of the queries leave those out."""
+    length = q.shape[1]
+    block = max(_LANES, -(-length // (_LANES * _CAUSAL_PIECES)) * _LANES)
+    ends = [*range(block, length, block), length]
+    out = [
+        _xla(q[:, start:end], k[:, :end], v[:, :end], mask[:, start:end, :end])
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+    return jnp.concatenate(out, axis=1)
 
 
 def splash_can_run(q: Array, k: Array, causal_valid: Array | None) -> bool:
