@@ -12,11 +12,12 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+from _benchmark import language_model
+from _benchmark.timing import alternate
 from absl import app, flags, logging
 
 from dfpo_jax.algorithms import ALGORITHMS, CriticConfig, DFPOConfig, PPOConfig
@@ -33,18 +34,6 @@ from dfpo_jax.types import Rollout
 _JSON = flags.DEFINE_string("json", None, "Also write the rows to this file.")
 _ONLY = flags.DEFINE_list("only", [], "Names of benchmarks to run; all by default.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed runs of each program.", lower_bound=1)
-
-
-def alternate(programs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each program; they take turns after one run each to compile."""
-    times = {name: [] for name in programs}
-    for turn in range(repeats + 1):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program())
-            if turn > 0:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def synthetic_rollout(config: TransformerConfig, rows: int, prompt: int, response: int) -> Rollout:
@@ -207,7 +196,12 @@ def checkpoint(repeats: int) -> dict:
     }
 
 
-BENCHMARKS = {"train_step": train_step, "inference": inference, "checkpoint": checkpoint}
+BENCHMARKS = {
+    "train_step": train_step,
+    "inference": inference,
+    "checkpoint": checkpoint,
+    **language_model.BENCHMARKS,
+}
 
 
 def main(_):
