@@ -251,9 +251,9 @@ def test_every_setting_can_be_overridden_on_the_command_line():
             case tuple():
                 expected[path] = (*value, *value, 7)
     assert {"evaluation.prompts", "train.prompt_buckets", "model.lora.targets"} <= expected.keys()
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values)
-    values(["run", *(f"--config.{path}={value}" for path, value in expected.items())])
+    values, line = flags.FlagValues(), [f"--config.{k}={v}" for k, v in expected.items()]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=line)
+    values(["run", *line])
     for path, value in expected.items():
         found = values.config
         for part in path.split("."):
