@@ -26,6 +26,7 @@ def get_config(arg=None):
     config.train.update(
         iterations=200, prompts=64, samples=8, prompt_length=256, minibatches=4, microbatches=4
     )
+    config.train.prompt_buckets = (128, 192)
     config.sampling.max_new_tokens = 512
     config.policy_optimizer.update(learning_rate=1e-6, warmup_steps=10)
     config.critic.update(trunk="detached", warmup=5)

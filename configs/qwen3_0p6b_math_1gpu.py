@@ -34,6 +34,7 @@ def get_config(arg=None):
         prompts=8,
         samples=8,
         prompt_length=256,
+        prompt_buckets=(128, 192),
         minibatches=4,
         microbatches=4,
     )
@@ -42,7 +43,7 @@ def get_config(arg=None):
     config.critic_optimizer.update(learning_rate=1e-4, warmup_steps=10, moment_dtype="bfloat16")
     config.critic.update(trunk="detached", warmup=5)
     config.warm_start.batch_size = 16
-    config.evaluation.update(every=20, items=64, critic_prompts=32, critic_samples=8)
+    config.evaluation.update(every=20, prompts=64, critic_prompts=32, critic_samples=8)
     config.checkpoint.every = 20
     config.mesh.update(data=1, fsdp=1, tensor=1)
     return config

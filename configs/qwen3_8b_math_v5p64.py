@@ -42,6 +42,7 @@ def get_config(arg=None):
         prompts=128,
         samples=8,
         prompt_length=512,
+        prompt_buckets=(256,),
         minibatches=4,
         microbatches=2,
     )
@@ -50,7 +51,7 @@ def get_config(arg=None):
     config.critic_optimizer.update(learning_rate=5e-6, warmup_steps=10)
     config.critic.update(trunk="own", warmup=5)
     config.warm_start.batch_size = 64
-    config.evaluation.update(every=20, items=256, critic_prompts=32, critic_samples=8)
+    config.evaluation.update(every=20, prompts=256, critic_prompts=32, critic_samples=8)
     config.checkpoint.every = 20
     config.mesh.update(data=1, fsdp=16, tensor=4)
     return config

@@ -49,7 +49,7 @@ def get_config(arg=None):
         task.parameters.max_digits = 1
         config.policy_optimizer.warmup_steps = 0
         config.critic.warmup = 0
-        config.evaluation.update(every=0, items=16, critic_prompts=4, critic_samples=2)
+        config.evaluation.update(every=0, prompts=16, critic_prompts=4, critic_samples=2)
         config.checkpoint.every = 0
         config.log.tensorboard = False
     return config

@@ -53,7 +53,7 @@ def run_of_weights(source: str, chat: bool) -> Run:
                 "train": {"prompt_length": 256, "prompts": 1, "samples": 2},
                 "sampling": {"max_new_tokens": 128},
                 "warm_start": {"batch_size": 1},
-                "evaluation": {"items": 1},
+                "evaluation": {"prompts": 1},
                 "mesh": {"fsdp": 1},
             }
         )

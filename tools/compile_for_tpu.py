@@ -4,7 +4,8 @@
 
 The TPU's own compiler runs on this machine's CPU; no weights, no tokenizer and no arrays are
 needed. It comes with libtpu: install that in an environment of its own (pip install libtpu), since
-JAX takes a machine with libtpu for a TPU host.
+JAX takes a machine with libtpu for a TPU host. Prompts have `train.prompt_length` slots; programs
+for smaller `train.prompt_buckets` need less.
 
 Printed per program and chip: bytes of arguments, temporaries, results that do not take the place of
 an argument, code, and of what else of the train state lies beside them ("resident"); their sum

@@ -27,13 +27,14 @@ class Sampler:
     Attributes:
       model: the policy.
       tokenizer: a `transformers` tokenizer with pad and eos tokens.
-      prompt_length: slots P every prompt is padded to.
+      prompt_length: most slots P that prompts are padded to.
       config: sampling distribution and length limit.
       mesh: device mesh the rows are spread over.
       eos_ids: tokens that end a response; () for the tokenizer's own.
       chat: renders prompts; None for prompts as they are.
       truncate_prompts: whether a prompt that is too long loses its first tokens.
       stop: "" or a text that ends a response with the token that completes it.
+      prompt_buckets: smaller numbers of slots, for prompts that all fit one.
     """
 
     model: Transformer
@@ -45,20 +46,33 @@ class Sampler:
     chat: Chat | None = None
     truncate_prompts: bool = False
     stop: str = ""
+    prompt_buckets: tuple[int, ...] = ()
 
     def encode(self, item: Item) -> list[int]:
         """Token ids of an item's prompt."""
         return prompt_ids(self.tokenizer, self.chat, item)
 
-    def prompts(self, items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
+    def prompts(
+        self, items: Sequence[Item], tally: Counter | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Encode and left-pad prompts: tokens [N, P] int32 and mask [N, P] float32.
+
+        P is the smallest of `prompt_buckets` and `prompt_length` that holds the longest of them.
+
+        Args:
+          items: prompts.
+          tally: where prompts are truncated, "rollout/shortened_prompts" is added to it.
 
         Raises:
           ValueError: a prompt longer than `prompt_length`, named with both lengths.
         """
-        return _padded_prompts(
-            self.tokenizer, self.chat, items, self.prompt_length, self.truncate_prompts
-        )
+        ids = [self.encode(item) for item in items]
+        if tally is not None and self.truncate_prompts:
+            tally["rollout/shortened_prompts"] += sum(len(x) > self.prompt_length for x in ids)
+        ids = _fitted(items, ids, self.prompt_length, self.truncate_prompts)
+        longest = max(map(len, ids), default=0)
+        slots = min(n for n in (*self.prompt_buckets, self.prompt_length) if n >= longest)
+        return left_pad(ids, slots, self.tokenizer.pad_token_id)
 
     def __call__(
         self,
@@ -145,10 +159,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Chat | None, item: Item
     return chat.encode(item.conversation)
 
 
-def _padded_prompts(
-    tokenizer, chat, items, length, truncate=False
-) -> tuple[np.ndarray, np.ndarray]:
-    ids = [prompt_ids(tokenizer, chat, item) for item in items]
+def _fitted(items, ids: list[list[int]], length: int, truncate: bool) -> list[list[int]]:
+    """Token ids of prompts of at most `length` tokens; ValueError where that is not to be."""
     if truncate:
         ids = [row[-length:] for row in ids]
     for item, row in zip(items, ids, strict=True):
@@ -156,7 +168,7 @@ def _padded_prompts(
             raise ValueError(
                 f"prompt {item.prompt!r} has {len(row)} tokens; prompt_length is {length}"
             )
-    return left_pad(ids, length, tokenizer.pad_token_id)
+    return ids
 
 
 _jitted_generate = jax.jit(
@@ -274,13 +286,10 @@ def collect(
     Returns:
       A host-side `Rollout` with N * num_samples rows, and the response texts.
     """
-    prompt_tokens, prompt_mask = sampler.prompts(items)
+    prompt_tokens, prompt_mask = sampler.prompts(items, tally)
     generation = sampler(params, prompt_tokens, prompt_mask, key, num_samples=num_samples)
     texts = sampler.texts(generation)
     clean = score(task, items, texts, tally)
-    if tally is not None and sampler.truncate_prompts:
-        lengths = [len(sampler.encode(item)) for item in items]
-        tally["rollout/shortened_prompts"] += sum(n > sampler.prompt_length for n in lengths)
     low, high = task.reward_range if task.reward_range is not None else (0.0, 1.0)
     lengths = np.asarray(generation.mask).sum(axis=1)
     limit = generation.mask.shape[1]
@@ -324,7 +333,9 @@ def demonstrations(
       ValueError: a prompt or an answer (with its eos) does not fit; lengths are named.
     """
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id if eos_id is None else eos_id
-    prompts, prompt_mask = _padded_prompts(tokenizer, chat, items, prompt_length, truncate_prompts)
+    ids = [prompt_ids(tokenizer, chat, item) for item in items]
+    ids = _fitted(items, ids, prompt_length, truncate_prompts)
+    prompts, prompt_mask = left_pad(ids, prompt_length, pad)
     answers = [[*encode(tokenizer, i.answer), eos] for i in items]
     for item, row in zip(items, answers, strict=True):
         if len(row) > response_length:

@@ -7,6 +7,7 @@ dataclasses that the rest of the code reads.
 
 import dataclasses
 import difflib
+import itertools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -105,7 +106,11 @@ class TrainConfig:
       iterations: rollouts, each followed by `epochs * minibatches` updates.
       prompts: prompts per iteration.
       samples: responses per prompt.
-      prompt_length: prompt slots P, in tokens.
+      prompt_length: most prompt slots P, in tokens; what is longer is `task.overlong`.
+      prompt_buckets: smaller numbers of slots, increasing. The prompts of an iteration are padded
+        to the smallest of them, or `prompt_length`, that holds the longest, and pay for no more;
+        every program compiles once for each that comes up. Changes no result beyond rounding.
+        Warm starts and evaluation sets have one length.
       epochs: passes over a rollout.
       minibatches: updates per pass.
       microbatches: pieces a minibatch is split into to save memory; changes no result.
@@ -117,16 +122,24 @@ class TrainConfig:
     prompts: int = 128
     samples: int = 4
     prompt_length: int = 16
+    prompt_buckets: tuple[int, ...] = ()
     epochs: int = 1
     minibatches: int = 2
     microbatches: int = 1
     max_skipped: int = 3
 
     def __post_init__(self):
-        """Check ranges and that the batch divides."""
-        for item in dataclasses.fields(self):
-            low = 0 if item.name in ("iterations", "max_skipped") else 1
-            check_interval(self, item.name, low=low)
+        """Check ranges, that buckets increase, and that the batch divides."""
+        for name in (item.name for item in dataclasses.fields(self)):
+            if name != "prompt_buckets":
+                check_interval(self, name, low=0 if name in ("iterations", "max_skipped") else 1)
+        bounds = (0, *self.prompt_buckets, self.prompt_length)
+        integers = all(type(slots) is int for slots in self.prompt_buckets)
+        if not integers or any(low >= high for low, high in itertools.pairwise(bounds)):
+            raise ValueError(
+                f"prompt_buckets is {self.prompt_buckets}; it must hold increasing integers from 1 "
+                f"to prompt_length - 1, {self.prompt_length - 1}"
+            )
         rows, pieces = self.prompts * self.samples, self.minibatches * self.microbatches
         if rows % pieces:
             raise ValueError(
@@ -141,20 +154,20 @@ class EvaluationConfig:
 
     Attributes:
       every: iterations between evaluations; 0 for the start and the end only.
-      items: items per evaluation set.
+      prompts: held-out prompts per evaluation set.
       critic_prompts: held-out prompts on which the critic is measured; 0 for none.
       critic_samples: responses per such prompt.
     """
 
     every: int = 0
-    items: int = 256
+    prompts: int = 256
     critic_prompts: int = 32
     critic_samples: int = 16
 
     def __post_init__(self):
         """Check ranges."""
         check_interval(self, "every", "critic_prompts", low=0)
-        check_interval(self, "items", "critic_samples", low=1)
+        check_interval(self, "prompts", "critic_samples", low=1)
 
 
 @dataclass(frozen=True)

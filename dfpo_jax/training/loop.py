@@ -102,13 +102,14 @@ def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]
 
 
 def rollout_metrics(rollout: Rollout, solved_at: float) -> dict[str, float]:
-    """Rewards (noisy and clean), accuracy and lengths of a rollout."""
+    """Rewards (noisy and clean), accuracy and lengths of a rollout, and its prompts' padding."""
     return {
         "rollout/reward": float(rollout.rewards.mean()),
         "rollout/reward_std": float(rollout.rewards.std()),
         "rollout/clean_reward": float(rollout.clean_rewards.mean()),
         "rollout/accuracy": float((rollout.clean_rewards >= solved_at).mean()),
         "rollout/length": float(rollout.mask.sum(axis=1).mean()),
+        "rollout/prompt_slots": float(rollout.prompt_tokens.shape[1]),
         "rollout/truncated": float(np.asarray(rollout.truncated).mean()),
     }
 
@@ -251,7 +252,8 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
     Raises:
       FloatingPointError: too many updates in a row were not finite; the newest checkpoint is the
         last good state.
-      MemoryError: the train step does not fit the devices; nothing of it has run.
+      MemoryError: the train step does not fit the devices; nothing of it has run. Where prompts
+        have several lengths, perhaps not before one that is longer comes up.
       OSError: a checkpoint could not be written.
       Preempted: SIGTERM or SIGINT; the state after the last iteration is saved.
     """

@@ -7,7 +7,7 @@ import jax
 
 ADVICE = (
     "raise train.minibatches or train.microbatches, set model.remat to 'full', set critic.trunk to "
-    "'detached', or lower sampling.max_new_tokens or train.prompts"
+    "'detached', or lower sampling.max_new_tokens, train.prompt_length or train.prompts"
 )
 
 

@@ -85,7 +85,10 @@ def build_run(config: Config) -> Run:
     length = config.train.prompt_length
     shorten = config.task.overlong == "truncate"
     stop = config.task.stop
-    sampler = Sampler(model, tokenizer, length, config.sampling, mesh, ends, chat, shorten, stop)
+    buckets = config.train.prompt_buckets
+    sampler = Sampler(
+        model, tokenizer, length, config.sampling, mesh, ends, chat, shorten, stop, buckets
+    )
     tasks = {"in_domain": config.task, "out_of_domain": config.out_of_domain}
     evaluations = {}
     for name, section in tasks.items():
@@ -210,11 +213,11 @@ def _evaluation_set(section: TaskConfig, config: Config, sampler: Sampler) -> Ev
     chat = _chat(section, sampler.tokenizer)
     sampler = replace(sampler, chat=chat, truncate_prompts=shorten, stop=section.stop)
     task = section.build("held_out", _accepts(section, sampler))
-    items = task.items(config.evaluation.items)
+    items = task.items(config.evaluation.prompts)
     longest = max(len(sampler.encode(item)) for item in items)
     if shorten:
         longest = min(longest, sampler.prompt_length)
-    fitted = replace(sampler, prompt_length=longest)
+    fitted = replace(sampler, prompt_length=longest, prompt_buckets=())
     limit = config.model.max_positions - config.sampling.max_new_tokens
     if longest > limit:
         raise ValueError(

@@ -15,7 +15,7 @@ from dfpo_jax.training.run import build_run  # noqa: E402
 
 def main(workdir):
     distributed.initialize()
-    config = tiny(iterations=2, prompts=8)
+    config = tiny(iterations=2, prompts=8, prompt_length=9, prompt_buckets=(5, 6))
     config.mesh.update(data=2, fsdp=2, tensor=2)
     config.policy.kl_coefficient = 0.1
     config.evaluation.update(every=2, critic_prompts=4)

@@ -4,6 +4,8 @@ import dataclasses
 
 import ml_collections
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from dfpo_jax.algorithms import DFPOConfig, PPOConfig
 from dfpo_jax.models import LoraConfig, TransformerConfig
@@ -170,7 +172,7 @@ def test_integers_stand_for_floats():
         ({"policy_optimizer": {"learning_rate": -1.0}}, "learning_rate is -1.0"),
         ({"warm_start": {"steps": -1}}, "config.warm_start.steps is -1"),
         ({"warm_start": {"batch_size": 0}}, "config.warm_start.batch_size is 0"),
-        ({"evaluation": {"items": 0}}, "config.evaluation.items is 0"),
+        ({"evaluation": {"prompts": 0}}, "config.evaluation.prompts is 0"),
         ({"checkpoint": {"keep": 0}}, "config.checkpoint.keep is 0"),
         ({"train": {"epochs": 0}}, "config.train.epochs is 0"),
     ],
@@ -214,3 +216,64 @@ def test_the_task_is_built_from_its_section():
     assert task.batch(0, 4) == again.batch(0, 4)
     with pytest.raises(ValueError, match="chain_sum"):
         TaskConfig(dataset="chain_summ").build("train")
+
+
+def _paths(node, prefix=""):
+    """Full paths of all keys, sections included."""
+    for key in node.keys():
+        yield prefix + key
+        if isinstance(node[key], ml_collections.ConfigDict):
+            yield from _paths(node[key], f"{prefix}{key}.")
+
+
+def test_no_key_hides_behind_an_attribute_of_the_config_dict():
+    """`config.evaluation.items` would be the method, which the command line cannot override."""
+    paths = list(_paths(default_config()))
+    assert len(paths) > 100 and "model.lora.rank" in paths
+    assert [p for p in paths if hasattr(ml_collections.ConfigDict, p.split(".")[-1])] == []
+
+
+def test_every_setting_can_be_overridden_on_the_command_line():
+    config, expected = default_config(), {}
+    for path in _paths(config):
+        value = config
+        for part in path.split("."):
+            value = value[part]
+        match value:
+            case ml_collections.ConfigDict():
+                continue
+            case bool():
+                expected[path] = not value
+            case int() | float():
+                expected[path] = value + 1
+            case str():
+                expected[path] = value + "other"
+            case tuple():
+                expected[path] = (*value, *value, 7)
+    assert {"evaluation.prompts", "train.prompt_buckets", "model.lora.targets"} <= expected.keys()
+    values, line = flags.FlagValues(), [f"--config.{k}={v}" for k, v in expected.items()]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=line)
+    values(["run", *line])
+    for path, value in expected.items():
+        found = values.config
+        for part in path.split("."):
+            found = getattr(found, part)
+        assert found == value and type(found) is type(value), path
+
+
+@pytest.mark.parametrize("buckets", [(4,), (1, 15), [3, 8]])
+def test_prompt_buckets_may_be_any_lengths_below_the_longest(buckets):
+    parsed = parse_config({"train": {"prompt_buckets": buckets}}).train
+    assert parsed.prompt_buckets == tuple(buckets) and parsed.prompt_length == 16
+
+
+@pytest.mark.parametrize(
+    "buckets", [(0, 4), (-1,), (4, 4), (8, 4), (16,), (4, 20), (4.0,), (True, 4), ("4",)]
+)
+def test_other_prompt_buckets_are_refused(buckets):
+    with pytest.raises(ValueError) as error:
+        parse_config({"train": {"prompt_buckets": buckets}})
+    assert str(error.value) == (
+        f"config.train.prompt_buckets is {buckets}; it must hold increasing integers from 1 to "
+        "prompt_length - 1, 15"
+    )

@@ -32,7 +32,7 @@ def tiny(**train_settings):
     config.warm_start.update(steps=2, batch_size=8)
     config.train.update(iterations=4, prompts=4, samples=2, prompt_length=6)
     config.train.update(**train_settings)
-    config.evaluation.update(every=2, items=16, critic_prompts=4, critic_samples=2)
+    config.evaluation.update(every=2, prompts=16, critic_prompts=4, critic_samples=2)
     config.checkpoint.every = 2
     config.log.tensorboard = False
     config.mesh.update(data=1, fsdp=1)

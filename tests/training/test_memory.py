@@ -31,6 +31,18 @@ def test_a_program_that_does_not_fit_never_runs(monkeypatch):
     assert len(traces) == 2
 
 
+def test_every_shape_is_checked_when_it_first_comes_up(monkeypatch):
+    checked = Checked("the square", jax.jit(lambda x: x * x))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    assert checked(jnp.ones(8)).shape == (8,)
+    with pytest.raises(MemoryError, match="the square needs"):
+        checked(jnp.ones(1024))
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+    assert checked(jnp.ones(8)).shape == (8,)  # known to fit
+    with pytest.raises(MemoryError, match="the square needs"):
+        checked(jnp.ones(16))
+
+
 def test_donated_arguments_are_not_counted_twice(monkeypatch):
     checked = Checked("an update", jax.jit(lambda x: x + 1.0, donate_argnums=0))
     monkeypatch.setattr(memory, "free_bytes", lambda device: 100)

@@ -34,7 +34,7 @@ def tiny(source, **train_settings):
     config.sampling.max_new_tokens = 3
     config.warm_start.batch_size = 8
     config.train.update(iterations=1, prompts=4, samples=2, prompt_length=32, **train_settings)
-    config.evaluation.update(items=4, critic_prompts=2, critic_samples=2)
+    config.evaluation.update(prompts=4, critic_prompts=2, critic_samples=2)
     config.log.tensorboard = False
     config.mesh.update(data=1, fsdp=1)
     return config

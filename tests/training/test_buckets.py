@@ -1,0 +1,148 @@
+"""Runs whose iterations have prompts of several padded lengths."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from tiny import fast_compile  # noqa: F401
+from training import test_loop
+
+from dfpo_jax.algorithms import DFPOConfig, PolicyConfig, PPOConfig, dfpo, ppo
+from dfpo_jax.models import Transformer
+from dfpo_jax.training import loop
+from dfpo_jax.training.config import parse_config
+from dfpo_jax.training.metrics import read_metrics
+from dfpo_jax.training.run import build_run
+
+pytestmark = pytest.mark.usefixtures("fast_compile")
+compilation_cache = test_loop.compilation_cache
+BUCKETS, LONGEST = (6, 7), 8
+
+
+def ragged(buckets=BUCKETS):
+    """Sums of one or two digits: two prompts per iteration, of 6 to 8 characters each."""
+    config = test_loop.tiny(iterations=8, prompts=2, prompt_length=LONGEST)
+    config.train.prompt_buckets = buckets
+    config.task.parameters.max_digits = 2
+    config.sampling.max_new_tokens = 4
+    config.evaluation.update(every=0, critic_prompts=2)
+    return config
+
+
+def slots(workdir):
+    return [int(row["rollout/prompt_slots"]) for row in read_metrics(workdir)[1:]]
+
+
+class Lines(logging.Handler):
+    """Keeps messages."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, fast_compile):  # noqa: F811
+    """A run's directory, results, and what it compiled."""
+    workdir, handler = tmp_path_factory.mktemp("finished"), Lines()
+    logger = logging.getLogger("jax")
+    logger.addHandler(handler)
+    jax.clear_caches()
+    with jax.log_compiles():
+        results = test_loop.run_in(workdir, ragged())
+    logger.removeHandler(handler)
+    return workdir, results, [x for x in handler.lines if x.startswith("Compiling ")]
+
+
+def test_every_program_compiles_once_per_bucket(finished):
+    workdir, _, compiled = finished
+    found = slots(workdir)
+    used = set(found)
+    assert len(used) > 1 and used <= {*BUCKETS, LONGEST}
+    changes = sum(a != b for a, b in zip(found, found[1:], strict=False))
+    assert changes >= len(used)  # a length comes back after another one
+    assert len(compiled) == len(set(compiled))
+    updates = [line for line in compiled if "jit(update)" in line]
+    assert len(updates) == len(used) + 1  # and the warm start's
+    for width in used:
+        assert sum(f"int32[4,{width + 4}]" in line for line in updates) >= 1
+        generating = [line for line in compiled if "jit(generate)" in line]
+        assert sum(f"int32[2,{width}]" in line for line in generating) >= 1
+
+
+def test_a_stopped_run_resumes_exactly(finished, tmp_path, monkeypatch):
+    real = loop.iteration
+
+    def dies(run, state):
+        if int(state.step) == 3:
+            raise KeyboardInterrupt
+        return real(run, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "iteration", dies)
+        with pytest.raises(KeyboardInterrupt):
+            test_loop.run_in(tmp_path, ragged())
+    results = test_loop.run_in(tmp_path, ragged(), resume=True)
+    rows = [test_loop.without_times(read_metrics(path)) for path in (tmp_path, finished[0])]
+    assert rows[0] == rows[1]
+    for name in ("in_domain", "out_of_domain"):
+        assert results[name] == finished[1][name]
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["prompt_buckets"] == [6, 7]
+
+
+def test_one_length_trains_the_same(finished, tmp_path):
+    test_loop.run_in(tmp_path, ragged(()))
+    assert set(slots(tmp_path)) == {LONGEST}
+    rows = [test_loop.without_times(read_metrics(path)) for path in (tmp_path, finished[0])]
+    for one, several in zip(*rows, strict=True):
+        assert one.keys() == several.keys()
+        for key in one.keys() - {"rollout/prompt_slots"}:
+            assert several[key] == pytest.approx(one[key], rel=2e-4, abs=1e-5), (one["step"], key)
+
+
+def test_warm_starts_and_evaluation_sets_have_one_length():
+    run = build_run(parse_config(ragged()))
+    assert run.sampler.prompt_buckets == BUCKETS and run.sampler.prompt_length == LONGEST
+    for held_out in run.evaluations.values():
+        tokens, mask = held_out.sampler.prompts(held_out.items[:1])
+        longest = max(len(run.sampler.encode(item)) for item in held_out.items)
+        assert tokens.shape == (1, longest) and mask.sum() <= longest
+
+
+@pytest.mark.parametrize("name", ["dfpo", "ppo"])
+def test_losses_and_gradients_do_not_see_the_padding(name):
+    model = Transformer(tiny.DECODER)
+    policy = PolicyConfig(kl_coefficient=0.1, overlong="bootstrap")
+    if name == "dfpo":
+        algorithm = dfpo(model, DFPOConfig(policy, flow=tiny.FLOW, head=tiny.HEAD), 0.7)
+    else:
+        algorithm = ppo(model, PPOConfig(policy), 0.7)
+    short = tiny.ragged_rollout(prompt=4)
+
+    def padded(x, value):
+        return np.pad(x, ((0, 0), (3, 0)), constant_values=value).astype(x.dtype)
+
+    whole = short.replace(
+        prompt_tokens=padded(short.prompt_tokens, 9), prompt_mask=padded(short.prompt_mask, 0)
+    )
+    tokens = np.zeros((1, 1), np.int32)
+    init = jax.jit(lambda key: model.init(key, tokens, tokens)["params"])
+    params = tiny.randomised(init(jax.random.key(0)), scale=0.1)
+    state = tiny.make_state(algorithm, params)
+    evaluate, prepare = tiny.evaluator(algorithm), jax.jit(algorithm.prepare)
+    found = []
+    for rollout in (short, whole):
+        batch, context = prepare(state, rollout, jax.random.key(1))
+        assert batch.sequence.shape[1] == rollout.prompt_tokens.shape[1] + 5
+        terms, grads = evaluate(state.params, batch, context, jax.random.key(2))
+        found.append((terms, grads["params"]))
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(found[0][1]))
+    assert largest > 0.01
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), *found)
+    assert loop.rollout_metrics(whole, 1.0)["rollout/prompt_slots"] == 7.0
