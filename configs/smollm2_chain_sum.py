@@ -43,7 +43,7 @@ def get_config(arg=None):
     config.evaluation.every = 20
     config.checkpoint.every = 20
     if arg == "cpu":
-        config.model.update(dtype="float32", remat="none")
+        config.model.update(dtype="float32", remat="dots")
         config.train.update(iterations=4, prompts=4, samples=4, minibatches=1, microbatches=2)
         config.sampling.max_new_tokens = 24
         task.parameters.max_digits = 1

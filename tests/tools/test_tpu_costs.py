@@ -53,6 +53,22 @@ def test_a_loop_of_unknown_length_counts_once_and_is_told():
     assert costs.unknown_loops == 1 and costs.flops == 2 * 8 * 64 * 64
 
 
+def test_a_slice_that_is_fetched_ahead_counts_as_the_slice():
+    text = """
+%ahead (p: f32[32,8]) -> f32[4,8] {
+  %p = f32[32,8]{1,0} parameter(0)
+  ROOT %s = f32[4,8]{1,0} slice(%p), slice={[4:8], [0:8]}
+}
+
+ENTRY %main (x: f32[32,8]) -> f32[4,8] {
+  %x = f32[32,8]{1,0} parameter(0)
+  %a = ((f32[32,8]{1,0}), f32[4,8]{1,0S(1)}, s32[]{:S(2)}) async-start(%x), calls=%ahead
+  ROOT %d = f32[4,8]{1,0S(1)} async-done(%a), calls=%ahead
+}
+"""
+    assert program_costs(text).hbm_bytes == 4 * 8 * 4  # read; it arrives in fast memory
+
+
 def test_operands_that_a_fusion_slices_or_updates_count_as_the_slice():
     text = """
 %inner (a: f32[9,8], i: s32[]) -> f32[1,8] {

@@ -199,7 +199,10 @@ def _traffic(module: hlo.Module, x: hlo.Instruction, computation) -> float:
         return 2 * written
     if x.opcode == "dynamic-update-slice":
         return 2 * _in_hbm(operands[1])
-    if x.opcode.endswith("-start") and x.opcode != "async-start":
+    if x.opcode == "async-start":  # its shapes: those of the operands, of the results, a flag
+        results = x.shapes[sum(map(len, operands)) : -1]
+        return _fusion_traffic(module, x, operands, _in_hbm(results))
+    if x.opcode.endswith("-start"):
         return 2 * sum(map(_in_hbm, operands))  # read, and the same arrives or leaves
     if x.opcode == "fusion":
         return _fusion_traffic(module, x, operands, written)
@@ -233,7 +236,7 @@ def _touched(module, inner, name: str, whole: float) -> tuple[float, float | Non
         for position, operand in enumerate(x.operands):
             if operand != name or x.opcode == "parameter":
                 continue
-            if x.opcode in ("dynamic-slice", "gather") and position == 0:
+            if x.opcode in ("slice", "dynamic-slice", "gather") and position == 0:
                 read += x.shapes[0].bytes
             elif x.opcode == "dynamic-update-slice" and position == 0:
                 updated = (updated or 0.0) + inner[x.operands[1]].shapes[0].bytes
