@@ -114,11 +114,17 @@ def generate(
       A `Generation` with N * num_samples rows.
 
     Raises:
-      ValueError: prompt and response together exceed the model's positions.
+      ValueError: prompt and response together exceed the model's positions, or the data axes of
+        the mesh in force do not divide N.
     """
     chex.assert_rank([prompt_tokens, prompt_mask], 2)
     chex.assert_equal_shape([prompt_tokens, prompt_mask])
     groups = _groups()
+    if len(prompt_tokens) % groups:
+        raise ValueError(
+            f"prompt_tokens has {len(prompt_tokens)} rows; the mesh's data axes, {groups} devices, "
+            "must divide them"
+        )
     rows, limit = len(prompt_tokens) * num_samples // groups, config.max_new_tokens
     slots = min(-(-config.slots // groups) or rows, rows)
 
@@ -165,7 +171,7 @@ def generate(
 def _groups() -> int:
     """Number of devices the batch is split over by the mesh in force."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return math.prod(dict(mesh.shape).get(axis, 1) for axis in BATCH_AXES)
 
 
 def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:

@@ -86,3 +86,9 @@ def test_samples_on_a_mesh_are_those_of_one_device(params, sizes, slots):
         found = jax.jit(sample)(placed, *put_batch((TOKENS, MASK), mesh))
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
+
+
+def test_prompts_that_the_mesh_does_not_divide_are_refused(params):
+    options = {"config": SamplingConfig(max_new_tokens=2), "eos_ids": (3,), "pad_id": 0}
+    with mesh_context(create_mesh(4, 2, 1)), pytest.raises(ValueError, match="6 rows; .* 8 devi"):
+        generate(MODEL, params, TOKENS[:6], MASK[:6], jax.random.key(0), **options)
