@@ -4,12 +4,12 @@ python experiments/train.py --config=configs/qwen3_1p7b_math_v6e8.py --workdir=D
 
 Figures per chip, from tools/compile_for_tpu.py --topology=v6e:2x4 (jax 0.10.2, libtpu 0.0.52):
 
-prefill: peak 9.39 GiB, 71% spare (arguments 0.80, temporaries 3.69, results 0.88, code 0.01,
-  resident 4.01); 6.737 TFLOP, 26.96 GB memory traffic, sends GB: all-gather 3.01;
-  at least 16.44 ms (HBM); compiled in 58 s
-decode: peak 15.41 GiB, 52% spare (arguments 10.21, temporaries 0.39, results 0.00, code 0.01,
-  resident 4.81); 0.1251 TFLOP, 34.11 GB memory traffic, sends nothing;
-  at least 20.8 ms (HBM); compiled in 37 s
+prefill: peak 11.08 GiB, 65% spare (arguments 0.80, temporaries 2.26, results 4.00, code 0.02,
+  resident 4.01); 5.911 TFLOP, 20.78 GB memory traffic, sends GB: all-gather 3.01,
+  collective-permute 3.17; at least 15.46 ms (ICI); compiled in 244 s
+decode: peak 15.66 GiB, 51% spare (arguments 10.78, temporaries 0.03, results 0.00, code 0.04,
+  resident 4.81); 0.1251 TFLOP, 9.304 GB memory traffic, sends GB: all-gather 0.000409;
+  at least 5.673 ms (HBM); compiled in 37 s
 train: peak 15.40 GiB, 52% spare (arguments 4.82, temporaries 10.47, results 0.00, code 0.11);
   419.3 TFLOP, 2276 GB memory traffic, sends GB: all-gather 12.1, all-reduce 69.7,
   collective-permute 69.8; at least 1388 ms (HBM); compiled in 223 s

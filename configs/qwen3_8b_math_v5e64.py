@@ -4,12 +4,12 @@ python experiments/train.py --config=configs/qwen3_8b_math_v5e64.py --workdir=DI
 
 Figures per chip, from tools/compile_for_tpu.py --topology=v5e:8x8 (jax 0.10.2, libtpu 0.0.52):
 
-prefill: peak 6.52 GiB, 59% spare (arguments 0.48, temporaries 3.94, results 0.28, code 0.01,
-  resident 1.82); 7.732 TFLOP, 371.9 GB memory traffic, sends GB: all-gather 14.3, all-reduce 1.84;
-  at least 454 ms (HBM); compiled in 30 s
-decode: peak 8.36 GiB, 48% spare (arguments 6.07, temporaries 0.00, results 0.00, code 0.00,
-  resident 2.29); 0.1308 TFLOP, 5.892 GB memory traffic, sends GB: all-reduce 0.0287;
-  at least 7.194 ms (HBM); compiled in 12 s
+prefill: peak 9.81 GiB, 39% spare (arguments 0.48, temporaries 3.61, results 3.88, code 0.02,
+  resident 1.82); 7.195 TFLOP, 18.06 GB memory traffic, sends GB: all-gather 15.5,
+  all-reduce 1.86, collective-permute 2.41; at least 98.61 ms (ICI); compiled in 109 s
+decode: peak 8.44 GiB, 47% spare (arguments 6.06, temporaries 0.04, results 0.00, code 0.05,
+  resident 2.29); 0.1307 TFLOP, 4.813 GB memory traffic, sends GB: all-gather 0.0157,
+  all-reduce 0.0287; at least 5.876 ms (HBM); compiled in 44 s
 train: peak 8.44 GiB, 47% spare (arguments 2.30, temporaries 6.01, results 0.00, code 0.13);
   468.1 TFLOP, 1470 GB memory traffic, sends GB: all-gather 151, all-reduce 83,
   collective-permute 74.6; at least 2376 ms (MXU); compiled in 208 s

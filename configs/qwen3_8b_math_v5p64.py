@@ -4,12 +4,12 @@ python experiments/train.py --config=configs/qwen3_8b_math_v5p64.py --workdir=DI
 
 Figures per chip, from tools/compile_for_tpu.py --topology=v5p:4x4x4 (jax 0.10.2, libtpu 0.0.52):
 
-prefill: peak 7.32 GiB, 92% spare (arguments 0.48, temporaries 3.99, results 0.56, code 0.01,
-  resident 2.28); 15.46 TFLOP, 74.76 GB memory traffic, sends GB: all-gather 3.84, all-reduce 3.67;
-  at least 33.69 ms (MXU); compiled in 23 s
-decode: peak 11.22 GiB, 88% spare (arguments 8.32, temporaries 0.14, results 0.00, code 0.01,
-  resident 2.75); 0.2615 TFLOP, 25.13 GB memory traffic, sends GB: all-reduce 0.0574;
-  at least 9.09 ms (HBM); compiled in 12 s
+prefill: peak 8.49 GiB, 91% spare (arguments 0.48, temporaries 1.76, results 3.95, code 0.03,
+  resident 2.28); 14.39 TFLOP, 116.4 GB memory traffic, sends GB: all-gather 5.26,
+  all-reduce 3.72, collective-permute 2.41; at least 42.09 ms (HBM); compiled in 143 s
+decode: peak 11.21 GiB, 88% spare (arguments 8.31, temporaries 0.09, results 0.00, code 0.05,
+  resident 2.75); 0.2615 TFLOP, 9.387 GB memory traffic, sends GB: all-gather 0.0303,
+  all-reduce 0.0575; at least 3.395 ms (HBM); compiled in 22 s
 train: peak 16.78 GiB, 82% spare (arguments 2.77, temporaries 13.88, results 0.00, code 0.12);
   936.2 TFLOP, 5946 GB memory traffic, sends GB: all-gather 17.1, all-reduce 152,
   collective-permute 37.3; at least 2151 ms (HBM); compiled in 164 s

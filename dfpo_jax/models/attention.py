@@ -121,13 +121,13 @@ def _xla(q: Array, k: Array, v: Array, mask: Array) -> Array:
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1], k.shape[2]
     group = heads // kv_heads
-    q = (q * width**-0.5).astype(q.dtype).reshape(batch, queries, kv_heads, group, width)
+    q = q.reshape(batch, queries, kv_heads, group, width)
     # Heads and rows of a group as one axis, so that each product is one of plain matrices.
     q = q.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * queries, width)
     k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     scores = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, kv_heads, group, queries, keys)
-    scores = jnp.where(mask[:, None, None], scores, _NEGATIVE)
+    scores = jnp.where(mask[:, None, None], scores * width**-0.5, _NEGATIVE)
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1)

@@ -62,17 +62,6 @@ def init_cache(
     )
 
 
-def folded(model: Transformer, params: ArrayTree) -> tuple[Transformer, ArrayTree]:
-    """The decoder without LoRA, and its parameters with the updates put into the kernels.
-
-    Decoding then costs nothing more; in a compute type below float32 it rounds otherwise than
-    training does. Without LoRA both come back as they are.
-    """
-    if model.config.lora.rank == 0:
-        return model, params
-    return Transformer(model.config.without_lora()), lora.fold(params, model.config.lora)
-
-
 def hold(model: Transformer, params: ArrayTree) -> ArrayTree:
     """Parameters as `step` reads them: in the compute type, one tree per layer, kernels transposed.
 
@@ -97,9 +86,10 @@ def hold(model: Transformer, params: ArrayTree) -> ArrayTree:
         x = x.astype(config.dtype)
         if path[-1].key == "head":
             return nn.with_logical_constraint(x.T, names[::-1])
-        if path[-1].key != "kernel":
+        if path[-1].key not in ("kernel", lora.A, lora.B):
             return nn.with_logical_constraint(x, names)
-        inputs = 2 if path[-2].key == "output" else 1  # axes that are summed over, after "layers"
+        # Axes that are summed over, after "layers".
+        inputs = 2 if path[-2].key == "output" and path[-1].key != lora.B else 1
         order = (0, *range(inputs + 1, x.ndim), *range(1, inputs + 1))
         return nn.with_logical_constraint(x.transpose(order), tuple(names[i] for i in order))
 
@@ -166,11 +156,11 @@ def step(
         keys.append(jax.lax.dynamic_update_slice(old_keys, k.astype(old_keys.dtype), place))
         values.append(jax.lax.dynamic_update_slice(old_values, v.astype(old_values.dtype), place))
         attended = _attend(q, keys[-1], values[-1], seen)
-        x = x + _product(layer["attention"]["output"], attended)
+        x = x + _product(config, layer["attention"]["output"], attended)
         x = nn.with_logical_constraint(x, ("batch", None))
         y, mlp = _norm(config, layer["mlp_norm"], x), layer["mlp"]
-        y = jax.nn.silu(_product(mlp["gate"], y)) * _product(mlp["up"], y)
-        x = nn.with_logical_constraint(x + _product(mlp["down"], y), ("batch", None))
+        y = jax.nn.silu(_product(config, mlp["gate"], y)) * _product(config, mlp["up"], y)
+        x = nn.with_logical_constraint(x + _product(config, mlp["down"], y), ("batch", None))
     x = _norm(config, held["final_norm"], x)
     logits = jnp.matmul(held["head"], x.T, preferred_element_type=jnp.float32)
     logits = _as_written(logits).T
@@ -192,10 +182,15 @@ def _as_written(x: Array) -> Array:
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
-def _product(params: ArrayTree, x: Array) -> Array:
-    """[B, inputs] times a kernel [*outputs, *inputs]: [B, outputs]."""
-    kernel = params["kernel"]
-    out = _as_written(kernel.reshape(-1, x.shape[-1]) @ x.T).T
+def _product(config: TransformerConfig, params: ArrayTree, x: Array) -> Array:
+    """[B, inputs] times a kernel [*outputs, *inputs], and LoRA's update of it: [B, outputs]."""
+
+    def times(kernel, x):
+        return _as_written(kernel.reshape(-1, x.shape[-1]) @ x.T).T
+
+    out = times(params["kernel"], x)
+    if lora.A in params:  # a sum of both kernels in bfloat16 would lose most of a small update
+        out = out + config.lora.scale * times(params[lora.B], times(params[lora.A], x))
     if "bias" in params:
         out = out + params["bias"].reshape(1, -1)
     return out
@@ -205,7 +200,8 @@ def _project_heads(config: TransformerConfig, params: ArrayTree, x: Array, rope)
     """Queries [B, K, N / K, H], and keys and values [B, K, 1, H] to be written, of x [B, D]."""
     batch, width = x.shape[0], config.head_dim
     q, k, v = (
-        _product(params[name], x).reshape(batch, 1, -1, width) for name in ("query", "key", "value")
+        _product(config, params[name], x).reshape(batch, 1, -1, width)
+        for name in ("query", "key", "value")
     )
     if config.qk_norm:
         q, k = _norm(config, params["query_norm"], q), _norm(config, params["key_norm"], k)

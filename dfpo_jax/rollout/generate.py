@@ -27,12 +27,12 @@ class _Prompts:
     """What a slot starts from. G groups of prompts, one per device that the batch is split over.
 
     Attributes:
-      cache: keys and values of all tokens but the last, rows G * N; None where there is one only.
+      cache: keys and values of all tokens but the last, rows G * N, behind an empty column.
       token: [G, N] the last token, which the first step reads.
       valid: [G, N] bool, whether it is one: an empty prompt has none.
     """
 
-    cache: decode.KVCache | None
+    cache: decode.KVCache
     token: Array
     valid: Array
 
@@ -97,7 +97,7 @@ def generate(
     one of them, since masks come from lengths. A prompt runs through the model once for all
     `num_samples` of its responses, and decoding stops when every row has ended. A row's samples
     depend on `key`, its number and its place in the response alone, so that neither
-    `config.slots` nor the mesh changes them.
+    `config.slots` nor the mesh changes them beyond rounding.
 
     Args:
       model: the policy.
@@ -128,10 +128,9 @@ def generate(
     rows, limit = len(prompt_tokens) * num_samples // groups, config.max_new_tokens
     slots = min(-(-config.slots // groups) or rows, rows)
 
-    model, params = decode.folded(model, params)
     held = decode.hold(model, params)
     prompts = _prefill(model, params, prompt_tokens, prompt_mask, config, groups)
-    state = _no_slots(model, prompt_tokens.shape[1] - 1, config, groups, slots)
+    state = _no_slots(model, prompt_tokens.shape[1], config, groups, slots)
     state = _start(state, prompts, num_samples, rows)
     responses = _Responses(
         tokens=jnp.zeros((groups, rows, limit), jnp.int32),
@@ -183,16 +182,16 @@ def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
         "token": tokens[:, -1].reshape(groups, -1),
         "valid": valid[:, -1].reshape(groups, -1),
     }
-    if length == 1:
-        return _Prompts(cache=None, **grouped)
-    wanted = -(-rows // (config.prefill_rows or rows))
-    pieces = next(n for n in range(wanted, rows + 1) if rows // groups % n == 0 or n == rows)
+    own = rows // groups  # of each device, on which at least one row runs
+    wanted = min(-(-rows // (config.prefill_rows or rows)), own)
+    pieces = next(n for n in range(wanted, own + 1) if own % n == 0)
 
     def run(piece):
         cache = decode.prefill(model, params, *piece, dtype)
         return cache.keys, cache.values
 
-    inputs = tokens[:, :-1], valid[:, :-1]
+    # An empty column in front keeps the length, which fused attention wants even or rounder.
+    inputs = tuple(jnp.pad(x[:, :-1], ((0, 0), (1, 0))) for x in (tokens, valid))
     if pieces == 1:
         keys, values = run(inputs)
     else:  # every so-manieth row, so that each device keeps its own
@@ -202,12 +201,12 @@ def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
         keys, values = jax.tree.map(
             lambda x: jnp.swapaxes(x, 0, 1).reshape(rows, *x.shape[2:]), jax.lax.map(run, split)
         )
-    cache = decode.KVCache(keys, values, valid[:, :-1], jnp.int32(length - 1))
+    cache = decode.KVCache(keys, values, inputs[1], jnp.int32(length))
     return _Prompts(cache=cache, **grouped)
 
 
 def _no_slots(model, prefix: int, config: SamplingConfig, groups: int, slots: int) -> _Slots:
-    """All of them free, the caches behind a prompt of `prefix` tokens and one more empty."""
+    """All of them free, the caches behind `prefix` columns of the prompt empty."""
     limit, shape = config.max_new_tokens, (groups, slots)
     dtype = config.cache_dtype or None
     zeros, no = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
@@ -245,18 +244,17 @@ def _start(state: _Slots, prompts: _Prompts, num_samples: int, rows: int) -> _Sl
         return jax.lax.dynamic_update_slice_in_dim(old, new, 0, axis=2)
 
     cache = state.cache
-    cleared = jnp.where(flat[:, None], False, cache.valid)
-    if prompts.cache is not None:
-        known = prompts.cache.valid.reshape(*prompt.shape[:1], -1, prompts.cache.valid.shape[1])
-        known = take(known, prompt).reshape(len(flat), -1)
-        prefix = jnp.where(flat[:, None], known, cleared[:, : known.shape[1]])
-        cleared = jax.lax.dynamic_update_slice_in_dim(cleared, prefix, 0, axis=1)
-        cache = cache.replace(
-            keys=tuple(map(renew, cache.keys, prompts.cache.keys)),
-            values=tuple(map(renew, cache.values, prompts.cache.values)),
-        )
+    known = prompts.cache.valid.reshape(*prompt.shape[:1], -1, prompts.cache.valid.shape[1])
+    known = take(known, prompt).reshape(len(flat), -1)
+    known = jnp.pad(known, ((0, 0), (0, cache.valid.shape[1] - known.shape[1])))
+    cache = decode.KVCache(
+        keys=tuple(map(renew, cache.keys, prompts.cache.keys)),
+        values=tuple(map(renew, cache.values, prompts.cache.values)),
+        valid=jnp.where(flat[:, None], known, cache.valid),
+        index=cache.index,
+    )
     return state.replace(
-        cache=cache.replace(valid=cleared),
+        cache=cache,
         row=jnp.where(begins, row, jnp.where(state.alive, state.row, rows)),
         token=jnp.where(begins, take(prompts.token, prompt), state.token),
         valid=jnp.where(begins, take(prompts.valid, prompt), state.valid),

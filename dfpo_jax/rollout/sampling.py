@@ -1,4 +1,4 @@
-"""The distribution that tokens are drawn from, and the draw, without a copy of the logits."""
+"""The distribution that tokens are drawn from, and the draw: nothing is sorted."""
 
 from dataclasses import dataclass
 
@@ -83,7 +83,7 @@ def sampling_log_probs(logits: Array, config: SamplingConfig) -> Array:
 def _log_probs(logits: Array, threshold: Array, partition: Array, temperature: float) -> Array:
     """Of any of a row's logits [B, n], given what `_law` found for the whole row [B, 1]."""
     scaled = logits / temperature
-    return jnp.where(scaled >= threshold, scaled - partition, _REMOVED)
+    return jnp.where(scaled < threshold, _REMOVED, scaled - partition)  # NaN stays NaN
 
 
 def _law(logits: Array, config: SamplingConfig) -> tuple[Array, Array]:
@@ -106,7 +106,7 @@ def _law(logits: Array, config: SamplingConfig) -> tuple[Array, Array]:
 def _largest_threshold(x: Array, measure, wanted: Array) -> Array:
     """The largest float t with sum(measure(x >= t)) >= wanted, by row: [B, 1].
 
-    Bisects the 32 bits of t, so that nothing is sorted and no copy of `x` is made.
+    Bisects the 32 bits of t: sums over rows in place of a sort of them.
 
     Args:
       x: [B, V] float32, not NaN.

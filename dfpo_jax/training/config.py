@@ -110,7 +110,7 @@ class TrainConfig:
       prompt_buckets: smaller numbers of slots, increasing. The prompts of an iteration are padded
         to the smallest of them, or `prompt_length`, that holds the longest, and pay for no more;
         every program compiles once for each that comes up. Changes no result beyond rounding.
-        Warm starts and evaluation sets have one length.
+        Warm starts and the accuracy of evaluation sets have one length.
       epochs: passes over a rollout.
       minibatches: updates per pass.
       microbatches: pieces a minibatch is split into to save memory; changes no result.

@@ -214,7 +214,7 @@ def _evaluation_set(section: TaskConfig, config: Config, sampler: Sampler) -> Ev
     sampler = replace(sampler, chat=chat, truncate_prompts=shorten, stop=section.stop)
     task = section.build("held_out", _accepts(section, sampler))
     items = task.items(config.evaluation.prompts)
-    longest = max(len(sampler.encode(item)) for item in items)
+    longest = max(1, *(len(sampler.encode(item)) for item in items))
     if shorten:
         longest = min(longest, sampler.prompt_length)
     fitted = replace(sampler, prompt_length=longest, prompt_buckets=())

@@ -167,3 +167,29 @@ def test_bad_arguments():
         attention(q, k, v, mask.astype(np.float32))
     with pytest.raises(AssertionError):
         attention(q, k, v, mask[:, :, :3])
+
+
+@pytest.mark.parametrize("length", [100, 129, 300, 1100])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_pieces_of_the_queries_change_nothing(length, side):
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        jnp.asarray(rng.normal(size=(2, length, heads, 4)), jnp.float32) for heads in (4, 2, 2)
+    )
+    valid = np.ones((2, length), bool)
+    valid[0, : length // 3] = False
+    valid = jnp.asarray(valid if side == "left" else valid[:, ::-1])
+    mask = jnp.tril(jnp.ones((length, length), bool))[None] & valid[:, None]
+
+    def loss(causal_valid):
+        def run(q, k, v):
+            out = attention(q, k, v, mask, "xla", causal_valid)
+            return jnp.sum(jnp.sin(out)), out
+
+        return jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        loss(valid),
+        loss(None),
+    )

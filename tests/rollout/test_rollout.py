@@ -144,7 +144,7 @@ def test_rows_that_do_not_fill_the_mesh_are_padded_and_cut(traced):  # noqa: F81
     sampler, params = make_sampler(mesh=(2, 2, 2), temperature=1.0)
     prompts = sampler.prompts(ITEMS)
     out = sampler(params, *prompts, jax.random.key(0), num_samples=2)
-    assert traced == [(4, PROMPT - 1), (8,)]  # three prompts on 2 x 2 row shards
+    assert traced == [(4, PROMPT), (8,)]  # three prompts on 2 x 2 row shards
     one, params = make_sampler(temperature=1.0)
     same = one(params, *prompts, jax.random.key(0), num_samples=2)
     jax.tree.map(np.testing.assert_array_equal, out, same)

@@ -94,6 +94,13 @@ def test_bad_options_are_named(options, message):
         SamplingConfig(**options)
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.5}])
+def test_logits_that_are_not_numbers_are_seen_in_the_log_probs(options):
+    logits = jnp.full((2, 24), jnp.nan)
+    tokens, log_probs = draw(jax.random.split(jax.random.key(0)), logits, SamplingConfig(**options))
+    assert np.all(np.isnan(log_probs)) and np.all((tokens >= 0) & (tokens < 24))
+
+
 # --- a table of next-token logits instead of a decoder ------------------------------------------
 
 
@@ -207,7 +214,7 @@ def test_samples_share_one_prefill(traced):  # noqa: F811
     options = {"eos_ids": (EOS,), "pad_id": 0, "config": SamplingConfig(4, temperature=0.0)}
     inputs = TABLE, COUNTDOWN, prompts, np.ones_like(prompts), jax.random.key(0)
     out = generate(*inputs, **options, num_samples=3)
-    assert traced == [(3, 1), (9,)]
+    assert traced == [(3, 2), (9,)]
     once = generate(*inputs, **options)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.repeat(b, 3, axis=0)), out, once)
 
@@ -228,10 +235,10 @@ def test_compiles_once_per_shape(traced):  # noqa: F811
         prompts = np.full((2, 3), 4 + seed, np.int32)
         params = tiny.table_params(np.full((12, 12), seed))
         call(params, prompts, prompts > 0, jax.random.key(seed))
-    assert traced == [(2, 2), (2,)]
+    assert traced == [(2, 3), (2,)]
     prompts = np.full((5, 3), 4, np.int32)
     call(COUNTDOWN, prompts, prompts > 0, jax.random.key(0))
-    assert traced[2:] == [(5, 2), (5,)]
+    assert traced[2:] == [(5, 3), (5,)]
 
 
 # --- slots --------------------------------------------------------------------------------------

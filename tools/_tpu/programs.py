@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from dfpo_jax.models import decode
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.sampling import draw
-from dfpo_jax.sharding import batch_sharding, mesh_context, replicated
+from dfpo_jax.sharding import BATCH_AXES, batch_sharding, mesh_context, replicated
 from dfpo_jax.training.config import Config
 from dfpo_jax.training.learner import Schedule
 from dfpo_jax.training.run import make_learner
@@ -44,7 +44,8 @@ class Lowering:
         """One of `PROGRAMS`.
 
         "prefill": the prompts that run at once through the model, with the gathering of the
-        parameters for decoding. "decode": one token for every slot, the cache donated.
+        parameters for decoding. "decode": one token for every slot, the cache donated;
+        prompts that wait for a slot take their own cache beside it, which is not counted.
         "prepare": targets and advantages of the iteration's rollout. "train": one update on one
         minibatch, all its micro-batches, both optimizers, the state donated.
         """
@@ -80,27 +81,27 @@ class Lowering:
     def _prefill(self, prompts: int):
         """The prompts of one piece, and the parameters as decoding reads them."""
         sampling = self.config.sampling
-        prompts = min(sampling.prefill_rows or prompts, prompts)
-        shape = (prompts, max(self.config.train.prompt_length - 1, 1))
+        prompts = self._divided(min(sampling.prefill_rows or prompts, prompts))
+        shape = (prompts, self.config.train.prompt_length)
 
         def prefill(params, tokens, mask):
-            model, params = decode.folded(self.model, params)
-            cache = decode.prefill(model, params, tokens, mask, sampling.cache_dtype or None)
-            return decode.hold(model, params), cache
+            dtype = sampling.cache_dtype or None
+            cache = decode.prefill(self.model, params, tokens, mask, dtype)
+            return decode.hold(self.model, params), cache
 
         policy = self.learner.abstract_state.params["policy"]
         return jax.jit(prefill).lower(policy, self._rows(shape, jnp.int32), self._rows(shape))
 
     def _decode(self, rows: int):
         sampling, model = self.config.sampling, self.model
-        rows = min(sampling.slots or rows, rows)
-        columns = self.config.train.prompt_length - 1 + sampling.max_new_tokens
+        rows = self._divided(min(sampling.slots or rows, rows))
+        columns = self.config.train.prompt_length + sampling.max_new_tokens
         policy = self.learner.abstract_state.params["policy"]
         dtype = sampling.cache_dtype or None
 
         def start(params):
             cache = decode.init_cache(model.config, rows, columns, dtype)
-            return decode.hold(*decode.folded(model, params)), cache
+            return decode.hold(model, params), cache
 
         # Compiled for its layout alone: what it gives lies where decoding finds it.
         held, cache = self._as_compiled(jax.jit(start), policy)
@@ -113,6 +114,11 @@ class Lowering:
         keys = self._rows(keys.shape, keys.dtype)
         token, alive = self._rows((rows,), jnp.int32), self._rows((rows,), bool)
         return jax.jit(advance, donate_argnums=1).lower(held, cache, token, alive, keys)
+
+    def _divided(self, rows: int) -> int:
+        """So many rows, or a few more that the mesh divides."""
+        parts = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        return -(-rows // parts) * parts
 
     def _as_compiled(self, jitted, *inputs):
         """Abstract results of a program, with the shardings that its compilation gives them."""
