@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dfpo_jax.models import decode
+from dfpo_jax.models import decode, lora
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.sampling import SamplingConfig, draw
 from dfpo_jax.sharding import BATCH_AXES
@@ -101,7 +101,7 @@ def generate(
 
     Args:
       model: the policy.
-      params: its parameters.
+      params: its parameters, with LoRA's updates or without.
       prompt_tokens: [N, P] int32, left-padded; on a mesh its data axes must divide N.
       prompt_mask: [N, P], 1 on prompt tokens.
       key: typed PRNG key.
@@ -128,6 +128,8 @@ def generate(
     rows, limit = len(prompt_tokens) * num_samples // groups, config.max_new_tokens
     slots = min(-(-config.slots // groups) or rows, rows)
 
+    if not lora.split(params)[1]:  # no updates, as in the weights that LoRA started from
+        model = Transformer(model.config.without_lora())
     held = decode.hold(model, params)
     prompts = _prefill(model, params, prompt_tokens, prompt_mask, config, groups)
     state = _no_slots(model, prompt_tokens.shape[1], config, groups, slots)
