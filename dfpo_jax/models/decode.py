@@ -38,9 +38,7 @@ class KVCache:
     index: Array
 
 
-def init_cache(
-    config: TransformerConfig, batch: int, length: int, dtype: str | None = None
-) -> KVCache:
+def init_cache(config: TransformerConfig, batch: int, length: int, dtype: str = "") -> KVCache:
     """An empty cache of `length` columns for `batch` rows, in `dtype` or the compute type.
 
     Raises:
@@ -103,7 +101,7 @@ def hold(model: Transformer, params: ArrayTree) -> ArrayTree:
 
 
 def prefill(
-    model: Transformer, params: ArrayTree, tokens: Array, valid: Array, dtype: str | None = None
+    model: Transformer, params: ArrayTree, tokens: Array, valid: Array, dtype: str = ""
 ) -> KVCache:
     """A full cache of T columns with the keys and values of tokens [B, T].
 
@@ -112,7 +110,7 @@ def prefill(
       params: its own parameters, not those of `hold`.
       tokens: [B, T] int32, T >= 1.
       valid: [B, T], 1 on tokens and 0 on padding.
-      dtype: of the cache; the compute type by default.
+      dtype: of the cache; "" for the compute type.
     """
     _, written = model.apply({"params": params}, tokens, valid, with_cache=True)
 

@@ -177,7 +177,6 @@ def _groups() -> int:
 
 def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
     """Runs all prompt tokens but the last through the model, some prompts at a time."""
-    dtype = config.cache_dtype or None
     valid = mask.astype(bool)
     rows, length = tokens.shape
     grouped = {
@@ -189,7 +188,7 @@ def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
     pieces = next(n for n in range(wanted, own + 1) if own % n == 0)
 
     def run(piece):
-        cache = decode.prefill(model, params, *piece, dtype)
+        cache = decode.prefill(model, params, *piece, config.cache_dtype)
         return cache.keys, cache.values
 
     # An empty column in front keeps the length, which fused attention wants even or rounder.
@@ -210,10 +209,10 @@ def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
 def _no_slots(model, prefix: int, config: SamplingConfig, groups: int, slots: int) -> _Slots:
     """All of them free, the caches behind `prefix` columns of the prompt empty."""
     limit, shape = config.max_new_tokens, (groups, slots)
-    dtype = config.cache_dtype or None
+    columns = prefix + limit
     zeros, no = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
     return _Slots(
-        cache=decode.init_cache(model.config, groups * slots, prefix + limit, dtype),
+        cache=decode.init_cache(model.config, groups * slots, columns, config.cache_dtype),
         row=zeros,
         token=zeros,
         valid=no,

@@ -19,6 +19,7 @@ from dfpo_jax.models.config import PRESETS, TransformerConfig
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
 from dfpo_jax.rollout.sampling import SamplingConfig
+from dfpo_jax.training.learner import init_policy
 
 SMOLLM2 = TransformerConfig(49152, 576, 30, 9, 3, 64, 1536, norm_eps=1e-5)
 PROMPT, RESPONSE = 32, 64
@@ -31,9 +32,7 @@ def _dtype() -> str:
 def _smollm2(**options) -> tuple[Transformer, dict]:
     """A decoder of SmolLM2-135M's sizes and random parameters."""
     model = Transformer(replace(SMOLLM2, dtype=_dtype(), param_dtype=_dtype(), **options))
-    dummy = jnp.zeros((1, 1), jnp.int32)
-    init = jax.jit(lambda key: model.init(key, dummy, dummy)["params"])
-    return model, nn.unbox(init(jax.random.key(0)))
+    return model, nn.unbox(jax.jit(functools.partial(init_policy, model))(jax.random.key(0)))
 
 
 def _torch_smollm2():

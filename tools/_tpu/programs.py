@@ -85,8 +85,7 @@ class Lowering:
         shape = (prompts, self.config.train.prompt_length)
 
         def prefill(params, tokens, mask):
-            dtype = sampling.cache_dtype or None
-            cache = decode.prefill(self.model, params, tokens, mask, dtype)
+            cache = decode.prefill(self.model, params, tokens, mask, sampling.cache_dtype)
             return decode.hold(self.model, params), cache
 
         policy = self.learner.abstract_state.params["policy"]
@@ -97,10 +96,9 @@ class Lowering:
         rows = self._divided(min(sampling.slots or rows, rows))
         columns = self.config.train.prompt_length + sampling.max_new_tokens
         policy = self.learner.abstract_state.params["policy"]
-        dtype = sampling.cache_dtype or None
 
         def start(params):
-            cache = decode.init_cache(model.config, rows, columns, dtype)
+            cache = decode.init_cache(model.config, rows, columns, sampling.cache_dtype)
             return decode.hold(model, params), cache
 
         # Compiled for its layout alone: what it gives lies where decoding finds it.
