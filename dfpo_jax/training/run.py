@@ -78,7 +78,7 @@ def build_run(config: Config) -> Run:
     config = replace(config, model=config.weights.model_config(config.model))
     tokenizer = build_tokenizer(config)
     mesh = create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    _check_division(config, mesh)
+    check_division(config, mesh)
     model = Transformer(config.model)
     chat = _chat(config.task, tokenizer)
     ends = _eos_ids(config, tokenizer, chat)
@@ -227,7 +227,8 @@ def _evaluation_set(section: TaskConfig, config: Config, sampler: Sampler) -> Ev
     return EvaluationSet(task, items, fitted)
 
 
-def _check_division(config: Config, mesh: jax.sharding.Mesh) -> None:
+def check_division(config: Config, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError where the mesh's data axes do not divide a batch, naming both."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     train = config.train
     rows = train.prompts * train.samples // (train.minibatches * train.microbatches)

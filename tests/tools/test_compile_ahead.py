@@ -1,5 +1,5 @@
-"""tools/compile_for_tpu.py without a TPU compiler: figures, wording, exit codes, and the programs
-of a small run on eight CPU devices."""
+"""The tools that compile for chips, without their compilers: figures, wording, exit codes, and the
+programs of a small run on eight CPU devices."""
 
 import dataclasses
 import importlib.util
@@ -7,12 +7,13 @@ import pathlib
 import subprocess
 import sys
 
-import compile_for_tpu
+import compile_for_gpu
 import jax
 import pytest
-from _tpu.chips import CHIPS, GIB
-from _tpu.costs import program_costs
-from _tpu.programs import PROGRAMS, Lowering
+from _ahead import gpus, report
+from _ahead.chips import GIB, GPUS, TPUS
+from _ahead.costs import program_costs
+from _ahead.programs import PROGRAMS, Lowering
 
 from dfpo_jax.models.config import PRESETS
 from dfpo_jax.sharding import create_mesh
@@ -38,16 +39,16 @@ FIGURES = {
 
 
 def test_a_chip_judges_the_figures():
-    x = compile_for_tpu.judge(FIGURES, CHIPS["v5e"])
+    x = report.judge(FIGURES, TPUS["v5e"])
     assert x["fits"] and x["spare"] == pytest.approx(1 - 5.5 / 16)
     assert x["seconds"] == pytest.approx(2.0) and x["bound"] == "ICI"
-    line = compile_for_tpu.describe("train", x)
+    line = report.describe("train", x)
     assert line.startswith("train: peak 5.50 GiB, 66% spare (arguments 2.00, temporaries 3.00,")
     assert "197 TFLOP" in line and "all-gather 200, all-reduce 200" in line
     assert "at least 2000 ms (ICI); compiled in 60 s" in line and "too low" not in line
-    large = compile_for_tpu.judge(FIGURES | {"peak": 17 * GIB}, CHIPS["v5e"])
+    large = report.judge(FIGURES | {"peak": 17 * GIB}, TPUS["v5e"])
     assert not large["fits"]
-    told = compile_for_tpu.describe("train", x | {"unknown_loops": 2})
+    told = report.describe("train", x | {"unknown_loops": 2})
     assert "counted too low: 2 loops once" in told
 
 
@@ -56,14 +57,10 @@ def test_a_program_the_compiler_refuses_does_not_fit():
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
         "hbm. Used 20.96G of 15.75G hbm. Exceeded hbm capacity by 5.21G.\n\nTotal hbm usage >= 1G"
     )
-    assert compile_for_tpu.used_line(message) == "Used 20.96G of 15.75G hbm"
-    x = compile_for_tpu.judge(
-        {"error": compile_for_tpu.used_line(message), "compile_seconds": 9.0}, CHIPS["v5e"]
-    )
+    assert report.used_line(message) == "Used 20.96G of 15.75G hbm"
+    x = report.judge({"error": report.used_line(message), "compile_seconds": 9.0}, TPUS["v5e"])
     assert not x["fits"]
-    assert compile_for_tpu.describe("train", x) == (
-        "train: does not fit: Used 20.96G of 15.75G hbm (9 s)"
-    )
+    assert report.describe("train", x) == ("train: does not fit: Used 20.96G of 15.75G hbm (9 s)")
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +97,13 @@ def test_programs_of_a_small_run(lowering, name):
     least = {
         "prefill": 2 * (8 * 7) * weights,
         "decode": 2 * 32 * (weights + logits),
+        "sample": 2 * (8 * 7) * weights + 2 * 32 * (weights + logits),  # its loop counts once
         "prepare": 2 * (32 * 16) * 2 * weights,
         "train": 2 * (16 * 16) * 2 * 4 * weights + 2 * (16 * 8) * 4 * logits,
     }[name]
     assert least < 8 * costs.flops < 3 * least
     memory = compiled.memory_analysis()
+    assert costs.unknown_loops == (name == "sample")
     if name == "decode":  # the cache keeps its place
         cache = 2 * model.num_layers * 32 * 15 * model.num_kv_heads * model.head_dim * 4 / 8
         assert memory.alias_size_in_bytes >= cache
@@ -129,8 +128,30 @@ def test_what_stays_beside_sampling(lowering):
     assert lowering.resident("prefill") == pytest.approx(rest)
 
 
-def compile_tool(*arguments):
-    command = [sys.executable, "tools/compile_for_tpu.py", *arguments]
+def test_a_batch_the_mesh_does_not_divide_is_refused(lowering):
+    config = lowering.config
+    train = dataclasses.replace(config.train, prompts=2, samples=1, microbatches=1)
+    with pytest.raises(ValueError, match="is 1; mesh data . fsdp, 4, must divide it"):
+        Lowering(dataclasses.replace(config, train=train), lowering.mesh)
+
+
+def test_sizes_come_with_the_weights_or_one_line_says_why_not(tmp_path, capsys):
+    config = parse_config({"weights": {"source": str(tmp_path / "none.gguf")}})
+    assert report.with_sizes(config) is config
+    assert "none.gguf is no file" in capsys.readouterr().out
+    assert report.with_sizes(parse_config({})).model == parse_config({}).model
+
+
+def test_a_gpu_is_described_to_the_compiler():
+    assert gpus.parse_gpu("h100") == ("h100", 1) and gpus.parse_gpu("l4:4") == ("l4", 4)
+    for name, chip in GPUS.items():
+        text = gpus.describe(name)
+        assert f"device_memory_size: {int(chip.hbm_bytes)}\n" in text and f'"{name}"' in text
+        assert text.count("{") == text.count("}") == 3
+
+
+def compile_tool(*arguments, tool="tpu"):
+    command = [sys.executable, f"tools/compile_for_{tool}.py", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
@@ -142,6 +163,35 @@ def test_a_bad_topology_is_one_line_and_exit_code_2(topology, named):
     done = compile_tool("--config=configs/quickstart.py", f"--topology={topology}")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     assert done.stderr.startswith("error: ") and named in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpu", "named"),
+    [("v100", "one of a100, h100, h200, l4"), ("h100:0", "must be a positive integer")],
+)
+def test_a_bad_gpu_is_one_line_and_exit_code_2(gpu, named):
+    done = compile_tool("--config=configs/quickstart.py", f"--gpu={gpu}", tool="gpu")
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ") and named in done.stderr
+
+
+@pytest.mark.skipif(
+    any(map(importlib.util.find_spec, compile_for_gpu.PLUGINS)), reason="a GPU compiler is here"
+)
+def test_without_a_gpu_compiler_one_line_says_what_to_install():
+    done = compile_tool("--config=configs/quickstart.py", tool="gpu")
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert "dfpo_jax[gpu]" in done.stderr
+
+
+def test_what_jax_takes_of_a_gpu(monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    assert compile_for_gpu.memory_fraction() == 0.75
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".9")
+    assert compile_for_gpu.memory_fraction() == 0.9
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "all")
+    with pytest.raises(ValueError, match="XLA_PYTHON_CLIENT_MEM_FRACTION='all'"):
+        compile_for_gpu.memory_fraction()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")

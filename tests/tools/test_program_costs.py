@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from _tpu import hlo
-from _tpu.chips import CHIPS, parse_topology, roofline
-from _tpu.costs import convolution_flops, group_size, program_costs
+from _ahead import hlo
+from _ahead.chips import TPUS, parse_topology, roofline
+from _ahead.costs import convolution_flops, group_size, program_costs
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -207,7 +207,7 @@ ENTRY %main (q: bf16[3,2,256,128], k: bf16[3,256,128]) -> bf16[3,2,256,128] {
 
 
 def test_the_roofline_is_the_slowest_of_three():
-    chip = CHIPS["v5p"]
+    chip = TPUS["v5p"]
     for flops, hbm, ici, seconds, bound in (
         (459e12, 0, 0, 1.0, "MXU"),
         (459e12, 2765e9 * 3, 0, 3.0, "HBM"),
@@ -236,3 +236,27 @@ def test_a_bad_topology_is_named(text, message):
 def test_topologies():
     assert parse_topology("v5p:4x4x4") == ("v5p", (4, 4, 4))
     assert parse_topology("v6e:2x4") == ("v6e", (2, 4))
+
+
+# Attention as the GPU compiler writes it: 2 queries' heads for each of the keys'.
+_CUDNN = """
+HloModule step
+
+ENTRY %main (q: bf16[2,16,4,8], k: bf16[2,16,2,8], v: bf16[2,16,2,8], b: bf16[2,1,16,16]) -> bf16[2,4,16,8] {
+  %q = bf16[2,16,4,8]{3,2,1,0} parameter(0)
+  %k = bf16[2,16,2,8]{3,2,1,0} parameter(1)
+  %v = bf16[2,16,2,8]{3,2,1,0} parameter(2)
+  %b = bf16[2,1,16,16]{3,2,1,0} parameter(3)
+  %f = (bf16[2,4,16,8]{3,1,2,0}, u8[0]{0}) custom-call(%q, %k, %v, %b), custom_call_target="__cudnn$fmhaScaleBiasSoftmax"
+  %g = (bf16[2,4,16,8]{3,1,2,0}, u8[0]{0}) custom-call(%q, %k, %v, %b), custom_call_target="__cudnn$fmhaScaleBiasSoftmaxBackward"
+  %u = bf16[2,4,16,8]{3,1,2,0} custom-call(%q), custom_call_target="__cublas$gemm"
+  ROOT %o = bf16[2,4,16,8]{3,1,2,0} get-tuple-element(%f), index=0
+}
+"""  # noqa: E501
+
+
+def test_attention_by_cudnn_counts_its_products_and_other_kernels_are_told():
+    costs = program_costs(_CUDNN)
+    one_product = 2 * (2 * 4 * 16 * 16 * 8)
+    assert costs.flops == (2 + 5) * one_product
+    assert costs.unknown_kernels == 1

@@ -1,5 +1,6 @@
 """The programs of a run, ready to be lowered: abstract arguments with shardings, no arrays."""
 
+import functools
 import math
 
 import jax
@@ -8,14 +9,15 @@ from jax.sharding import Mesh
 
 from dfpo_jax.models import decode
 from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.rollout.generate import generate
 from dfpo_jax.rollout.sampling import draw
 from dfpo_jax.sharding import BATCH_AXES, batch_sharding, mesh_context, replicated
 from dfpo_jax.training.config import Config
 from dfpo_jax.training.learner import Schedule
-from dfpo_jax.training.run import make_learner
+from dfpo_jax.training.run import check_division, make_learner
 from dfpo_jax.types import Rollout
 
-PROGRAMS = ("prefill", "decode", "prepare", "train")
+PROGRAMS = ("prefill", "decode", "sample", "prepare", "train")
 
 
 def bytes_per_chip(tree) -> int:
@@ -31,10 +33,14 @@ class Lowering:
     Args:
       config: the run; its model's `attention` names a back end of the mesh's platform.
       mesh: with the sizes of `config.mesh`.
+
+    Raises:
+      ValueError: the mesh does not divide a batch.
     """
 
     def __init__(self, config: Config, mesh: Mesh):
         """Builds the model and the abstract state; nothing is computed."""
+        check_division(config, mesh)
         self.config, self.mesh = config, mesh
         self.model = Transformer(config.model)
         schedule = Schedule(microbatches=config.train.microbatches)
@@ -46,6 +52,7 @@ class Lowering:
         "prefill": the prompts that run at once through the model, with the gathering of the
         parameters for decoding. "decode": one token for every slot, the cache donated;
         prompts that wait for a slot take their own cache beside it, which is not counted.
+        "sample": the whole of sampling as a run has it, in whose loop both are.
         "prepare": targets and advantages of the iteration's rollout. "train": one update on one
         minibatch, all its micro-batches, both optimizers, the state donated.
         """
@@ -55,6 +62,8 @@ class Lowering:
                 return self._prefill(train.prompts)
             if name == "decode":
                 return self._decode(train.prompts * train.samples)
+            if name == "sample":
+                return self._sample(train.prompts, train.samples)
             programs, state = self.learner.programs, self.learner.abstract_state
             rows = train.prompts * train.samples
             if name == "prepare":
@@ -74,7 +83,7 @@ class Lowering:
         state = self.learner.abstract_state
         if name == "decode":
             return bytes_per_chip(state)
-        if name == "prefill":
+        if name in ("prefill", "sample"):
             return bytes_per_chip(state) - bytes_per_chip(state.params["policy"])
         return 0
 
@@ -112,6 +121,22 @@ class Lowering:
         keys = self._rows(keys.shape, keys.dtype)
         token, alive = self._rows((rows,), jnp.int32), self._rows((rows,), bool)
         return jax.jit(advance, donate_argnums=1).lower(held, cache, token, alive, keys)
+
+    def _sample(self, prompts: int, samples: int):
+        prompts, ends = self._divided(prompts), (0,)
+        shape = (prompts, self.config.train.prompt_length)
+        run = functools.partial(
+            generate,
+            self.model,
+            config=self.config.sampling,
+            eos_ids=ends,
+            pad_id=0,
+            num_samples=samples,
+        )
+        policy = self.learner.abstract_state.params["policy"]
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(self.mesh))
+        return jax.jit(run).lower(policy, self._rows(shape, jnp.int32), self._rows(shape), key)
 
     def _divided(self, rows: int) -> int:
         """So many rows, or a few more that the mesh divides."""

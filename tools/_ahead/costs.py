@@ -5,8 +5,9 @@ body of a scan. Here every computation counts as often as it runs:
 
 - a `while` whose trip count is known counts its body that often, any other once (`unknown_loops`);
 - of a `conditional` every branch counts;
-- operations are those of matrix products (`dot`, `convolution`) and of splash attention kernels
-  (causal: half of the square); other kernels count 0 (`unknown_kernels`);
+- operations are those of matrix products (`dot`, `convolution`), of splash attention kernels
+  (causal: half of the square) and of cuDNN's attention with a mask (the whole square); other
+  kernels count 0 (`unknown_kernels`);
 - memory traffic is what instructions outside fusions read and write in HBM, a slice counting as
   much as is sliced; what stays in fast memory counts 0;
 - bytes between chips are what one chip sends in ring algorithms over a group of n chips: (n-1)/n
@@ -20,7 +21,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
-from _tpu import hlo
+from _ahead import hlo
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _FREE = {
@@ -38,6 +39,7 @@ _FREE = {
     "iota",
 }
 _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+_CUDNN_PRODUCTS = {"": 2, "Backward": 5}
 
 
 @dataclass
@@ -114,7 +116,15 @@ def _flops(x: hlo.Instruction, computation, costs: Costs) -> float:
         return 2.0 * x.shapes[0].elements * math.prod(left[int(i)] for i in summed.split(",") if i)
     if x.opcode == "convolution":
         return convolution_flops(x, *(computation[o].shapes[0].sizes for o in x.operands[:2]))
-    if x.opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in x.rest:
+    target = re.search(r'custom_call_target="([^"]*)"', x.rest)
+    if target is None:
+        return 0.0
+    attention = re.fullmatch(r"__cudnn\$fmha\w*?Softmax(Backward)?", target.group(1))
+    if attention:  # [B, T, N, H] queries, keys and values come first
+        queries, keys = (computation[o].shapes[0] for o in x.operands[:2])
+        products = _CUDNN_PRODUCTS[attention.group(1) or ""]
+        return 2.0 * products * queries.elements * keys.sizes[1]
+    if target.group(1) == "tpu_custom_call":
         splash = re.search(r"splash_m[hq]a_(fwd|dq|dkv)", x.name)
         if splash is None:
             costs.unknown_kernels += 1
@@ -122,6 +132,7 @@ def _flops(x: hlo.Instruction, computation, costs: Costs) -> float:
         arrays = [s for o in x.operands if o in computation for s in computation[o].shapes]
         queries = max(arrays, key=lambda s: (len(s.sizes), s.elements))
         return _SPLASH_PRODUCTS[splash.group(1)] * queries.elements * queries.sizes[-2]
+    costs.unknown_kernels += target.group(1).startswith("__cu")
     return 0.0
 
 

@@ -1,0 +1,76 @@
+"""TPU and GPU chips: published figures, and the time a program takes at least on one of them."""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip: the "System architecture" pages of Cloud TPU's documentation, NVIDIA's data sheets.
+
+    Attributes:
+      hbm_bytes: memory.
+      flops: peak bfloat16 operations per second, without sparsity.
+      hbm_bandwidth: bytes per second between chip and memory.
+      link_bandwidth: bytes per second that a chip can send over all its links together.
+      bounds: what the three are called.
+    """
+
+    hbm_bytes: float
+    flops: float
+    hbm_bandwidth: float
+    link_bandwidth: float
+    bounds: tuple[str, str, str] = ("MXU", "HBM", "ICI")
+
+
+TPUS = {
+    "v4": Chip(32 * GIB, 275e12, 1228e9, 300e9),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9),
+    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9),
+    "v6e": Chip(32 * GIB, 918e12, 1640e9, 400e9),
+}
+
+# Of a GPU the memory that its driver reports, of the largest model of the name.
+_GPU = ("tensor cores", "HBM", "NVLink")
+GPUS = {
+    "a100": Chip(79.0 * GIB, 312e12, 2039e9, 300e9, _GPU),
+    "h100": Chip(79.1 * GIB, 989e12, 3350e9, 450e9, _GPU),
+    "h200": Chip(139.8 * GIB, 989e12, 4800e9, 450e9, _GPU),
+    "l4": Chip(22.0 * GIB, 121e12, 300e9, 32e9, ("tensor cores", "GDDR", "PCIe")),
+}
+
+
+def parse_topology(text: str) -> tuple[str, tuple[int, ...]]:
+    """ "v5p:4x4x4" -> ("v5p", (4, 4, 4)).
+
+    Raises:
+      ValueError: unknown chip, or sizes that are no two or three positive integers.
+    """
+    name, _, sizes = text.partition(":")
+    if name not in TPUS:
+        raise ValueError(f"topology {text!r}: the chip must be one of {', '.join(TPUS)}")
+    axes = 3 if name in ("v4", "v5p") else 2
+    parts = sizes.split("x")
+    if len(parts) != axes or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        example = "x".join(["4"] * axes)
+        raise ValueError(f"topology {text!r}: {name} has {axes} sizes, such as {name}:{example}")
+    return name, tuple(int(part) for part in parts)
+
+
+def roofline(chip: Chip, flops: float, hbm_bytes: float, link_bytes: float) -> tuple[float, str]:
+    """The least time, in seconds, and which of the chip's `bounds` sets it.
+
+    The three overlap perfectly here and each runs at its peak; a real step takes longer.
+
+    Args:
+      chip: the figures.
+      flops: operations per chip.
+      hbm_bytes: bytes per chip between chip and memory.
+      link_bytes: bytes a chip sends to others.
+    """
+    return max(
+        (flops / chip.flops, chip.bounds[0]),
+        (hbm_bytes / chip.hbm_bandwidth, chip.bounds[1]),
+        (link_bytes / chip.link_bandwidth, chip.bounds[2]),
+    )

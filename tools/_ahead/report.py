@@ -1,0 +1,141 @@
+"""Compiles the programs of a run for chips that need not be there, and says what they need."""
+
+import dataclasses
+import json
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+from _ahead.chips import Chip, roofline
+from _ahead.costs import program_costs
+from _ahead.programs import PROGRAMS, Lowering
+from jax.sharding import Mesh
+
+from dfpo_jax.training.config import Config
+
+PARTS = ("arguments", "temporaries", "results", "code", "resident")
+
+
+def check_programs(names: list[str]) -> None:
+    """Raises ValueError for a name that is not of a program."""
+    for name in set(names) - set(PROGRAMS):
+        raise ValueError(f"--programs={name}: there are {', '.join(PROGRAMS)}")
+
+
+def compile_program(lowering: Lowering, name: str, keep: str | None = None) -> dict:
+    """Compiles one program; its figures, or {"error": ...} where it does not fit."""
+
+    start = time.perf_counter()
+    lowered = lowering.lower(name)
+    lower_seconds, start = time.perf_counter() - start, time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return {"error": used_line(str(error)), "compile_seconds": time.perf_counter() - start}
+        seconds = time.perf_counter() - start
+        (text,) = Path(folder).glob("*after_optimizations.txt")
+        costs = program_costs(text.read_text())
+        if keep is not None:
+            shutil.copy(text, Path(keep) / f"{name}.txt")
+    memory = compiled.memory_analysis()
+    figures = {
+        "arguments": memory.argument_size_in_bytes,
+        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+        "resident": lowering.resident(name),
+    }
+    figures["peak"] = sum(v for k, v in figures.items() if k != "aliased")
+    counted = dataclasses.asdict(costs) | {"sent": dict(costs.sent)}
+    return figures | counted | {"lower_seconds": lower_seconds, "compile_seconds": seconds}
+
+
+def used_line(message: str) -> str:
+    """Of the compiler's words on memory those that say how much there is and is asked for."""
+    found = re.search(r"Used [^.]*\.\w+ of [^.]*\.\w+ \w+", message)
+    return found.group(0) if found else message.splitlines()[0][:200]
+
+
+def judge(figures: dict, chip: Chip) -> dict:
+    """Adds what the chip makes of the figures: share of memory left, least time, what bounds it."""
+    if "error" in figures:
+        return figures | {"fits": False}
+    sent = sum(figures["sent"].values())
+    seconds, bound = roofline(chip, figures["flops"], figures["hbm_bytes"], sent)
+    spare = 1.0 - figures["peak"] / chip.hbm_bytes
+    return figures | {"fits": spare >= 0, "spare": spare, "seconds": seconds, "bound": bound}
+
+
+def describe(name: str, x: dict) -> str:
+    """The lines printed for a program."""
+    if "error" in x:
+        return f"{name}: does not fit: {x['error']} ({x['compile_seconds']:.0f} s)"
+    gib = {k: x[k] / 2**30 for k in (*PARTS, "peak")}
+    parts = ", ".join(f"{k} {gib[k]:.2f}" for k in PARTS)
+    sent = ", ".join(f"{k} {v / 1e9:.3g}" for k, v in sorted(x["sent"].items())) or "nothing"
+    notes = ""
+    if x["unknown_loops"] or x["unknown_kernels"]:
+        notes = (
+            f"\n  counted too low: {x['unknown_loops']} loops once, {x['unknown_kernels']} kernels "
+            "without FLOPs"
+        )
+    return (
+        f"{name}: peak {gib['peak']:.2f} GiB, {x['spare']:.0%} spare ({parts})\n"
+        f"  {x['flops'] / 1e12:.4g} TFLOP, {x['hbm_bytes'] / 1e9:.4g} GB memory traffic, sends GB: "
+        f"{sent}\n"
+        f"  at least {x['seconds'] * 1e3:.4g} ms ({x['bound']}); compiled in "
+        f"{x['compile_seconds']:.0f} s{notes}"
+    )
+
+
+def with_sizes(config: Config) -> Config:
+    """The run with its weights' sizes, or with those of `config.model` where none can be read."""
+    try:
+        return dataclasses.replace(config, model=config.weights.model_config(config.model))
+    except (ImportError, ValueError) as error:
+        print(f"sizes are those of config.model; the weights' own are out of reach: {error}")
+        return config
+
+
+def run(
+    config: Config, mesh: Mesh, chip: Chip, programs: list[str], keep: str | None = None
+) -> dict[str, dict]:
+    """Compiles the programs for the mesh and prints their figures: name -> figures.
+
+    Args:
+      config: the run; its model's `attention` names a back end of the chip.
+      mesh: devices to compile for.
+      chip: what one of them has.
+      programs: of `PROGRAMS`.
+      keep: a directory for the compiled programs' text, or None.
+    """
+    lowering = Lowering(with_sizes(config), mesh)
+    print(
+        f"{mesh.size} chips of {chip.hbm_bytes / 2**30:.0f} GiB, mesh "
+        f"{', '.join(f'{k}={v}' for k, v in mesh.shape.items())}",
+        flush=True,
+    )
+    results = {}
+    for name in programs:
+        results[name] = judge(compile_program(lowering, name, keep), chip)
+        print(describe(name, results[name]), flush=True)
+    return results
+
+
+def conclude(results: dict[str, dict], path: str | None) -> None:
+    """Writes the figures to a JSON file, if any, and exits with 1 where a program does not fit."""
+    if path:
+        Path(path).write_text(json.dumps(results, indent=2))
+    worst = [name for name, x in results.items() if not x["fits"]]
+    if worst:
+        print(f"does not fit: {', '.join(worst)}", file=sys.stderr)
+        sys.exit(1)
