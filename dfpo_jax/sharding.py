@@ -140,6 +140,17 @@ def undivided(
     return found
 
 
+def mesh_size(*axes: str) -> int:
+    """Number of devices along axes of the mesh in force; 1 without one."""
+    shape = dict(jax.sharding.get_abstract_mesh().shape)
+    return math.prod(shape.get(axis, 1) for axis in axes)
+
+
+def batch_devices() -> int:
+    """Number of devices that the batch is split over by the mesh in force."""
+    return mesh_size(*BATCH_AXES)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

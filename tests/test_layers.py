@@ -36,7 +36,7 @@ models.value_heads
 models.critic
 models
 sharding
-models.weights
+models.weights models.vocabulary
 models.hf models.gguf
 models.pretrained
 tokenizers

@@ -110,8 +110,8 @@ class PolicyConfig:
       importance_cap: 0, or the cap of truncated importance weights between sampler and trainer.
       recompute_log_probs: evaluate old log-probabilities with the trainer; False reuses the
         sampler's, equal up to float error when top-k and top-p are off.
-      logits_chunk: 0, or the number of time steps of which logits exist at once, to save memory;
-        changes no result.
+      logits_chunk: the number of time steps of which logits exist at once, or 0 for as many as
+        take half a GiB on a device; changes no result beyond rounding.
 
     Raises:
       ValueError: a value outside its range, named with what is allowed.

@@ -6,7 +6,7 @@ from flax import struct
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms.base import Batch, Context, PolicyConfig
-from dfpo_jax.models import lora
+from dfpo_jax.models import lora, vocabulary
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.types import Array, ArrayTree, Rollout, Term, TrainState
 
@@ -42,33 +42,16 @@ def token_statistics(
     """Log-probabilities and entropies, both [B, R], of tokens given states s_0 .. s_{R-1}.
 
     Args:
-      model: gives the output projection.
-      params: its parameters.
+      model: the policy.
+      params: its parameters, of which the output projection is read.
       states: [B, R + 1, D] hidden states.
       tokens: [B, R].
       temperature: divides the logits.
-      chunk: 0, or the number of time steps whose logits exist at once, here and in the gradient,
-        which computes them again; changes no result.
+      chunk: time steps at once, see `vocabulary.token_statistics`.
     """
-
-    def statistics(states, tokens):
-        logits = model.apply({"params": params}, states, method="logits")
-        log_probs = ops.token_log_probs(logits, tokens, temperature=temperature)
-        return log_probs, ops.entropy(logits / temperature)
-
-    batch, length = tokens.shape
-    states = states[:, :-1]
-    if not 0 < chunk < length:
-        return statistics(states, tokens)
-    pieces = -(-length // chunk)
-
-    def split(x):
-        x = jnp.pad(x, ((0, 0), (0, pieces * chunk - length)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, pieces, chunk, *x.shape[2:]), 1, 0)
-
-    step = jax.checkpoint(lambda piece: statistics(*piece), prevent_cse=False)
-    out = jax.lax.map(step, (split(states), split(tokens)))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :length], out)
+    kernel = params["embedding"] if model.config.tie_embeddings else params["head"].T
+    states = states[:, :-1].astype(model.config.dtype)
+    return vocabulary.token_statistics(states, kernel, tokens, temperature, chunk)
 
 
 def successor_index(mask: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Grouped-query attention: one entry point, with XLA, cuDNN and TPU (splash) back ends."""
+"""Causal grouped-query attention: one entry point, with XLA, cuDNN and TPU (splash) back ends."""
 
 import functools
 import logging
@@ -29,37 +29,26 @@ _LARGEST_BLOCK = 512
 _CAUSAL_PIECES = 8
 
 
-def attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    mask: Array,
-    implementation: str = "auto",
-    causal_valid: Array | None = None,
-) -> Array:
-    """Scaled dot-product attention with grouped key and value heads.
+def attention(q: Array, k: Array, v: Array, implementation: str = "auto") -> Array:
+    """Causal scaled dot-product attention with grouped key and value heads.
 
-        o[b, i, n] = sum_j softmax_j(q[b, i, n] . k[b, j, n // (N / K)] / sqrt(H)) v[b, j, ...]
+        o[b, i, n] = sum_{j <= i} softmax_j(q[b, i, n] . k[b, j, m] / sqrt(H)) v[b, j, m]
 
-    over the keys `j` with `mask[b, i, j]`. A query without any allowed key gives 0, with a
-    gradient of 0. The softmax is float32 whatever the inputs are.
+    The softmax is float32 whatever the inputs are. There is no mask: whoever has padding puts it
+    behind the tokens, where none of them sees it.
     Source: Vaswani et al. 2017, section 3.2.1; grouped heads: Ainslie et al. 2023, section 2.2.
 
     Args:
-      q: [B, Tq, N, H] queries.
-      k: [B, Tk, K, H] keys; K divides N, and query head n reads key head n // (N / K).
-      v: [B, Tk, K, H] values.
-      mask: [B, Tq, Tk] bool, True where a query may attend to a key.
+      q: [B, T, N, H] queries.
+      k: [B, T, K, H] keys; K divides N, and query head n reads key head m = n // (N / K).
+      v: [B, T, K, H] values.
       implementation: "xla" (any platform), "cudnn" (flash attention; bfloat16 or float16 on a GPU),
-        "pallas_tpu" (splash attention on a TPU: no [B, Tq, Tk] scores in memory; XLA's where
-        `splash_can_run` is False, as when decoding), "auto" (the fused one of the platform where
-        it can run, XLA elsewhere).
-      causal_valid: None, or [B, T] bool where Tq = Tk = T and `mask` is "key slot not after the
-        query's, and a valid key": then a TPU kernel can stand in. Queries that are not valid
-        themselves give finite numbers of no meaning there.
+        "pallas_tpu" (splash attention on a TPU; XLA's where `splash_can_run` is False), "auto" (the
+        fused one of the platform where it can run, XLA elsewhere). The fused ones keep no
+        [B, T, T] scores in memory.
 
     Returns:
-      [B, Tq, N, H] in the type of `q`.
+      [B, T, N, H] in the type of `q`.
 
     Raises:
       ValueError: an unknown `implementation`, or N not a multiple of K.
@@ -68,22 +57,20 @@ def attention(
         raise ValueError(
             f"implementation is {implementation!r}; it must be one of {', '.join(IMPLEMENTATIONS)}"
         )
-    chex.assert_rank([q, k, v, mask], [4, 4, 4, 3])
-    batch, queries, heads, width = q.shape
-    keys, kv_heads = k.shape[1], k.shape[2]
+    chex.assert_rank([q, k, v], 4)
+    batch, length, heads, width = q.shape
+    kv_heads = k.shape[2]
     if heads % kv_heads:
         raise ValueError(
             f"q has {heads} heads and k has {kv_heads}; the latter must divide the former"
         )
-    chex.assert_shape([k, v], (batch, keys, kv_heads, width))
-    chex.assert_shape(mask, (batch, queries, keys))
-    chex.assert_type(mask, bool)
+    chex.assert_shape([k, v], (batch, length, kv_heads, width))
     if implementation == "cudnn" or (implementation == "auto" and _cudnn_can_run(q, k)):
-        return _cudnn(q, k, v, mask)
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
     on_tpu = implementation == "auto" and jax.default_backend() == "tpu"
-    if (implementation == "pallas_tpu" or on_tpu) and splash_can_run(q, k, causal_valid):
-        return _splash(q, k, v, causal_valid)
-    return _xla(q, k, v, mask) if causal_valid is None else _xla_causal(q, k, v, mask)
+    if (implementation == "pallas_tpu" or on_tpu) and splash_can_run(q, k):
+        return _splash(q, k, v)
+    return _xla(q, k, v)
 
 
 def _cudnn_can_run(q: Array, k: Array) -> bool:
@@ -93,13 +80,13 @@ def _cudnn_can_run(q: Array, k: Array) -> bool:
     """
     if jax.default_backend() != "gpu":
         return False
-    width, lengths = q.shape[-1], (q.shape[1], k.shape[1])
+    width = q.shape[-1]
     if q.dtype not in _CUDNN_DTYPES:
         return _refuse(f"type {q.dtype}; it takes bfloat16 and float16")
     if width % 8 or width > _CUDNN_MAX_HEAD_DIM:
         return _refuse(f"head width {width}; it takes multiples of 8 up to {_CUDNN_MAX_HEAD_DIM}")
-    if lengths[0] % 2 or lengths[1] % 2:  # with a mask, the gradient needs both even
-        return _refuse(f"{lengths[0]} queries and {lengths[1]} keys; it takes even lengths")
+    if not _mesh_divides(k):
+        return _refuse(f"{k.shape[0]} rows and {k.shape[2]} key heads; the mesh must divide both")
     return True
 
 
@@ -110,14 +97,23 @@ def _refuse(reason: str) -> bool:
     return False
 
 
-def _cudnn(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Fused attention; rows without a key are zeroed afterwards."""
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="cudnn")
-    return jnp.where(mask.any(axis=-1)[:, :, None, None], out, jnp.zeros_like(out))
+def _xla(q: Array, k: Array, v: Array) -> Array:
+    """Pieces of the queries, each with the keys up to its end."""
+    length = q.shape[1]
+    block = max(_LANES, -(-length // (_LANES * _CAUSAL_PIECES)) * _LANES)
+    ends = [*range(block, length, block), length]
+    out = [
+        _xla_piece(q[:, start:end], k[:, :end], v[:, :end])
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+    return jnp.concatenate(out, axis=1)
 
 
-def _xla(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Two batched products of matrices around a float32 softmax, divided by its sum at the end."""
+def _xla_piece(q: Array, k: Array, v: Array) -> Array:
+    """Two batched products of matrices around a float32 softmax, divided by its sum at the end.
+
+    The queries are those of the last keys.
+    """
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1], k.shape[2]
     group = heads // kv_heads
@@ -127,44 +123,37 @@ def _xla(q: Array, k: Array, v: Array, mask: Array) -> Array:
     k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     scores = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, kv_heads, group, queries, keys)
-    scores = jnp.where(mask[:, None, None], scores * width**-0.5, _NEGATIVE)
+    seen = jnp.tri(queries, keys, keys - queries, dtype=bool)[None, None, None]
+    scores = jnp.where(seen, scores * width**-0.5, _NEGATIVE)
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1)
     weights = weights.astype(q.dtype).reshape(batch, kv_heads, group * queries, keys)
     out = jnp.einsum("bkqs,bksh->bkqh", weights, v, preferred_element_type=jnp.float32)
     out = out.reshape(batch, kv_heads, group, queries, width) / total[..., None]
-    # A row without a key weighs all of them alike; here it becomes 0, and so do its gradients.
-    out = jnp.where(mask.any(axis=-1)[:, None, None, :, None], out, 0.0).astype(q.dtype)
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, width)
+    return out.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, width)
 
 
-def _xla_causal(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """The same where no query attends to a later key: pieces of the queries leave those out."""
-    length = q.shape[1]
-    block = max(_LANES, -(-length // (_LANES * _CAUSAL_PIECES)) * _LANES)
-    ends = [*range(block, length, block), length]
-    out = [
-        _xla(q[:, start:end], k[:, :end], v[:, :end], mask[:, start:end, :end])
-        for start, end in zip([0, *ends], ends, strict=False)
-    ]
-    return jnp.concatenate(out, axis=1)
-
-
-def splash_can_run(q: Array, k: Array, causal_valid: Array | None) -> bool:
+def splash_can_run(q: Array, k: Array) -> bool:
     """Whether the TPU kernel takes these shapes, whole and as the mesh in force splits them."""
-    if causal_valid is None or q.shape[1] % _LANES or q.shape[-1] % _LANES:
+    if q.shape[1] < _LANES or q.shape[-1] % _LANES:
         return False
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return True
-    if not nn.get_logical_axis_rules():  # the compiler cannot split a kernel by itself
-        return False
+    if not mesh.empty and mesh.size > 1 and not nn.get_logical_axis_rules():
+        return False  # the compiler cannot split a kernel by itself
+    return _mesh_divides(k)
+
+
+def _mesh_divides(k: Array) -> bool:
+    """Whether the mesh in force divides rows and heads of [B, T, K, H] by the rules in force."""
+    shape = dict(jax.sharding.get_abstract_mesh().shape)
 
     def parts(axes):
         axes = (axes,) if isinstance(axes, str) else axes or ()
-        return math.prod(mesh.shape[axis] for axis in axes)
+        return math.prod(shape.get(axis, 1) for axis in axes)
 
+    if not nn.get_logical_axis_rules():
+        return True
     spec = _kernel_spec("kv_heads")
     return all(n % parts(axes) == 0 for n, axes in zip(k.shape, spec, strict=False))
 
@@ -174,22 +163,21 @@ def _kernel_spec(heads: str) -> PartitionSpec:
     return nn.logical_to_mesh_axes(("batch", None, heads, None))
 
 
-def _splash(q: Array, k: Array, v: Array, valid: Array, interpret: bool = False) -> Array:
+def _splash(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
     """Splash attention of every device's own rows and heads; scores stay in its fast memory."""
+    length = q.shape[1]
+    behind = -length % _LANES  # no query before them sees these keys
+    q, k, v = (jnp.pad(x, ((0, 0), (0, behind), (0, 0), (0, 0))) for x in (q, k, v))
     run = functools.partial(_splash_local, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
         heads, kv_heads = _kernel_spec("heads"), _kernel_spec("kv_heads")
-        run = jax.shard_map(
-            run,
-            in_specs=(heads, kv_heads, kv_heads, PartitionSpec(*heads[:2])),
-            out_specs=heads,
-            check_vma=False,
-        )
-    return run(q, k, v, valid)
+        specs = {"in_specs": (heads, kv_heads, kv_heads), "out_specs": heads}
+        run = jax.shard_map(run, **specs, check_vma=False)
+    return run(q, k, v)[:, :length]
 
 
-def _splash_local(q: Array, k: Array, v: Array, valid: Array, *, interpret: bool) -> Array:
+def _splash_local(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:
     """The kernel, once per row and key head: [B, T, N, H] -> [B, T, N, H]."""
     batch, length, heads, width = q.shape
     group = heads // k.shape[2]
@@ -204,14 +192,8 @@ def _splash_local(q: Array, k: Array, v: Array, valid: Array, *, interpret: bool
         block_sizes=splash.BlockSizes(**sizes),
         interpret=interpret,
     )
-    # Padding attends to padding alone, so that no row of the softmax is empty.
-    segments = valid.astype(jnp.int32)
     grouped = (q * width**-0.5).astype(q.dtype).reshape(batch, length, -1, group, width)
     grouped = jnp.moveaxis(grouped, 1, 3)  # [B, K, G, T, H]
-
-    def one_row(q, k, v, segments):
-        ids = splash.SegmentIds(segments, segments)
-        return jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=ids))(q, k, v)
-
-    out = jax.vmap(one_row)(grouped, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), segments)
+    keys, values = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+    out = jax.vmap(jax.vmap(kernel))(grouped, keys, values)
     return jnp.moveaxis(out, 3, 1).reshape(q.shape)

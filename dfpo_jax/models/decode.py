@@ -103,7 +103,7 @@ def hold(model: Transformer, params: ArrayTree) -> ArrayTree:
 def prefill(
     model: Transformer, params: ArrayTree, tokens: Array, valid: Array, dtype: str = ""
 ) -> KVCache:
-    """A full cache of T columns with the keys and values of tokens [B, T].
+    """A cache of T columns with the keys and values of tokens [B, T], padding behind them.
 
     Args:
       model: the decoder.
@@ -119,7 +119,9 @@ def prefill(
         return tuple(nn.with_logical_constraint(x, _CACHE) for x in stack)
 
     keys, values = written
-    return KVCache(layers(keys), layers(values), valid.astype(bool), jnp.int32(tokens.shape[1]))
+    length = tokens.shape[1]
+    first = jnp.arange(length)[None] < jnp.sum(valid.astype(jnp.int32), axis=1, keepdims=True)
+    return KVCache(layers(keys), layers(values), first, jnp.int32(length))
 
 
 def step(

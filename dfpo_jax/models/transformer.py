@@ -40,6 +40,10 @@ def _remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
     return nn.remat(block, prevent_cse=False, policy=policies[policy])
 
 
+def _take(x: Array, index: Array, **options) -> Array:
+    return x.at[index].get(**options)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x ** 2) + eps) * scale over the last axis, in float32.
 
@@ -141,13 +145,13 @@ class Attention(nn.Module):
             self.query_norm = RMSNorm(c, c.head_dim, "head_dim")
             self.key_norm = RMSNorm(c, c.head_dim, "head_dim")
 
-    def __call__(self, x, rope, mask, valid, keep):
+    def __call__(self, x, rope, keep):
         """[B, T, D] -> ([B, T, D], (keys, values) [B, T, K, H] each, or None if `keep` is)."""
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        out = attention(q, k, v, mask, self.config.attention, causal_valid=valid)
+        out = attention(q, k, v, self.config.attention)
         return self.output(out), None if keep is None else (k, v)
 
 
@@ -181,10 +185,10 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(self.config, self.config.d_model, "embed")
         self.mlp = MLP(self.config)
 
-    def __call__(self, x, rope, mask, valid, keep):
+    def __call__(self, x, rope, keep):
         """[B, T, D] -> ([B, T, D], keys and values, or None if `keep` is)."""
         x = checkpoint_name(x, _LAYER_INPUT)
-        update, cache = self.attention(self.attention_norm(x), rope, mask, valid, keep)
+        update, cache = self.attention(self.attention_norm(x), rope, keep)
         x = nn.with_logical_constraint(x + update, _ACTIVATIONS)
         x = nn.with_logical_constraint(x + self.mlp(self.mlp_norm(x)), _ACTIVATIONS)
         return x, cache
@@ -230,7 +234,8 @@ class Transformer(nn.Module):
         """Hidden states after the final norm.
 
         Attention is causal in slot order and never reads a slot with `valid` 0. The position of a
-        token is the number of valid tokens before it, so padding on either side changes nothing.
+        token is the number of valid tokens before it, so padding on either side changes nothing:
+        inside, it lies behind the tokens.
 
         Args:
           tokens: [B, T] integers.
@@ -239,7 +244,8 @@ class Transformer(nn.Module):
 
         Returns:
           hidden: [B, T, D] in the compute type; of no meaning where `valid` is 0.
-          cache: None, or the rotated keys and the values, [L, B, T, K, H] each.
+          cache: None, or the rotated keys and the values, [L, B, T, K, H] each, those of valid
+            tokens first.
 
         Raises:
           ValueError: T is above `config.max_positions`.
@@ -249,10 +255,10 @@ class Transformer(nn.Module):
         length, limit = tokens.shape[1], self.config.max_positions
         if length > limit:
             raise ValueError(f"tokens has {length} slots; at most {limit} are allowed")
-        valid = valid.astype(bool)
-        positions = jnp.cumsum(valid.astype(jnp.int32), axis=1) - 1
-        mask = jnp.tril(jnp.ones((length, length), bool))[None] & valid[:, None, :]
-        rope = rope_tables(jnp.maximum(positions, 0), self.config)
+        empty = ~valid.astype(bool)
+        order = jnp.argsort(empty, axis=1, stable=True)
+        tokens = jnp.take_along_axis(tokens, order, axis=1)
+        rope = rope_tables(jnp.arange(length)[None], self.config)
 
         # A lookup needs whole rows: the compiler has no good plan for rows split over devices.
         table = nn.with_logical_constraint(self.embedding, ("vocab", None))
@@ -260,8 +266,11 @@ class Transformer(nn.Module):
         x = nn.with_logical_constraint(x, _ACTIVATIONS)
         # Lifted transformations would trace a bool; the structure of a tree stays as it is.
         keep = () if with_cache else None
-        x, cache = self.layers(x, rope, mask, valid, keep)
-        return self.final_norm(x), cache
+        x, cache = self.layers(x, rope, keep)
+        # No slot is read twice, so that the gradient is a permutation too.
+        back = functools.partial(_take, unique_indices=True, mode="promise_in_bounds")
+        x = jax.vmap(back)(self.final_norm(x), jnp.argsort(order, axis=1))
+        return nn.with_logical_constraint(x, _ACTIVATIONS), cache
 
     def logits(self, hidden: Array) -> Array:
         """[B, T, D] -> [B, T, V] unnormalised log-probabilities, float32."""

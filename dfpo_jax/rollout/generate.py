@@ -6,8 +6,6 @@ can take its next response at any step: its old columns are no longer valid, and
 return only when the response has ended.
 """
 
-import math
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,7 @@ from flax import struct
 from dfpo_jax.models import decode, lora
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.sampling import SamplingConfig, draw
-from dfpo_jax.sharding import BATCH_AXES
+from dfpo_jax.sharding import batch_devices
 from dfpo_jax.types import Array, ArrayTree, Generation
 
 _FREE_SHARE = 8  # slots are filled again when one in so many is free
@@ -27,7 +25,7 @@ class _Prompts:
     """What a slot starts from. G groups of prompts, one per device that the batch is split over.
 
     Attributes:
-      cache: keys and values of all tokens but the last, rows G * N, behind an empty column.
+      cache: keys and values of all tokens but the last, rows G * N, before empty columns.
       token: [G, N] the last token, which the first step reads.
       valid: [G, N] bool, whether it is one: an empty prompt has none.
     """
@@ -119,7 +117,7 @@ def generate(
     """
     chex.assert_rank([prompt_tokens, prompt_mask], 2)
     chex.assert_equal_shape([prompt_tokens, prompt_mask])
-    groups = _groups()
+    groups = batch_devices()
     if len(prompt_tokens) % groups:
         raise ValueError(
             f"prompt_tokens has {len(prompt_tokens)} rows; the mesh's data axes, {groups} devices, "
@@ -169,12 +167,6 @@ def generate(
     )
 
 
-def _groups() -> int:
-    """Number of devices the batch is split over by the mesh in force."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(dict(mesh.shape).get(axis, 1) for axis in BATCH_AXES)
-
-
 def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
     """Runs all prompt tokens but the last through the model, some prompts at a time."""
     valid = mask.astype(bool)
@@ -189,20 +181,20 @@ def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
 
     def run(piece):
         cache = decode.prefill(model, params, *piece, config.cache_dtype)
-        return cache.keys, cache.values
+        return cache.keys, cache.values, cache.valid
 
-    # An empty column in front keeps the length, which fused attention wants even or rounder.
+    # An empty slot keeps the length, which fused attention wants round.
     inputs = tuple(jnp.pad(x[:, :-1], ((0, 0), (1, 0))) for x in (tokens, valid))
     if pieces == 1:
-        keys, values = run(inputs)
+        written = run(inputs)
     else:  # every so-manieth row, so that each device keeps its own
         split = jax.tree.map(
             lambda x: jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1), inputs
         )
-        keys, values = jax.tree.map(
+        written = jax.tree.map(
             lambda x: jnp.swapaxes(x, 0, 1).reshape(rows, *x.shape[2:]), jax.lax.map(run, split)
         )
-    cache = decode.KVCache(keys, values, inputs[1], jnp.int32(length))
+    cache = decode.KVCache(*written, index=jnp.int32(length))
     return _Prompts(cache=cache, **grouped)
 
 
