@@ -66,7 +66,7 @@ def attention(q: Array, k: Array, v: Array, implementation: str = "auto") -> Arr
         )
     chex.assert_shape([k, v], (batch, length, kv_heads, width))
     if implementation == "cudnn" or (implementation == "auto" and _cudnn_can_run(q, k)):
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+        return _cudnn(q, k, v)
     on_tpu = implementation == "auto" and jax.default_backend() == "tpu"
     if (implementation == "pallas_tpu" or on_tpu) and splash_can_run(q, k):
         return _splash(q, k, v)
@@ -95,6 +95,18 @@ def _refuse(reason: str) -> bool:
     """Log a reason not to use cuDNN, the first time; False."""
     _LOG.warning("attention by XLA, not cuDNN: %s", reason)
     return False
+
+
+def _cudnn(q: Array, k: Array, v: Array) -> Array:
+    """Fused attention, whose gradient wants an even length."""
+    inputs = (_lengthened(x, 2) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(*inputs, is_causal=True, implementation="cudnn")
+    return out[:, : q.shape[1]]
+
+
+def _lengthened(x: Array, multiple: int) -> Array:
+    """[B, T, ...] with T a multiple: zeros follow, which no query before them sees."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0), (0, 0)))
 
 
 def _xla(q: Array, k: Array, v: Array) -> Array:
@@ -166,8 +178,7 @@ def _kernel_spec(heads: str) -> PartitionSpec:
 def _splash(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
     """Splash attention of every device's own rows and heads; scores stay in its fast memory."""
     length = q.shape[1]
-    behind = -length % _LANES  # no query before them sees these keys
-    q, k, v = (jnp.pad(x, ((0, 0), (0, behind), (0, 0), (0, 0))) for x in (q, k, v))
+    q, k, v = (_lengthened(x, _LANES) for x in (q, k, v))
     run = functools.partial(_splash_local, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:

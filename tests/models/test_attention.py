@@ -106,9 +106,7 @@ def test_large_scores_stay_finite():
 def test_auto_chooses_from_platform_type_and_width(monkeypatch, backend, dtype, width, expected):
     called = []
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(
-        jax.nn, "dot_product_attention", lambda *args, **options: called.append("cudnn")
-    )
+    monkeypatch.setattr(attention_module, "_cudnn", lambda *args: called.append("cudnn"))
     monkeypatch.setattr(attention_module, "_xla", lambda *args: called.append("xla"))
     monkeypatch.setattr(attention_module, "_splash", lambda *args: called.append("splash"))
     x = jnp.zeros((1, 130, 2, width), dtype)
@@ -131,12 +129,13 @@ def test_what_cudnn_does_not_take_is_said_once(monkeypatch, caplog):
     ]
 
 
-def test_cudnn_is_asked_for_the_same(monkeypatch):
-    q, k, v = inputs(4, 2)
+@pytest.mark.parametrize("length", [4, 5])
+def test_cudnn_is_asked_for_the_same_in_even_lengths(monkeypatch, length):
+    q, k, v = inputs(4, 2, length=length)
     original = jax.nn.dot_product_attention
 
     def portable(q, k, v, is_causal, implementation):
-        assert implementation == "cudnn"
+        assert implementation == "cudnn" and q.shape[1] % 2 == 0
         return original(q, k, v, is_causal=is_causal, implementation="xla")
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", portable)

@@ -6,8 +6,8 @@ body of a scan. Here every computation counts as often as it runs:
 - a `while` whose trip count is known counts its body that often, any other once (`unknown_loops`);
 - of a `conditional` every branch counts;
 - operations are those of matrix products (`dot`, `convolution`), of splash attention kernels
-  (causal: half of the square) and of cuDNN's attention with a mask (the whole square); other
-  kernels count 0 (`unknown_kernels`);
+  and of cuDNN's attention (causal: half of the square); other kernels count 0
+  (`unknown_kernels`);
 - memory traffic is what instructions outside fusions read and write in HBM, a slice counting as
   much as is sliced; what stays in fast memory counts 0;
 - bytes between chips are what one chip sends in ring algorithms over a group of n chips: (n-1)/n
@@ -123,7 +123,8 @@ def _flops(x: hlo.Instruction, computation, costs: Costs) -> float:
     if attention:  # [B, T, N, H] queries, keys and values come first
         queries, keys = (computation[o].shapes[0] for o in x.operands[:2])
         products = _CUDNN_PRODUCTS[attention.group(1) or ""]
-        return 2.0 * products * queries.elements * keys.sizes[1]
+        causal = re.search(r'"mask_type":\s*"CAUSAL"', x.rest)
+        return (1.0 if causal else 2.0) * products * queries.elements * keys.sizes[1]
     if target.group(1) == "tpu_custom_call":
         splash = re.search(r"splash_m[hq]a_(fwd|dq|dkv)", x.name)
         if splash is None:
