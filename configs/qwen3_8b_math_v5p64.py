@@ -46,7 +46,6 @@ def get_config(arg=None):
         minibatches=4,
         microbatches=2,
     )
-    config.policy.logits_chunk = 512
     config.policy_optimizer.update(learning_rate=1e-6, warmup_steps=10)
     config.critic_optimizer.update(learning_rate=5e-6, warmup_steps=10)
     config.critic.update(trunk="own", warmup=5)

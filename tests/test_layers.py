@@ -35,7 +35,7 @@ models.value_flow
 models.value_heads
 models.critic
 models
-sharding
+sharding memory
 models.weights models.vocabulary
 models.hf models.gguf
 models.pretrained
@@ -46,7 +46,7 @@ tasks.noise tasks.extraction tasks.verifier_pool tasks.verifier_worker tasks.pre
 tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks
-rollout.sampling
+rollout.sampling rollout.stops
 rollout.generate
 rollout.rollout
 rollout
@@ -58,7 +58,7 @@ algorithms
 training.sources
 training.config training.config_diff
 training.optim training.metrics training.command_line
-training.preemption training.distributed training.memory
+training.preemption training.distributed
 training.learner training.checkpoint training.evaluate training.charts
 training.report training.run
 training.restore

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dfpo_jax import memory
 from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
 from dfpo_jax.models import Transformer, TransformerConfig, ValueFlowConfig, decode
 from dfpo_jax.types import Rollout, TrainState
@@ -116,7 +117,7 @@ def table_params(log_table):
 @pytest.fixture
 def traced(monkeypatch):
     """Shapes of the tokens of every prefill and decoding step that is traced from now on."""
-    jax.clear_caches()
+    memory.clear_caches()
     shapes = []
 
     def spy(inner):
@@ -129,7 +130,7 @@ def traced(monkeypatch):
     for name in ("prefill", "step"):
         monkeypatch.setattr(decode, name, spy(getattr(decode, name)))
     yield shapes
-    jax.clear_caches()
+    memory.clear_caches()
 
 
 def ragged_rollout(seed=0, batch=8, prompt=4, response=5, vocab=VOCAB):

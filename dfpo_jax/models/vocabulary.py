@@ -64,12 +64,12 @@ def _forward(hidden, kernel, tokens, temperature):
     def one(piece):
         logits = _logits(piece[0], gathered, temperature)
         top = jnp.max(logits, axis=-1)
-        weights = jnp.exp(logits - top[..., None])
+        shifted = logits - top[..., None]
+        weights = jnp.exp(shifted)
         total = jnp.sum(weights, axis=-1)
-        mean = jnp.einsum("bcv,bcv->bc", weights, logits) / total - top
-        chosen = jnp.take_along_axis(logits, piece[1][..., None], axis=-1)[..., 0]
-        entropy = jnp.log(total) - mean
-        log_prob = chosen - top - jnp.log(total)
+        chosen = jnp.take_along_axis(shifted, piece[1][..., None], axis=-1)[..., 0]
+        entropy = jnp.log(total) - jnp.einsum("bcv,bcv->bc", weights, shifted) / total
+        log_prob = chosen - jnp.log(total)
         kept = logits if len(hidden) == 1 else None
         return (log_prob, entropy), (entropy, top + jnp.log(total), kept)
 

@@ -48,6 +48,7 @@ class _Slots:
       start: [G, S] step at which the response began.
       count: [G, S] tokens it has.
       ended: [G, S] bool, the last of them ends it.
+      met: [G, S] characters of the stop text that it ends with.
       tokens, log_probs: [G, S, R], of step t in column t mod R.
       queue: [G] the next response to begin.
       step: [] steps so far.
@@ -61,6 +62,7 @@ class _Slots:
     start: Array
     count: Array
     ended: Array
+    met: Array
     tokens: Array
     log_probs: Array
     queue: Array
@@ -88,14 +90,15 @@ def generate(
     eos_ids: tuple[int, ...],
     pad_id: int,
     num_samples: int = 1,
+    stops: Array | None = None,
 ) -> Generation:
     """Sample responses; pure, to be jitted with everything but the arrays static.
 
-    A row ends with the first token in `eos_ids`, which is part of the response; `pad_id` may be
-    one of them, since masks come from lengths. A prompt runs through the model once for all
-    `num_samples` of its responses, and decoding stops when every row has ended. A row's samples
-    depend on `key`, its number and its place in the response alone, so that neither
-    `config.slots` nor the mesh changes them beyond rounding.
+    A row ends with the first token in `eos_ids`, or the first that completes a stop text, which is
+    part of the response; `pad_id` may be one of them, since masks come from lengths. A prompt runs
+    through the model once for all `num_samples` of its responses, and decoding stops when every row
+    has ended. A row's samples depend on `key`, its number and its place in the response alone, so
+    that neither `config.slots` nor the mesh changes them beyond rounding.
 
     Args:
       model: the policy.
@@ -107,6 +110,7 @@ def generate(
       eos_ids: token ids that end a response.
       pad_id: fills slots after the end.
       num_samples: responses per prompt; rows of one prompt are consecutive.
+      stops: None, or the table of a stop text, see `stops.stop_table`.
 
     Returns:
       A `Generation` with N * num_samples rows.
@@ -150,7 +154,7 @@ def generate(
             free = jnp.sum(~state.alive, axis=1)
             due = (free >= max(slots // _FREE_SHARE, 1)) & (state.queue < rows)
             state, responses = jax.lax.cond(jnp.any(due), refill, lambda x: x, carry)
-        return _advance(model, held, state, key, rows, config, eos_ids), responses
+        return _advance(model, held, state, key, rows, config, eos_ids, stops), responses
 
     def going(carry):
         state, _ = carry
@@ -212,6 +216,7 @@ def _no_slots(model, prefix: int, config: SamplingConfig, groups: int, slots: in
         start=zeros,
         count=zeros,
         ended=no,
+        met=zeros,
         tokens=jnp.zeros((*shape, limit), jnp.int32),
         log_probs=jnp.zeros((*shape, limit), jnp.float32),
         queue=jnp.zeros(groups, jnp.int32),
@@ -255,11 +260,12 @@ def _start(state: _Slots, prompts: _Prompts, num_samples: int, rows: int) -> _Sl
         start=jnp.where(begins, state.step, state.start),
         count=jnp.where(begins, 0, state.count),
         ended=state.ended & ~begins,
+        met=jnp.where(begins, 0, state.met),
         queue=state.queue + jnp.sum(begins, axis=1, dtype=jnp.int32),
     )
 
 
-def _advance(model, held, state: _Slots, key, rows: int, config, eos_ids) -> _Slots:
+def _advance(model, held, state: _Slots, key, rows: int, config, eos_ids, stops) -> _Slots:
     """One token for every slot that is alive."""
     limit = config.max_new_tokens
     prefix = state.cache.valid.shape[1] - limit
@@ -278,6 +284,10 @@ def _advance(model, held, state: _Slots, key, rows: int, config, eos_ids) -> _Sl
     token, log_prob = (x.reshape(state.row.shape) for x in draw(keys, logits, config))
     count = jnp.where(state.alive, state.count + 1, state.count)
     ends = jnp.any(token[..., None] == jnp.asarray(eos_ids, jnp.int32).reshape(1, 1, -1), axis=-1)
+    met = state.met
+    if stops is not None:
+        met = stops[met, token].astype(jnp.int32)
+        ends |= met == len(stops) - 1
     return state.replace(
         cache=cache,
         token=token,
@@ -285,6 +295,7 @@ def _advance(model, held, state: _Slots, key, rows: int, config, eos_ids) -> _Sl
         alive=state.alive & ~ends & (count < limit),
         count=count,
         ended=jnp.where(state.alive, ends, state.ended),
+        met=met,
         tokens=_column(state.tokens, token, place, state.alive),
         log_probs=_column(state.log_probs, log_prob, place, state.alive),
         step=state.step + 1,

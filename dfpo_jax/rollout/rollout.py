@@ -10,10 +10,19 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from dfpo_jax.chat import Chat
+from dfpo_jax.memory import Checked
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
 from dfpo_jax.rollout.sampling import SamplingConfig
-from dfpo_jax.sharding import gather_rows, mesh_context, own_rows, put_batch, to_host
+from dfpo_jax.rollout.stops import stop_table
+from dfpo_jax.sharding import (
+    gather_rows,
+    mesh_context,
+    own_rows,
+    put_batch,
+    put_replicated,
+    to_host,
+)
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tasks.noise import RewardNoise
 from dfpo_jax.tokenizers import encode, left_pad, right_pad
@@ -87,6 +96,9 @@ class Sampler:
         """Sample on the mesh; the result lies on the host.
 
         Rows that do not fill the mesh are padded and cut off again.
+
+        Raises:
+          MemoryError: the program does not fit the devices; nothing ran.
         """
         config = replace(self.config, temperature=0.0) if greedy else self.config
         rows = len(prompt_tokens)
@@ -96,13 +108,18 @@ class Sampler:
             np.pad(x, ((0, extra), (0, 0)), mode="edge") for x in (prompt_tokens, prompt_mask)
         )
         tokens, mask = put_batch((tokens, mask), self.mesh)
+        stops = None
+        if self.stop:
+            stops = stop_table(self.tokenizer, self.stop, self.model.config.vocab_size)
+            stops = put_replicated(stops, self.mesh)
         with mesh_context(self.mesh):
-            out = _jitted_generate(
-                self.model,
+            out = _checked_sample(
                 params,
                 tokens,
                 mask,
                 key,
+                stops,
+                model=self.model,
                 config=config,
                 eos_ids=self._ends,
                 pad_id=self.tokenizer.pad_token_id,
@@ -171,8 +188,14 @@ def _fitted(items, ids: list[list[int]], length: int, truncate: bool) -> list[li
     return ids
 
 
-_jitted_generate = jax.jit(
-    generate, static_argnames=("model", "config", "eos_ids", "pad_id", "num_samples")
+def _sample(params, prompt_tokens, prompt_mask, key, stops, *, model, **options) -> Generation:
+    return generate(model, params, prompt_tokens, prompt_mask, key, stops=stops, **options)
+
+
+_checked_sample = Checked(
+    "sampling",
+    jax.jit(_sample, static_argnames=("model", "config", "eos_ids", "pad_id", "num_samples")),
+    "lower sampling.slots, sampling.prefill_rows, sampling.max_new_tokens or train.prompts",
 )
 
 

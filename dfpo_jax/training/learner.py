@@ -11,16 +11,23 @@ import jax.numpy as jnp
 import optax
 
 from dfpo_jax.algorithms.base import Algorithm, Batch, Context
+from dfpo_jax.memory import Checked
 from dfpo_jax.models import lora
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import mesh_context, put_batch, shardings, to_host
-from dfpo_jax.training.memory import Checked
 from dfpo_jax.types import Array, ArrayTree, Rollout, Term, TrainState
 
 _LOG = logging.getLogger(__name__)
 
 # Folded into an iteration's key beside the update numbers 0, 1, ...
 _ORDER, _PREPARE = 2**31, 2**31 + 1
+_PREPARE_ADVICE = (
+    "lower train.prompts, train.samples, sampling.max_new_tokens or train.prompt_length"
+)
+_UPDATE_ADVICE = (
+    "raise train.minibatches or train.microbatches, set model.remat to 'full', set critic.trunk to "
+    "'detached', or lower sampling.max_new_tokens, train.prompt_length or train.prompts"
+)
 
 Optimizers = Mapping[str, optax.GradientTransformation]
 
@@ -289,13 +296,12 @@ class Learner:
             nn.unbox(boxed),
             self.state_shardings,
         )
-        self._prepare = jax.jit(
-            lambda state, rollout: algorithm.prepare(
-                state,
-                rollout,
-                jax.random.fold_in(jax.random.fold_in(state.key, state.step), _PREPARE),
-            )
-        )
+
+        def prepare(state, rollout):
+            key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _PREPARE)
+            return algorithm.prepare(state, rollout, key)
+
+        self._prepare = Checked("preparing a batch", jax.jit(prepare), _PREPARE_ADVICE)
         self._updates = schedule.epochs * schedule.minibatches
         whole_update = functools.partial(
             update, algorithm=algorithm, optimizers=optimizers, schedule=schedule
@@ -304,6 +310,7 @@ class Learner:
         self._update = Checked(
             "the train step",
             jax.jit(whole_update, donate_argnums=0, out_shardings=out_shardings),
+            _UPDATE_ADVICE,
         )
         self._predict = None if algorithm.predict is None else jax.jit(algorithm.predict)
         self._paths = None if algorithm.trajectories is None else jax.jit(algorithm.trajectories)
@@ -311,7 +318,7 @@ class Learner:
     @property
     def programs(self) -> dict[str, jax.stages.Wrapped]:
         """The jitted functions behind `prepare` and `update`, to lower on `abstract_state`."""
-        return {"prepare": self._prepare, "update": self._update.jitted}
+        return {"prepare": self._prepare.jitted, "update": self._update.jitted}
 
     def start(self, key: Array, policy_params: ArrayTree | None = None) -> TrainState:
         """A fresh state, born sharded; random policy parameters unless given."""
@@ -324,7 +331,11 @@ class Learner:
             return jax.jit(build, out_shardings=self.state_shardings)(key, policy_params)
 
     def prepare(self, state: TrainState, rollout: Rollout) -> tuple[Batch, Context]:
-        """Targets and advantages of a rollout under the frozen state."""
+        """Targets and advantages of a rollout under the frozen state.
+
+        Raises:
+          MemoryError: the program does not fit the devices; nothing ran.
+        """
         with mesh_context(self.mesh):
             return self._prepare(state, put_batch(rollout, self.mesh))
 

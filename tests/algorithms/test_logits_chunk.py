@@ -14,6 +14,7 @@ from tiny import fast_compile  # noqa: F401
 from dfpo_jax.algorithms import DFPOConfig, PolicyConfig
 from dfpo_jax.algorithms.dfpo import dfpo
 from dfpo_jax.algorithms.policy import token_statistics
+from dfpo_jax.models import vocabulary
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.training.learner import accumulate_gradients, init_policy
 
@@ -54,6 +55,24 @@ def test_chunks_change_nothing(config, chunk):
     assert float(jnp.abs(whole_grads[0][name]).max()) > 0.1
     for x, y in zip(jax.tree.leaves(grads), jax.tree.leaves(whole_grads), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3000.0])
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_equals_double_precision(scale, chunk):
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(BATCH, LENGTH, 6)).astype(np.float32)
+    kernel = rng.normal(size=(11, 6)).astype(np.float32) * np.float32(scale)
+    tokens = rng.integers(0, 11, (BATCH, LENGTH))
+    found = vocabulary.token_statistics(hidden, jnp.asarray(kernel), tokens, TEMPERATURE, chunk)
+    logits = (hidden @ kernel.T).astype(np.float64) / TEMPERATURE
+    logits -= logits.max(-1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    entropy = -np.sum(np.exp(log_p) * log_p, -1)
+    chosen = np.take_along_axis(log_p, tokens[..., None], -1)[..., 0]
+    rounding = 1e-7 * np.abs(hidden @ kernel.T).max() / TEMPERATURE
+    np.testing.assert_allclose(found[0], chosen, rtol=1e-5, atol=1e-6 + rounding)
+    np.testing.assert_allclose(found[1], entropy, rtol=1e-5, atol=1e-6 + rounding)
 
 
 def test_no_array_holds_all_logits():

@@ -1,14 +1,10 @@
 """Programs that are checked against the memory of their devices before they run."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import jax
-
-ADVICE = (
-    "raise train.minibatches or train.microbatches, set model.remat to 'full', set critic.trunk to "
-    "'detached', or lower sampling.max_new_tokens, train.prompt_length or train.prompts"
-)
 
 
 def free_bytes(device: jax.Device) -> int | None:
@@ -28,24 +24,28 @@ class Checked:
     Args:
       name: of the function, for the message.
       jitted: from `jax.jit`.
+      advice: for the message, what to do about it.
     """
 
-    def __init__(self, name: str, jitted: Callable[..., Any]):
+    def __init__(self, name: str, jitted: Callable[..., Any], advice: str):
         """Nothing compiles before the first call."""
-        self.jitted, self._name, self._programs = jitted, name, {}
+        self.jitted, self._name, self._advice, self._programs = jitted, name, advice, {}
+        _ALL.add(self)
 
-    def __call__(self, *arguments: Any) -> Any:
-        """Call it.
+    def __call__(self, *arguments: Any, **static: Any) -> Any:
+        """Call it with arrays, and by name with what the jitted function takes as static.
 
         Raises:
           MemoryError: the program needs more than a device has free; names both and the settings
             that would make it fit.
         """
         leaves, structure = jax.tree.flatten(arguments)
-        key = (structure, tuple((x.shape, x.dtype, x.sharding) for x in leaves))
+        shapes = tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
+        key = (structure, shapes, tuple(static.items()))
         if key not in self._programs:
-            program = self.jitted.lower(*arguments).compile()
-            self._check(program.memory_analysis(), leaves[0].sharding.addressable_devices)
+            program = self.jitted.lower(*arguments, **static).compile()
+            places = jax.tree.leaves(program.output_shardings)
+            self._check(program.memory_analysis(), places[0].addressable_devices)
             self._programs[key] = program
         return self._programs[key](*arguments)
 
@@ -62,5 +62,15 @@ class Checked:
             if free is not None and needed > free:
                 raise MemoryError(
                     f"{self._name} needs {needed / 2**30:.2f} GiB and {device} has "
-                    f"{free / 2**30:.2f} GiB free; {ADVICE}"
+                    f"{free / 2**30:.2f} GiB free; {self._advice}"
                 )
+
+
+_ALL: weakref.WeakSet[Checked] = weakref.WeakSet()
+
+
+def clear_caches() -> None:
+    """`jax.clear_caches`, and of the programs that are kept here."""
+    jax.clear_caches()
+    for checked in _ALL:
+        checked._programs.clear()

@@ -1,0 +1,68 @@
+"""Stop texts as tables that sampling reads on the device."""
+
+import functools
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+
+@functools.lru_cache(maxsize=8)
+def stop_table(tokenizer: PreTrainedTokenizerBase, stop: str, vocab_size: int) -> np.ndarray:
+    """How many characters of a stop text have been met after every token: [len(stop) + 1, V] int16.
+
+    Row s holds, for each token, the length of the longest beginning of `stop` that the text ends
+    with, given that it was s before; `len(stop)`, once reached, is kept. Source: the automaton of
+    Knuth, Morris and Pratt 1977, section 2, over the characters of tokens.
+
+    A character that several tokens make together, as byte-level tokenizers have them, is in none
+    of their texts: a stop text with such a one may be met without its row of the table.
+
+    Args:
+      tokenizer: gives the tokens' texts.
+      stop: at least one character.
+      vocab_size: V; ids that the tokenizer does not have change nothing.
+    """
+    alphabet = {c: i + 1 for i, c in enumerate(dict.fromkeys(stop))}  # 0: any other character
+    step = _automaton(stop, alphabet)
+    texts = token_texts(tokenizer)[:vocab_size]
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # the longest first
+    lengths = np.array([len(texts[i]) for i in order])
+    table = np.repeat(np.arange(len(stop) + 1, dtype=np.int16)[:, None], vocab_size, axis=1)
+    reached = table[:, : len(order)].copy()
+    for place in range(lengths.max(initial=0)):
+        rows = int(np.sum(lengths > place))
+        met = np.array([alphabet.get(texts[i][place], 0) for i in order[:rows]])
+        reached[:, :rows] = step[reached[:, :rows], met[None]]
+    table[:, order] = reached
+    return table
+
+
+def _automaton(stop: str, alphabet: dict[str, int]) -> np.ndarray:
+    """[len(stop) + 1, characters + 1]: the state after one more character."""
+    step = np.zeros((len(stop) + 1, len(alphabet) + 1), np.int16)
+    step[len(stop)] = len(stop)
+    for state in range(len(stop)):
+        for character, column in alphabet.items():
+            text = stop[:state] + character
+            step[state, column] = next(
+                n for n in range(len(text), -1, -1) if text.endswith(stop[:n])
+            )
+    return step
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What each token adds to a text that has begun, special tokens by their names."""
+    size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+    decode = functools.partial(
+        tokenizer.batch_decode, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    alone = decode([[i] for i in range(size)])
+    # Some tokenizers drop the space that a text begins with: begin it with a letter.
+    first = next((i for i, text in enumerate(alone) if len(text) == 1 and text.isalnum()), None)
+    if first is None:
+        return alone
+    pairs = decode([[first, i] for i in range(size)])
+    return [
+        pair.removeprefix(alone[first]) if pair.startswith(alone[first]) else text
+        for pair, text in zip(pairs, alone, strict=True)
+    ]
