@@ -9,7 +9,7 @@ sizes of matrix products are not tuned by running them, and cuDNN's kernels are 
 what workspace they want.
 
 Prints what `compile_for_tpu.py` prints. A chip's memory is the share of it that JAX takes:
-XLA_PYTHON_CLIENT_MEM_FRACTION, 0.75 by default. `--gpu=h100:8` is a host of eight.
+XLA_CLIENT_MEM_FRACTION, 0.75 by default. `--gpu=h100:8` is a host of eight.
 
 Exit code: 0 if every program fits, 1 if not, 2 for a wrong flag or a missing compiler.
 """
@@ -23,6 +23,7 @@ from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # new name, old name
 
 
 def define_flags() -> None:
@@ -47,13 +48,14 @@ def memory_fraction() -> float:
     Raises:
       ValueError: the environment variable is not a number in (0, 1].
     """
-    text = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
+    name = next((name for name in FRACTIONS if name in os.environ), FRACTIONS[0])
+    text = os.environ.get(name, "0.75")
     try:
         fraction = float(text)
     except ValueError:
         fraction = 0.0
     if not 0.0 < fraction <= 1.0:
-        raise ValueError(f"XLA_PYTHON_CLIENT_MEM_FRACTION={text!r}; it must be in (0, 1]")
+        raise ValueError(f"{name}={text!r}; it must be in (0, 1]")
     return fraction
 
 

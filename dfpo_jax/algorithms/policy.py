@@ -26,7 +26,10 @@ def join_sequence(rollout: Rollout) -> tuple[Array, Array]:
 def response_states(
     model: Transformer, params: ArrayTree, sequence: Array, valid: Array, length: int
 ) -> Array:
-    """Hidden states [B, R + 1, D] of s_0 .. s_R, where s_i predicts response token i."""
+    """Hidden states [B, R + 1, D] of s_0 .. s_R, where s_i predicts response token i.
+
+    Of no meaning behind the response, and in s_0 where a row's prompt has no token.
+    """
     hidden, _ = model.apply({"params": params}, sequence, valid)
     return hidden[:, -length - 1 :]
 

@@ -42,10 +42,10 @@ def attention(q: Array, k: Array, v: Array, implementation: str = "auto") -> Arr
       q: [B, T, N, H] queries.
       k: [B, T, K, H] keys; K divides N, and query head n reads key head m = n // (N / K).
       v: [B, T, K, H] values.
-      implementation: "xla" (any platform), "cudnn" (flash attention; bfloat16 or float16 on a GPU),
-        "pallas_tpu" (splash attention on a TPU; XLA's where `splash_can_run` is False), "auto" (the
-        fused one of the platform where it can run, XLA elsewhere). The fused ones keep no
-        [B, T, T] scores in memory.
+      implementation: "xla" (any platform), "cudnn" (flash attention on a GPU; bfloat16 or float16),
+        "pallas_tpu" (splash attention on a TPU), "auto" (the fused one of the platform). Where a
+        fused one does not take type or shape it is XLA's; on GPUs the log says so, each reason
+        once. The fused ones keep no [B, T, T] scores in memory.
 
     Returns:
       [B, T, N, H] in the type of `q`.
@@ -65,22 +65,21 @@ def attention(q: Array, k: Array, v: Array, implementation: str = "auto") -> Arr
             f"q has {heads} heads and k has {kv_heads}; the latter must divide the former"
         )
     chex.assert_shape([k, v], (batch, length, kv_heads, width))
-    if implementation == "cudnn" or (implementation == "auto" and _cudnn_can_run(q, k)):
+    if implementation == "auto":
+        fused = {"gpu": "cudnn", "tpu": "pallas_tpu"}
+        implementation = fused.get(jax.default_backend(), "xla")
+    if implementation == "cudnn" and _cudnn_can_run(q, k):
         return _cudnn(q, k, v)
-    on_tpu = implementation == "auto" and jax.default_backend() == "tpu"
-    if (implementation == "pallas_tpu" or on_tpu) and splash_can_run(q, k):
+    if implementation == "pallas_tpu" and splash_can_run(q, k):
         return _splash(q, k, v)
     return _xla(q, k, v)
 
 
 def _cudnn_can_run(q: Array, k: Array) -> bool:
-    """Whether the process runs on a GPU and cuDNN has a kernel for these types and shapes.
-
-    On a GPU what it has no kernel for is said in the log, each reason once.
-    """
-    if jax.default_backend() != "gpu":
-        return False
+    """Whether cuDNN has a kernel for these types and shapes; if not, the log says it once."""
     width = q.shape[-1]
+    if q.shape[1] == 1:  # one token, by which shapes of parameters are found
+        return False
     if q.dtype not in _CUDNN_DTYPES:
         return _refuse(f"type {q.dtype}; it takes bfloat16 and float16")
     if width % 8 or width > _CUDNN_MAX_HEAD_DIM:

@@ -233,9 +233,9 @@ class Transformer(nn.Module):
     ) -> tuple[Array, tuple[Array, Array] | None]:
         """Hidden states after the final norm.
 
-        Attention is causal in slot order and never reads a slot with `valid` 0. The position of a
-        token is the number of valid tokens before it, so padding on either side changes nothing:
-        inside, it lies behind the tokens.
+        A valid token attends to the valid ones up to itself, in slot order, and their number is
+        its position, so padding on either side changes nothing: inside, it lies behind the tokens,
+        and sees all of them.
 
         Args:
           tokens: [B, T] integers.

@@ -78,7 +78,7 @@ class Sampler:
         ids = [self.encode(item) for item in items]
         if tally is not None and self.truncate_prompts:
             tally["rollout/shortened_prompts"] += sum(len(x) > self.prompt_length for x in ids)
-        ids = _fitted(items, ids, self.prompt_length, self.truncate_prompts)
+        ids = _fitted(self.tokenizer, items, ids, self.prompt_length, self.truncate_prompts)
         longest = max(map(len, ids), default=0)
         slots = min(n for n in (*self.prompt_buckets, self.prompt_length) if n >= longest)
         return left_pad(ids, slots, self.tokenizer.pad_token_id)
@@ -176,8 +176,14 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Chat | None, item: Item
     return chat.encode(item.conversation)
 
 
-def _fitted(items, ids: list[list[int]], length: int, truncate: bool) -> list[list[int]]:
-    """Token ids of prompts of at most `length` tokens; ValueError where that is not to be."""
+def _fitted(tokenizer, items, ids: list[list[int]], length: int, truncate: bool) -> list[list[int]]:
+    """Token ids of prompts of 1 to `length` tokens; ValueError where that is not to be.
+
+    The first state is that of a prompt's token: an empty prompt becomes one that begins a text.
+    """
+    start = tokenizer.bos_token_id
+    start = tokenizer.pad_token_id if start is None else start
+    ids = [row or [start] for row in ids]
     if truncate:
         ids = [row[-length:] for row in ids]
     for item, row in zip(items, ids, strict=True):
@@ -195,7 +201,8 @@ def _sample(params, prompt_tokens, prompt_mask, key, stops, *, model, **options)
 _checked_sample = Checked(
     "sampling",
     jax.jit(_sample, static_argnames=("model", "config", "eos_ids", "pad_id", "num_samples")),
-    "lower sampling.slots, sampling.prefill_rows, sampling.max_new_tokens or train.prompts",
+    "set sampling.slots and sampling.prefill_rows (0 is all at once) or lower them, or lower "
+    "sampling.max_new_tokens, train.prompts or evaluation.prompts",
 )
 
 
@@ -357,7 +364,7 @@ def demonstrations(
     """
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id if eos_id is None else eos_id
     ids = [prompt_ids(tokenizer, chat, item) for item in items]
-    ids = _fitted(items, ids, prompt_length, truncate_prompts)
+    ids = _fitted(tokenizer, items, ids, prompt_length, truncate_prompts)
     prompts, prompt_mask = left_pad(ids, prompt_length, pad)
     answers = [[*encode(tokenizer, i.answer), eos] for i in items]
     for item, row in zip(items, answers, strict=True):

@@ -118,11 +118,12 @@ def test_what_cudnn_does_not_take_is_said_once(monkeypatch, caplog):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     attention_module._refuse.cache_clear()
     x = jnp.zeros((3, 4, 2, 60), jnp.bfloat16)
-    for _ in range(2):
-        np.testing.assert_array_equal(attention(x, x, x), x)
+    for implementation in ("auto", "cudnn"):
+        np.testing.assert_array_equal(attention(x, x, x, implementation), x)
     x = jnp.zeros((3, 4, 2, 64), jnp.bfloat16)
     with mesh_context(create_mesh(2, 1, 2)):
         np.testing.assert_array_equal(attention(x, x, x), x)
+        attention(*(x[:, :1],) * 3)  # no word of a single token
     assert caplog.messages == [
         "attention by XLA, not cuDNN: head width 60; it takes multiples of 8 up to 128",
         "attention by XLA, not cuDNN: 3 rows and 2 key heads; the mesh must divide both",
@@ -139,7 +140,8 @@ def test_cudnn_is_asked_for_the_same_in_even_lengths(monkeypatch, length):
         return original(q, k, v, is_causal=is_causal, implementation="xla")
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", portable)
-    np.testing.assert_allclose(attention(q, k, v, "cudnn"), reference(q, k, v), atol=2e-6)
+    found = attention_module._cudnn(q, k, v)
+    np.testing.assert_allclose(found, reference(q, k, v), atol=2e-6)
 
 
 def test_bad_arguments():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import table_model, table_params
 
-from dfpo_jax.rollout.rollout import LengthPenalty, Sampler, collect, score
+from dfpo_jax.rollout.rollout import LengthPenalty, Sampler, collect, demonstrations, score
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks import Item, RewardNoise
@@ -62,6 +62,17 @@ def test_prompts_that_are_too_long_lose_their_first_tokens_and_are_counted():
     strict = Sampler(table_model(20), tokenizer, 3, config, mesh)
     with pytest.raises(ValueError, match="4 tokens; prompt_length is 3"):
         strict.prompts(items)
+
+
+def test_an_empty_prompt_begins_with_the_token_that_begins_a_text():
+    tokenizer = character_tokenizer("12345")
+    sampler = Sampler(
+        table_model(20), tokenizer, 3, SamplingConfig(max_new_tokens=4), create_mesh(1, 1, 1)
+    )
+    tokens, mask = sampler.prompts([Item("", ""), Item("12", "")])
+    assert mask.sum(axis=1).tolist() == [1, 2] and tokens[0, -1] == tokenizer.bos_token_id
+    rollout = demonstrations(tokenizer, [Item("", "3")], prompt_length=2, response_length=2)
+    assert rollout.prompt_mask.tolist() == [[0.0, 1.0]]
 
 
 def test_a_second_eos_ends_a_response():

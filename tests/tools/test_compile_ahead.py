@@ -135,10 +135,12 @@ def test_a_batch_the_mesh_does_not_divide_is_refused(lowering):
         Lowering(dataclasses.replace(config, train=train), lowering.mesh)
 
 
-def test_sizes_come_with_the_weights_or_one_line_says_why_not(tmp_path, capsys):
-    config = parse_config({"weights": {"source": str(tmp_path / "none.gguf")}})
+def test_sizes_come_with_the_weights_unless_a_hub_has_them(tmp_path, capsys):
+    with pytest.raises(ValueError, match="none.gguf is no file"):
+        report.with_sizes(parse_config({"weights": {"source": str(tmp_path / "none.gguf")}}))
+    config = parse_config({"weights": {"source": "some/model"}})
     assert report.with_sizes(config) is config
-    assert "none.gguf is no file" in capsys.readouterr().out
+    assert "not read from some/model: nothing is downloaded" in capsys.readouterr().out
     assert report.with_sizes(parse_config({})).model == parse_config({}).model
 
 
@@ -185,12 +187,13 @@ def test_without_a_gpu_compiler_one_line_says_what_to_install():
 
 
 def test_what_jax_takes_of_a_gpu(monkeypatch):
-    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    for name in compile_for_gpu.FRACTIONS:
+        monkeypatch.delenv(name, raising=False)
     assert compile_for_gpu.memory_fraction() == 0.75
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", ".9")
     assert compile_for_gpu.memory_fraction() == 0.9
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "all")
-    with pytest.raises(ValueError, match="XLA_PYTHON_CLIENT_MEM_FRACTION='all'"):
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "all")
+    with pytest.raises(ValueError, match="XLA_CLIENT_MEM_FRACTION='all'"):
         compile_for_gpu.memory_fraction()
 
 

@@ -52,7 +52,7 @@ class Lowering:
         "prefill": the prompts that run at once through the model, with the gathering of the
         parameters for decoding. "decode": one token for every slot, the cache donated;
         prompts that wait for a slot take their own cache beside it, which is not counted.
-        "sample": the whole of sampling as a run has it, in whose loop both are.
+        "sample": the whole of sampling, in whose loop both are, without a stop text.
         "prepare": targets and advantages of the iteration's rollout. "train": one update on one
         minibatch, all its micro-batches, both optimizers, the state donated.
         """

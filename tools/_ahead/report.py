@@ -15,6 +15,7 @@ from _ahead.costs import program_costs
 from _ahead.programs import PROGRAMS, Lowering
 from jax.sharding import Mesh
 
+from dfpo_jax.models import pretrained
 from dfpo_jax.training.config import Config
 
 PARTS = ("arguments", "temporaries", "results", "code", "resident")
@@ -28,7 +29,6 @@ def check_programs(names: list[str]) -> None:
 
 def compile_program(lowering: Lowering, name: str, keep: str | None = None) -> dict:
     """Compiles one program; its figures, or {"error": ...} where it does not fit."""
-
     start = time.perf_counter()
     lowered = lowering.lower(name)
     lower_seconds, start = time.perf_counter() - start, time.perf_counter()
@@ -98,12 +98,16 @@ def describe(name: str, x: dict) -> str:
 
 
 def with_sizes(config: Config) -> Config:
-    """The run with its weights' sizes, or with those of `config.model` where none can be read."""
-    try:
-        return dataclasses.replace(config, model=config.weights.model_config(config.model))
-    except (ImportError, ValueError) as error:
-        print(f"sizes are those of config.model; the weights' own are out of reach: {error}")
+    """The run with its weights' sizes; with those of `config.model` where a hub has the weights.
+
+    Raises:
+      ImportError, ValueError: as `WeightsConfig.model_config`.
+    """
+    source = config.weights.source
+    if source and not pretrained.is_gguf(source) and not Path(source).exists():
+        print(f"sizes are those of config.model, not read from {source}: nothing is downloaded")
         return config
+    return dataclasses.replace(config, model=config.weights.model_config(config.model))
 
 
 def run(
