@@ -260,3 +260,33 @@ def test_attention_by_cudnn_counts_its_products_and_other_kernels_are_told():
     one_product = 2 * (2 * 4 * 16 * 16 * 8)
     assert costs.flops == (2 + 5 / 2) * one_product  # the second is causal
     assert costs.unknown_kernels == 1
+
+
+# A product whose operand comes through a fusion that only reshapes it.
+_RESHAPED = """
+HloModule step
+
+%reshaping (p: bf16[8,64,16]) -> bf16[512,16] {
+  %p = bf16[8,64,16]{2,1,0} parameter(0)
+  ROOT %b = bf16[512,16]{1,0} bitcast(%p)
+}
+
+%product (x: bf16[8,64,16], y: bf16[4,16]) -> f32[512,4] {
+  %x = bf16[8,64,16]{2,1,0} parameter(0)
+  %y = bf16[4,16]{1,0} parameter(1)
+  %r = bf16[512,16]{1,0} fusion(%x), kind=kLoop, calls=%reshaping
+  ROOT %d = f32[512,4]{1,0} dot(%r, %y), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+}
+
+ENTRY %main (x: bf16[8,64,16], y: bf16[4,16]) -> f32[512,4] {
+  %x = bf16[8,64,16]{2,1,0} parameter(0)
+  %y = bf16[4,16]{1,0} parameter(1)
+  ROOT %f = f32[512,4]{1,0} fusion(%x, %y), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_an_operand_that_is_reshaped_inside_a_fusion_is_read_whole():
+    costs = program_costs(_RESHAPED)
+    assert costs.hbm_bytes == 2 * (8 * 64 * 16 + 4 * 16) + 4 * 512 * 4
+    assert costs.flops == 2 * 512 * 4 * 16

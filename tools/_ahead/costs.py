@@ -252,7 +252,7 @@ def _touched(module, inner, name: str, whole: float) -> tuple[float, float | Non
                 read += x.shapes[0].bytes
             elif x.opcode == "dynamic-update-slice" and position == 0:
                 updated = (updated or 0.0) + inner[x.operands[1]].shapes[0].bytes
-            elif x.opcode == "bitcast":
+            elif x.opcode == "bitcast" or _hands_on(module, x, position):
                 more, changed = _touched(module, inner, x.name, whole)
                 read += more
                 updated = changed if updated is None else updated + (changed or 0.0)
@@ -262,3 +262,14 @@ def _touched(module, inner, name: str, whole: float) -> tuple[float, float | Non
             else:
                 read += whole
     return read, updated
+
+
+def _hands_on(module, x: hlo.Instruction, position: int) -> bool:
+    """Whether an instruction is a fusion that gives one of its operands as it is, or reshaped."""
+    if x.opcode != "fusion":
+        return False
+    nested = module.computations[x.called("calls")[0]]
+    value = hlo.root(nested)
+    while value.opcode == "bitcast":
+        value = nested[value.operands[0]]
+    return value.name == hlo.parameters(nested)[position]
