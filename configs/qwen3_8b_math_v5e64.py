@@ -2,17 +2,23 @@
 
 python experiments/train.py --config=configs/qwen3_8b_math_v5e64.py --workdir=DIR
 
-Figures per chip, from tools/compile_for_tpu.py --topology=v5e:8x8 (jax 0.10.2, libtpu 0.0.52):
+Figures per chip, from tools/compile_for_tpu.py --topology=v5e:8x8
+--programs=prefill,decode,sample,prepare,train (jax 0.10.2, libtpu 0.0.52):
 
-prefill: peak 9.81 GiB, 39% spare (arguments 0.48, temporaries 3.61, results 3.88, code 0.02,
-  resident 1.82); 7.195 TFLOP, 18.06 GB memory traffic, sends GB: all-gather 15.5,
-  all-reduce 1.86, collective-permute 2.41; at least 98.61 ms (ICI); compiled in 109 s
-decode: peak 8.44 GiB, 47% spare (arguments 6.06, temporaries 0.04, results 0.00, code 0.05,
-  resident 2.29); 0.1307 TFLOP, 4.813 GB memory traffic, sends GB: all-gather 0.0157,
-  all-reduce 0.0287; at least 5.876 ms (HBM); compiled in 44 s
-train: peak 8.44 GiB, 47% spare (arguments 2.30, temporaries 6.01, results 0.00, code 0.13);
-  468.1 TFLOP, 1470 GB memory traffic, sends GB: all-gather 151, all-reduce 83,
-  collective-permute 74.6; at least 2376 ms (MXU); compiled in 208 s
+prefill: peak 9.80 GiB, 39% spare (arguments 0.48, temporaries 3.61, results 3.88, code 0.01,
+  resident 1.82); 7.19 TFLOP, 17.03 GB memory traffic, sends GB: all-gather 15.5, all-reduce 1.86,
+  collective-permute 2.41; at least 98.63 ms (ICI); compiled in 10 s
+decode: peak 8.45 GiB, 47% spare (arguments 6.06, temporaries 0.04, results 0.00, code 0.06,
+  resident 2.29); 0.1308 TFLOP, 6.276 GB memory traffic, sends GB: all-gather 0.0157, all-reduce
+  0.0287; at least 7.663 ms (HBM); compiled in 15 s
+sample: peak 9.50 GiB, 41% spare (arguments 0.48, temporaries 7.13, results 0.00, code 0.08,
+  resident 1.82); compiled in 37 s
+prepare: peak 5.67 GiB, 65% spare (arguments 0.92, temporaries 4.67, results 0.05, code 0.03); 490.4
+  TFLOP, 3806 GB memory traffic, sends GB: all-gather 24.1, all-reduce 119, collective-permute 4.81;
+  at least 4647 ms (HBM); compiled in 41 s
+train: peak 8.76 GiB, 45% spare (arguments 2.30, temporaries 6.33, results 0.00, code 0.13); 464.3
+  TFLOP, 692 GB memory traffic, sends GB: all-gather 148, all-reduce 82.9, collective-permute 65.5,
+  reduce-scatter 0.00393; at least 2357 ms (MXU); compiled in 91 s
 """
 
 import dataclasses

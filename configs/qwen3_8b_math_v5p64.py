@@ -2,17 +2,23 @@
 
 python experiments/train.py --config=configs/qwen3_8b_math_v5p64.py --workdir=DIR
 
-Figures per chip, from tools/compile_for_tpu.py --topology=v5p:4x4x4 (jax 0.10.2, libtpu 0.0.52):
+Figures per chip, from tools/compile_for_tpu.py --topology=v5p:4x4x4
+--programs=prefill,decode,sample,prepare,train (jax 0.10.2, libtpu 0.0.52):
 
-prefill: peak 8.49 GiB, 91% spare (arguments 0.48, temporaries 1.76, results 3.95, code 0.03,
-  resident 2.28); 14.39 TFLOP, 116.4 GB memory traffic, sends GB: all-gather 5.26,
-  all-reduce 3.72, collective-permute 2.41; at least 42.09 ms (HBM); compiled in 143 s
-decode: peak 11.21 GiB, 88% spare (arguments 8.31, temporaries 0.09, results 0.00, code 0.05,
-  resident 2.75); 0.2615 TFLOP, 9.387 GB memory traffic, sends GB: all-gather 0.0303,
-  all-reduce 0.0575; at least 3.395 ms (HBM); compiled in 22 s
-train: peak 16.78 GiB, 82% spare (arguments 2.77, temporaries 13.88, results 0.00, code 0.12);
-  936.2 TFLOP, 5946 GB memory traffic, sends GB: all-gather 17.1, all-reduce 152,
-  collective-permute 37.3; at least 2151 ms (HBM); compiled in 164 s
+prefill: peak 8.48 GiB, 91% spare (arguments 0.48, temporaries 1.76, results 3.95, code 0.01,
+  resident 2.28); 14.38 TFLOP, 89.12 GB memory traffic, sends GB: all-gather 5.26, all-reduce 3.72,
+  collective-permute 2.41; at least 32.23 ms (HBM); compiled in 12 s
+decode: peak 11.22 GiB, 88% spare (arguments 8.31, temporaries 0.09, results 0.00, code 0.06,
+  resident 2.75); 0.2615 TFLOP, 11.54 GB memory traffic, sends GB: all-gather 0.0303, all-reduce
+  0.0575; at least 4.173 ms (HBM); compiled in 14 s
+sample: peak 12.55 GiB, 87% spare (arguments 0.48, temporaries 9.70, results 0.00, code 0.09,
+  resident 2.28); compiled in 36 s
+prepare: peak 10.21 GiB, 89% spare (arguments 0.92, temporaries 9.17, results 0.09, code 0.04);
+  980.8 TFLOP, 7442 GB memory traffic, sends GB: all-gather 3.73, all-reduce 238, collective-permute
+  4.81; at least 2692 ms (HBM); compiled in 73 s
+train: peak 16.88 GiB, 82% spare (arguments 2.77, temporaries 13.98, results 0.00, code 0.13); 936.2
+  TFLOP, 6289 GB memory traffic, sends GB: all-gather 15.6, all-reduce 152, collective-permute 36.8,
+  reduce-scatter 0.00197; at least 2274 ms (HBM); compiled in 210 s
 """
 
 import dataclasses
