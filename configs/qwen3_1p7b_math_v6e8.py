@@ -2,17 +2,23 @@
 
 python experiments/train.py --config=configs/qwen3_1p7b_math_v6e8.py --workdir=DIR
 
-Figures per chip, from tools/compile_for_tpu.py --topology=v6e:2x4 (jax 0.10.2, libtpu 0.0.52):
+Figures per chip, from tools/compile_for_tpu.py --topology=v6e:2x4
+--programs=prefill,decode,sample,prepare,train (jax 0.10.2, libtpu 0.0.52):
 
-prefill: peak 11.08 GiB, 65% spare (arguments 0.80, temporaries 2.26, results 4.00, code 0.02,
-  resident 4.01); 5.911 TFLOP, 20.78 GB memory traffic, sends GB: all-gather 3.01,
-  collective-permute 3.17; at least 15.46 ms (ICI); compiled in 244 s
-decode: peak 15.66 GiB, 51% spare (arguments 10.78, temporaries 0.03, results 0.00, code 0.04,
-  resident 4.81); 0.1251 TFLOP, 9.304 GB memory traffic, sends GB: all-gather 0.000409;
-  at least 5.673 ms (HBM); compiled in 37 s
-train: peak 15.40 GiB, 52% spare (arguments 4.82, temporaries 10.47, results 0.00, code 0.11);
-  419.3 TFLOP, 2276 GB memory traffic, sends GB: all-gather 12.1, all-reduce 69.7,
-  collective-permute 69.8; at least 1388 ms (HBM); compiled in 223 s
+prefill: peak 11.08 GiB, 65% spare (arguments 0.80, temporaries 2.25, results 4.00, code 0.01,
+  resident 4.01); 5.893 TFLOP, 21.27 GB memory traffic, sends GB: all-gather 3.01, collective-
+  permute 3.17; at least 15.46 ms (ICI); compiled in 22 s
+decode: peak 15.69 GiB, 51% spare (arguments 10.78, temporaries 0.04, results 0.00, code 0.06,
+  resident 4.81); 0.1251 TFLOP, 11.27 GB memory traffic, sends GB: all-gather 0.000409; at least
+  6.871 ms (HBM); compiled in 85 s
+sample: peak 17.12 GiB, 47% spare (arguments 0.80, temporaries 12.23, results 0.00, code 0.08,
+  resident 4.01); compiled in 421 s
+prepare: peak 7.22 GiB, 77% spare (arguments 1.60, temporaries 5.54, results 0.04, code 0.03); 430.9
+  TFLOP, 2526 GB memory traffic, sends GB: all-gather 1.09, all-reduce 2.8e-08, collective-permute
+  6.34; at least 1540 ms (HBM); compiled in 502 s
+train: peak 14.83 GiB, 54% spare (arguments 4.82, temporaries 9.90, results 0.00, code 0.12); 419.3
+  TFLOP, 1047 GB memory traffic, sends GB: all-gather 12.1, all-reduce 52.3, collective-permute
+  69.8; at least 638.5 ms (HBM); compiled in 236 s
 """
 
 import dataclasses
