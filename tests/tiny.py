@@ -11,6 +11,7 @@ import pytest
 from dfpo_jax import memory
 from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
 from dfpo_jax.models import Transformer, TransformerConfig, ValueFlowConfig, decode
+from dfpo_jax.tokenizers import character_tokenizer
 from dfpo_jax.types import Rollout, TrainState
 
 VOCAB, WIDTH = 20, 16
@@ -131,6 +132,32 @@ def traced(monkeypatch):
         monkeypatch.setattr(decode, name, spy(getattr(decode, name)))
     yield shapes
     memory.clear_caches()
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """One entry for every decoding step that is executed from now on."""
+    memory.clear_caches()
+    executed, inner = [], decode.step
+
+    def counted(*inputs):
+        jax.debug.callback(lambda: executed.append(1))
+        return inner(*inputs)
+
+    monkeypatch.setattr(decode, "step", counted)
+    yield executed
+    memory.clear_caches()
+
+
+def follow(text, *, size=20):
+    """A tokenizer, and parameters by which each character is followed by the next one of `text`."""
+    tokenizer = character_tokenizer("12345")
+    table = np.where(np.eye(size) > 0, 0.0, -50.0)
+    ids = tokenizer.convert_tokens_to_ids(list(text))
+    for before, after in zip(ids, ids[1:], strict=False):
+        table[before] = -50.0
+        table[before, after] = 0.0
+    return tokenizer, table_params(table)
 
 
 def ragged_rollout(seed=0, batch=8, prompt=4, response=5, vocab=VOCAB):

@@ -19,21 +19,10 @@ import importlib.util
 import os
 
 from absl import flags
-from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # new name, old name
-
-
-def define_flags() -> None:
-    """Not at import: flags are global, and tests import this file."""
-    config_flags.DEFINE_config_file("config", None, "Configuration file, NAME.py[:argument].")
-    flags.DEFINE_string("gpu", "h100", "Chip, or chip and number: l4, a100, h100, h200:8.")
-    flags.DEFINE_list("programs", ["prefill", "decode", "train"], "Also: sample, prepare.")
-    flags.DEFINE_string("json", None, "Also write the figures to this file.")
-    flags.DEFINE_string("text", None, "Also keep the compiled programs' text in this directory.")
-    flags.mark_flags_as_required(["config"])
 
 
 def prepare_environment() -> None:
@@ -59,40 +48,30 @@ def memory_fraction() -> float:
     return fraction
 
 
-def main(argv) -> None:
-    """Compiles, prints, and exits with 1 where a program does not fit."""
-    from _ahead import report
+def target():
+    """The GPUs that the flags name as devices to compile for, and what JAX takes of each.
+
+    Raises:
+      ValueError: an unknown GPU, or no compiler.
+    """
     from _ahead.chips import GPUS
     from _ahead.gpus import devices, parse_gpu
 
-    from dfpo_jax.sharding import create_mesh
-    from dfpo_jax.training import command_line
-    from dfpo_jax.training.config import parse_config
-
-    with command_line.user_errors():
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
-        name, count = parse_gpu(FLAGS.gpu)
-        if not any(map(importlib.util.find_spec, PLUGINS)):
-            raise ValueError(
-                "no GPU compiler: pip install 'dfpo_jax[gpu]' (in an environment of its own)"
-            )
-        report.check_programs(FLAGS.programs)
-        config = parse_config(FLAGS.config)
-        if config.model.attention == "auto":  # asks for the platform of this process, a CPU
-            model = dataclasses.replace(config.model, attention="cudnn")
-            config = dataclasses.replace(config, model=model)
-        axes = config.mesh
-        mesh = create_mesh(axes.data, axes.fsdp, axes.tensor, devices=devices(name, count))
-        memory = GPUS[name].hbm_bytes * memory_fraction()
-        chip = dataclasses.replace(GPUS[name], hbm_bytes=memory)
-        results = report.run(config, mesh, chip, FLAGS.programs, FLAGS.text)
-    report.conclude(results, FLAGS.json)
+    name, count = parse_gpu(FLAGS.gpu)
+    if not any(map(importlib.util.find_spec, PLUGINS)):
+        raise ValueError(
+            "no GPU compiler: pip install 'dfpo_jax[gpu]' (in an environment of its own)"
+        )
+    memory = GPUS[name].hbm_bytes * memory_fraction()
+    return devices(name, count), dataclasses.replace(GPUS[name], hbm_bytes=memory)
 
 
 if __name__ == "__main__":
-    prepare_environment()  # configuration files, read with the flags, import JAX
+    prepare_environment()  # what follows imports JAX
+    from _ahead import report
+
     from dfpo_jax.training import command_line
 
-    define_flags()
-    command_line.run(main)
+    report.define_flags()
+    flags.DEFINE_string("gpu", "h100", "Chip, or chip and number: l4, a100, h100, h200:8.")
+    command_line.run(lambda argv: report.main(argv, target, "cudnn"))

@@ -19,24 +19,12 @@ along one mesh axis get less.
 Exit code: 0 if every program fits, 1 if not, 2 for a wrong flag or a missing compiler.
 """
 
-import dataclasses
 import importlib.util
 import os
 
 from absl import flags
-from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
-
-
-def define_flags() -> None:
-    """Not at import: flags are global, and tests import this file."""
-    config_flags.DEFINE_config_file("config", None, "Configuration file, NAME.py[:argument].")
-    flags.DEFINE_string("topology", None, "Chip and sizes, such as v5p:4x4x4 or v6e:2x4.")
-    flags.DEFINE_list("programs", ["prefill", "decode", "train"], "Also: sample, prepare.")
-    flags.DEFINE_string("json", None, "Also write the figures to this file.")
-    flags.DEFINE_string("text", None, "Also keep the compiled programs' text in this directory.")
-    flags.mark_flags_as_required(["config", "topology"])
 
 
 def prepare_environment() -> None:
@@ -47,49 +35,31 @@ def prepare_environment() -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
-def topology_devices(topology: str):
-    """The chips of a slice as devices to compile for.
+def target():
+    """The chips of the slice that the flags name as devices to compile for, and what each has.
 
     Raises:
-      ValueError: a topology that does not exist.
+      ValueError: a topology that does not exist, or no compiler.
     """
+    from _ahead.chips import TPUS, parse_topology
     from jax.experimental import topologies
 
+    name, _ = parse_topology(FLAGS.topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError("no TPU compiler: pip install libtpu (in an environment of its own)")
     try:
-        return topologies.get_topology_desc(topology, platform="tpu").devices
+        return topologies.get_topology_desc(FLAGS.topology, platform="tpu").devices, TPUS[name]
     except Exception as error:  # whatever the plugin raises, it is about this topology
-        raise ValueError(f"topology {topology!r}: {str(error).splitlines()[0]}") from error
-
-
-def main(argv) -> None:
-    """Compiles, prints, and exits with 1 where a program does not fit."""
-    from _ahead import report
-    from _ahead.chips import TPUS, parse_topology
-
-    from dfpo_jax.sharding import create_mesh
-    from dfpo_jax.training import command_line
-    from dfpo_jax.training.config import parse_config
-
-    with command_line.user_errors():
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
-        name, _ = parse_topology(FLAGS.topology)
-        if importlib.util.find_spec("libtpu") is None:
-            raise ValueError("no TPU compiler: pip install libtpu (in an environment of its own)")
-        report.check_programs(FLAGS.programs)
-        config = parse_config(FLAGS.config)
-        if config.model.attention == "auto":  # what it becomes on a TPU host
-            model = dataclasses.replace(config.model, attention="pallas_tpu")
-            config = dataclasses.replace(config, model=model)
-        axes, devices = config.mesh, topology_devices(FLAGS.topology)
-        mesh = create_mesh(axes.data, axes.fsdp, axes.tensor, devices=devices)
-        results = report.run(config, mesh, TPUS[name], FLAGS.programs, FLAGS.text)
-    report.conclude(results, FLAGS.json)
+        raise ValueError(f"topology {FLAGS.topology!r}: {str(error).splitlines()[0]}") from error
 
 
 if __name__ == "__main__":
-    prepare_environment()  # configuration files, read with the flags, import JAX
+    prepare_environment()  # what follows imports JAX
+    from _ahead import report
+
     from dfpo_jax.training import command_line
 
-    define_flags()
-    command_line.run(main)
+    report.define_flags()
+    flags.DEFINE_string("topology", None, "Chip and sizes, such as v5p:4x4x4 or v6e:2x4.")
+    flags.mark_flag_as_required("topology")
+    command_line.run(lambda argv: report.main(argv, target, "pallas_tpu"))

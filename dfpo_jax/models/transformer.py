@@ -40,8 +40,9 @@ def _remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
     return nn.remat(block, prevent_cse=False, policy=policies[policy])
 
 
-def _take(x: Array, index: Array, **options) -> Array:
-    return x.at[index].get(**options)
+def _permuted(x: Array, index: Array) -> Array:
+    """x[index]; that no slot is read twice is said, so that the gradient is a permutation too."""
+    return x.at[index].get(unique_indices=True, mode="promise_in_bounds")
 
 
 class RMSNorm(nn.Module):
@@ -267,9 +268,7 @@ class Transformer(nn.Module):
         # Lifted transformations would trace a bool; the structure of a tree stays as it is.
         keep = () if with_cache else None
         x, cache = self.layers(x, rope, keep)
-        # No slot is read twice, so that the gradient is a permutation too.
-        back = functools.partial(_take, unique_indices=True, mode="promise_in_bounds")
-        x = jax.vmap(back)(self.final_norm(x), jnp.argsort(order, axis=1))
+        x = jax.vmap(_permuted)(self.final_norm(x), jnp.argsort(order, axis=1))
         return nn.with_logical_constraint(x, _ACTIVATIONS), cache
 
     def logits(self, hidden: Array) -> Array:

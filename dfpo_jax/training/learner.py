@@ -21,6 +21,7 @@ _LOG = logging.getLogger(__name__)
 
 # Folded into an iteration's key beside the update numbers 0, 1, ...
 _ORDER, _PREPARE = 2**31, 2**31 + 1
+
 _PREPARE_ADVICE = (
     "lower train.prompts, train.samples, train.prompt_length or sampling.max_new_tokens, or set "
     "policy.logits_chunk"

@@ -5,7 +5,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-from tiny import table_model, table_params
+from tiny import follow, table_model, table_params
 
 from dfpo_jax.rollout.rollout import LengthPenalty, Sampler, collect, demonstrations, score
 from dfpo_jax.rollout.sampling import SamplingConfig
@@ -89,17 +89,6 @@ def test_a_second_eos_ends_a_response():
         prompt = sampler.prompts([Item("3", "")])
         out = sampler(table_params(table), *prompt, jax.random.key(0))
         assert sampler.texts(out) == [text] and out.truncated.tolist() == [truncated]
-
-
-def follow(text, *, size=20):
-    """A sampler's table in which each character is followed by the next one of `text`."""
-    tokenizer = character_tokenizer("12345")
-    table = np.where(np.eye(size) > 0, 0.0, -50.0)
-    ids = tokenizer.convert_tokens_to_ids(list(text))
-    for before, after in zip(ids, ids[1:], strict=False):
-        table[before] = -50.0
-        table[before, after] = 0.0
-    return tokenizer, table_params(table)
 
 
 def test_a_stop_text_ends_a_response_and_is_cut_off():

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import fast_compile, traced  # noqa: F401
+from tiny import fast_compile, steps, traced  # noqa: F401
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms.policy import join_sequence, response_states, token_statistics
-from dfpo_jax.models import LoraConfig, decode
+from dfpo_jax.models import LoraConfig
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
 from dfpo_jax.rollout.sampling import SamplingConfig, draw, sampling_log_probs
@@ -189,14 +189,7 @@ def test_any_of_several_ids_ends_a_row():
     assert not out.truncated.any()
 
 
-def test_decoding_stops_when_every_row_has_ended(monkeypatch):
-    steps, inner = [], decode.step
-
-    def counted(*inputs):
-        jax.debug.callback(lambda: steps.append(1))
-        return inner(*inputs)
-
-    monkeypatch.setattr(decode, "step", counted)
+def test_decoding_stops_when_every_row_has_ended(steps):  # noqa: F811
     for first, expected in (([3, 3], 1), ([3, 5], 3), ([3, 9], 39)):
         steps.clear()
         run(TABLE, COUNTDOWN, first, max_new_tokens=39)

@@ -3,15 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from tiny import table_model, table_params
+from tiny import follow, steps, table_model  # noqa: F401
 
-from dfpo_jax.models import decode
 from dfpo_jax.rollout.rollout import Sampler
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.rollout.stops import stop_table, token_texts
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks.base import Item
-from dfpo_jax.tokenizers import character_tokenizer
 
 
 class Pieces:
@@ -56,22 +54,10 @@ def test_the_table_finds_what_a_search_finds(stop):
     np.testing.assert_array_equal(table[:, 12:], np.arange(len(stop) + 1)[:, None].repeat(4, 1))
 
 
-def test_decoding_ends_with_the_token_that_completes_the_stop_text(monkeypatch):
+def test_decoding_ends_with_the_token_that_completes_the_stop_text(steps):  # noqa: F811
     """1, 2, 3, 4, 1, ... where the second row comes upon "41" after one token, the first never."""
-    steps, inner = [], decode.step
-
-    def counted(*inputs):
-        jax.debug.callback(lambda: steps.append(1))
-        return inner(*inputs)
-
-    monkeypatch.setattr(decode, "step", counted)
-    tokenizer = character_tokenizer("12345")
-    ids = tokenizer.convert_tokens_to_ids(list("12341"))
-    table = np.where(np.eye(20) > 0, 0.0, -50.0)
-    for before, after in zip(ids, ids[1:], strict=False):
-        table[before] = -50.0
-        table[before, after] = 0.0
-    model, params = table_model(20), table_params(table)
+    tokenizer, params = follow("12341")
+    model = table_model(20)
 
     def sample(stop, slots=0, limit=9):
         steps.clear()

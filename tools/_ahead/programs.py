@@ -11,7 +11,7 @@ from dfpo_jax.models import decode
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
 from dfpo_jax.rollout.sampling import draw
-from dfpo_jax.sharding import BATCH_AXES, batch_sharding, mesh_context, replicated
+from dfpo_jax.sharding import batch_devices, batch_sharding, mesh_context, replicated
 from dfpo_jax.training.config import Config
 from dfpo_jax.training.learner import Schedule
 from dfpo_jax.training.run import check_division, make_learner
@@ -140,7 +140,7 @@ class Lowering:
 
     def _divided(self, rows: int) -> int:
         """So many rows, or a few more that the mesh divides."""
-        parts = math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+        parts = batch_devices()
         return -(-rows // parts) * parts
 
     def _as_compiled(self, jitted, *inputs):

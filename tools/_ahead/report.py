@@ -1,4 +1,7 @@
-"""Compiles the programs of a run for chips that need not be there, and says what they need."""
+"""Compiles the programs of a run for chips that need not be there, and says what they need.
+
+What the tools for TPUs and GPUs have in common, from their flags to their exit code.
+"""
 
 import dataclasses
 import json
@@ -7,24 +10,63 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 from _ahead.chips import Chip, roofline
 from _ahead.costs import program_costs
 from _ahead.programs import PROGRAMS, Lowering
+from absl import flags
 from jax.sharding import Mesh
+from ml_collections import config_flags
 
 from dfpo_jax.models import pretrained
-from dfpo_jax.training.config import Config
+from dfpo_jax.sharding import create_mesh
+from dfpo_jax.training import command_line
+from dfpo_jax.training.config import Config, parse_config
 
+FLAGS = flags.FLAGS
 PARTS = ("arguments", "temporaries", "results", "code", "resident")
 
 
-def check_programs(names: list[str]) -> None:
-    """Raises ValueError for a name that is not of a program."""
-    for name in set(names) - set(PROGRAMS):
-        raise ValueError(f"--programs={name}: there are {', '.join(PROGRAMS)}")
+def define_flags() -> None:
+    """Those of both tools; not at import: flags are global, and tests import this file."""
+    config_flags.DEFINE_config_file("config", None, "Configuration file, NAME.py[:argument].")
+    flags.DEFINE_list("programs", ["prefill", "decode", "train"], "Also: sample, prepare.")
+    flags.DEFINE_string("json", None, "Also write the figures to this file.")
+    flags.DEFINE_string("text", None, "Also keep the compiled programs' text in this directory.")
+    flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str], target: Callable[[], tuple[Sequence, Chip]], attention: str) -> None:
+    """Compiles what the flags ask for, prints, and exits with 1 where a program does not fit.
+
+    Args:
+      argv: what the flags have left of the command line.
+      target: gives the devices to compile for and what one of them has; raises ValueError where
+        there are none.
+      attention: what "auto" becomes on such a device, since it asks for this process's platform.
+    """
+    with command_line.user_errors():
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
+        devices, chip = target()
+        for name in set(FLAGS.programs) - set(PROGRAMS):
+            raise ValueError(f"--programs={name}: there are {', '.join(PROGRAMS)}")
+        config = parse_config(FLAGS.config)
+        if config.model.attention == "auto":
+            model = dataclasses.replace(config.model, attention=attention)
+            config = dataclasses.replace(config, model=model)
+        axes = config.mesh
+        mesh = create_mesh(axes.data, axes.fsdp, axes.tensor, devices=devices)
+        results = run(config, mesh, chip, FLAGS.programs, FLAGS.text)
+    if FLAGS.json:
+        Path(FLAGS.json).write_text(json.dumps(results, indent=2))
+    worst = [name for name, x in results.items() if not x["fits"]]
+    if worst:
+        print(f"does not fit: {', '.join(worst)}", file=sys.stderr)
+        sys.exit(1)
 
 
 def compile_program(lowering: Lowering, name: str, keep: str | None = None) -> dict:
@@ -133,13 +175,3 @@ def run(
         results[name] = judge(compile_program(lowering, name, keep), chip)
         print(describe(name, results[name]), flush=True)
     return results
-
-
-def conclude(results: dict[str, dict], path: str | None) -> None:
-    """Writes the figures to a JSON file, if any, and exits with 1 where a program does not fit."""
-    if path:
-        Path(path).write_text(json.dumps(results, indent=2))
-    worst = [name for name, x in results.items() if not x["fits"]]
-    if worst:
-        print(f"does not fit: {', '.join(worst)}", file=sys.stderr)
-        sys.exit(1)
