@@ -61,13 +61,18 @@ def update_value_units(
 
 
 def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
-    """One rollout and its updates: the new state and the iteration's metrics."""
+    """One rollout and its updates: the new state and the iteration's metrics.
+
+    A run's first iteration pads prompts to `train.prompt_length`, whatever the buckets: programs
+    that are too large for the devices are refused then, not hours later.
+    """
     config, step, clock = run.config, int(state.step), time.perf_counter()
+    sampler = run.sampler if step > 0 else dataclasses.replace(run.sampler, prompt_buckets=())
     items = run.train_task.batch(step, config.train.prompts)
     key = jax.random.fold_in(jax.random.fold_in(run.key, ROLLOUT), step)
     tally = Counter()
     rollout, _ = collect(
-        run.sampler,
+        sampler,
         state.params["policy"],
         run.train_task,
         config.noise,
@@ -252,8 +257,7 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
     Raises:
       FloatingPointError: too many updates in a row were not finite; the newest checkpoint is the
         last good state.
-      MemoryError: the train step does not fit the devices; nothing of it has run. Where prompts
-        have several lengths, perhaps not before one that is longer comes up.
+      MemoryError: sampling or the train step does not fit the devices; nothing of it has run.
       OSError: a checkpoint could not be written.
       Preempted: SIGTERM or SIGINT; the state after the last iteration is saved.
     """

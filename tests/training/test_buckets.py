@@ -28,6 +28,7 @@ def ragged(buckets=BUCKETS):
     config = test_loop.tiny(iterations=8, prompts=2, prompt_length=LONGEST)
     config.train.prompt_buckets = buckets
     config.task.parameters.max_digits = 2
+    config.task.seed = 37  # the first prompts are short ones
     config.sampling.max_new_tokens = 4
     config.evaluation.update(every=0, critic_prompts=2)
     return config
@@ -75,6 +76,15 @@ def test_every_program_compiles_once_per_bucket(finished):
         assert sum(f"int32[4,{width + 4}]" in line for line in updates) >= 1
         generating = [line for line in compiled if "jit(_sample)" in line]
         assert sum(f"int32[2,{width}]" in line for line in generating) >= 1
+
+
+def test_the_first_iteration_pads_to_the_longest_so_that_what_does_not_fit_fails_at_once(finished):
+    run, found = build_run(parse_config(ragged())), slots(finished[0])
+    needed = [
+        run.sampler.prompts(run.train_task.batch(step, 2))[0].shape[1] for step in range(len(found))
+    ]
+    assert needed[0] < LONGEST
+    assert found == [LONGEST, *needed[1:]]
 
 
 def test_a_stopped_run_resumes_exactly(finished, tmp_path, monkeypatch):
