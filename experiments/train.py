@@ -31,14 +31,15 @@ def main(argv):
             raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
         from dfpo_jax.training import distributed
         from dfpo_jax.training.config import parse_config
-        from dfpo_jax.training.loop import open_workdir, train
+        from dfpo_jax.training.loop import train
         from dfpo_jax.training.preemption import EXIT_CODE, Preempted
         from dfpo_jax.training.run import build_run
+        from dfpo_jax.training.workdir import open_workdir
 
         config = parse_config(_CONFIG.value)
         distributed.initialize()
         run = build_run(config)
-        open_workdir(_WORKDIR.value, run.config, _RESUME.value)
+        open_workdir(_WORKDIR.value, run, _RESUME.value)
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells its every move otherwise
     main = distributed.is_main()
     logging.getLogger("dfpo_jax").setLevel(logging.INFO if main else logging.ERROR)

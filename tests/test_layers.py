@@ -61,7 +61,7 @@ training.optim training.metrics training.command_line
 training.preemption training.distributed
 training.learner training.checkpoint training.evaluate training.charts
 training.report training.run
-training.restore
+training.restore training.workdir
 training.loop
 training
 """

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from dfpo_jax.models import weights
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.models.rope import rope_frequencies
 from dfpo_jax.models.weights import load_params
@@ -49,11 +50,22 @@ def load(
       ValueError: the file is no such file, or a tensor is missing, unknown or of a wrong shape or
         type; the message names it.
     """
+    source, config, ignored = _checked(path, overrides)
+    return config, load_params(source, config, mesh, rules, ignored)
+
+
+def check(path: str | os.PathLike, **overrides) -> None:
+    """Raises what `load` would, from the file's names and shapes."""
+    weights.check(*_checked(path, overrides))
+
+
+def _checked(path, overrides):
+    """The open file, its configuration, and names of tensors that are no parameters."""
     source, config = _read_config(path, overrides)
     ignored = frozenset({ROPE_FACTORS}) & source.names()
     if ignored:
         _check_rope_factors(source, config)
-    return config, load_params(source, config, mesh, rules, ignored)
+    return source, config, ignored
 
 
 def model_config(path: str | os.PathLike, **overrides) -> TransformerConfig:

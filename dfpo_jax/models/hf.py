@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from safetensors.numpy import save_file
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from dfpo_jax.models import weights
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.models.hf_config import from_hf, to_hf
 from dfpo_jax.models.weights import (
@@ -65,7 +66,20 @@ def load(
       ValueError: no such directory or id; the architecture is not supported; a tensor is missing,
         unknown, twice there, or of a wrong shape or type. The message names it.
     """
-    directory = directory_of(path_or_hub_id)
+    with _opened(path_or_hub_id, overrides) as (source, config, ignored):
+        return config, load_params(source, config, mesh, rules, ignored)
+
+
+def check(path_or_hub_id: str | os.PathLike, **overrides: Any) -> None:
+    """Raises what `load` would, from the files' names and shapes; downloads, but reads no more."""
+    with _opened(path_or_hub_id, overrides) as (source, config, ignored):
+        weights.check(source, config, ignored)
+
+
+@contextlib.contextmanager
+def _opened(path_or_hub_id, overrides) -> Iterator[tuple]:
+    """The open files, their configuration, and names of tensors that are no parameters."""
+    directory = directory_of(path_or_hub_id, with_weights=True)
     config = model_config(directory, **overrides)
     with contextlib.ExitStack() as stack:
         source = SafetensorsSource(directory, stack)
@@ -73,19 +87,19 @@ def load(
         if config.tie_embeddings and {EMBEDDING, HEAD} <= source.names():
             _check_tied(source)
             ignored.add(HEAD)
-        return config, load_params(source, config, mesh, rules, frozenset(ignored))
+        yield source, config, frozenset(ignored)
 
 
 def model_config(path_or_hub_id: str | os.PathLike, **overrides: Any) -> TransformerConfig:
-    """The configuration alone; arguments and errors as for `load`."""
+    """The configuration alone, no weights downloaded; arguments and errors as for `load`."""
     path = directory_of(path_or_hub_id) / "config.json"
     if not path.is_file():
         raise ValueError(f"{path.parent} has no config.json")
     return from_hf(json.loads(path.read_text()), **overrides)
 
 
-def directory_of(path_or_hub_id: str | os.PathLike) -> pathlib.Path:
-    """A directory as it is, or that of a downloaded model.
+def directory_of(path_or_hub_id: str | os.PathLike, with_weights: bool = False) -> pathlib.Path:
+    """A directory as it is, or that of a downloaded model, with its weights if asked for.
 
     Raises:
       ValueError: no such directory or id.
@@ -94,11 +108,9 @@ def directory_of(path_or_hub_id: str | os.PathLike) -> pathlib.Path:
     if path.is_dir():
         return path
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors", "*.jinja"]
-            )
-        )
+        patterns = ["*.json", "*.jinja"] + ["*.safetensors"] * with_weights
+        found = huggingface_hub.snapshot_download(str(path_or_hub_id), allow_patterns=patterns)
+        return pathlib.Path(found)
     except HFValidationError:
         message = "is neither a directory nor the id of a model"
     except LocalEntryNotFoundError:

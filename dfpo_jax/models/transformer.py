@@ -91,7 +91,10 @@ class Projection(nn.Module):
     use_bias: bool = False
 
     def setup(self):
-        """Creates the kernel, the bias, and LoRA's A (variance 1 / inputs) and B (zeros)."""
+        """Creates the kernel, the bias, and LoRA's A (variance 1 / inputs) and B (zeros).
+
+        A and B train, in steps that are small beside them: they are float32 whatever the others.
+        """
         dtype = jnp.dtype(self.config.param_dtype)
         std = self.config.init_std if self.std is None else self.std
         init = nn.with_logical_partitioning(nn.initializers.normal(std), self.axes)
@@ -105,10 +108,10 @@ class Projection(nn.Module):
         if self.adapted:
             normal = nn.initializers.normal(math.prod(self.inputs) ** -0.5)
             init = nn.with_logical_partitioning(normal, (*self.axes[:count], "rank"))
-            self.lora_a = self.param(lora.A, init, (*self.inputs, rank), dtype)
+            self.lora_a = self.param(lora.A, init, (*self.inputs, rank), jnp.float32)
             zeros = nn.initializers.zeros_init()
             init = nn.with_logical_partitioning(zeros, ("rank", *self.axes[count:]))
-            self.lora_b = self.param(lora.B, init, (rank, *self.outputs), dtype)
+            self.lora_b = self.param(lora.B, init, (rank, *self.outputs), jnp.float32)
 
     def __call__(self, x: Array) -> Array:
         """Multiplies in the compute type."""

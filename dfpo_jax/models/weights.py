@@ -142,23 +142,28 @@ def load_params(
       ValueError: a tensor is missing, unknown or of the wrong shape; the message names it.
     """
     mesh = create_mesh() if mesh is None else mesh
+    check(source, config, ignored)
     boxed = abstract_params(config)
     abstract, places = flatten(boxed), flatten(shardings(boxed, mesh, rules))
-    rows = {row.path: row for row in TABLE if row.path in abstract}
-    if unknown := sorted(set(abstract) - set(rows)):
-        raise ValueError(f"parameters {unknown} are not in the table of names")
-    _check(source, config, {row: abstract[path].shape for path, row in rows.items()}, ignored)
     params = {
-        path: _place(source, row, config, abstract[path], places[path])
-        for path, row in rows.items()
+        row.path: _place(source, row, config, abstract[row.path], places[row.path])
+        for row in _rows(abstract)
     }
     return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
-def _check(source, config, shapes, ignored) -> None:
-    """Every tensor known, none missing, every shape right."""
-    wanted = {}
-    for row, shape in shapes.items():
+def _rows(abstract: dict[str, jax.ShapeDtypeStruct]) -> list[Row]:
+    rows = [row for row in TABLE if row.path in abstract]
+    if unknown := sorted(abstract.keys() - {row.path for row in rows}):
+        raise ValueError(f"parameters {unknown} are not in the table of names")
+    return rows
+
+
+def check(source: Source, config: TransformerConfig, ignored: frozenset[str] = frozenset()) -> None:
+    """Raises ValueError where `load_params` would, from names and shapes alone."""
+    abstract, wanted = flatten(abstract_params(config)), {}
+    for row in _rows(abstract):
+        shape = abstract[row.path].shape
         shape = shape[1:] if row.path.startswith("layers/") else shape
         for layer in layers_of(row, config):
             name = getattr(row, source.naming).format(layer=layer)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -20,6 +21,28 @@ def _to_storage(state: TrainState) -> dict:
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     fields["key"] = jax.random.key_data(state.key)
     return fields
+
+
+def _abstract_storage(abstract: TrainState) -> dict:
+    """What `_to_storage` makes of a state that is only described."""
+    like = {f.name: getattr(abstract, f.name) for f in dataclasses.fields(abstract)}
+    data = jax.eval_shape(jax.random.key_data, abstract.key)
+    like["key"] = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=abstract.step.sharding)
+    return like
+
+
+def _described(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _shape(described: dict[str, jax.ShapeDtypeStruct], path: str) -> str:
+    leaf = described.get(path)
+    return "absent" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def unfinished(directory: Path) -> list[str]:
@@ -108,22 +131,30 @@ class Checkpointer:
             raise FileNotFoundError(
                 f"no checkpoint of iteration {step} in {self.directory}; there are {steps}"
             )
-        like = {f.name: getattr(abstract, f.name) for f in dataclasses.fields(abstract)}
-        data = jax.eval_shape(jax.random.key_data, abstract.key)
-        like["key"] = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=abstract.step.sharding)
+        like = _abstract_storage(abstract)
         restored = self._manager.restore(step, args=ocp.args.StandardRestore(like))
         restored["key"] = jax.random.wrap_key_data(restored["key"])
         return TrainState(**restored)
 
+    def differences(self, abstract: TrainState) -> list[str]:
+        """Arrays of the newest checkpoint that `abstract` lacks, has besides, or has otherwise.
+
+        Each as "path" with the shapes and types; empty where there is no checkpoint.
+        """
+        if self.latest_step() is None:
+            return []
+        saved = self.describe(self.latest_step())
+        wanted = _described(_abstract_storage(abstract))
+        return [
+            f"{path} ({_shape(saved, path)} -> {_shape(wanted, path)})"
+            for path in sorted(saved.keys() | wanted.keys())
+            if _shape(saved, path) != _shape(wanted, path)
+        ]
+
     def describe(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Path -> shape and type of every array in a checkpoint, read from its metadata."""
         tree = self._manager.item_metadata(step)
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype
-            )
-            for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(tree, "tree", tree))
-        }
+        return _described(getattr(tree, "tree", tree))
 
     def accuracy(self, step: int) -> float | None:
         """The accuracy a checkpoint was saved with, if it was."""
@@ -152,5 +183,5 @@ class Checkpointer:
             )
             raise OSError(
                 f"{which} could not be written to {self.directory}: "
-                f"{str(error).splitlines()[0]}; complete: {self.steps()}"
+                f"{(str(error) or repr(error)).splitlines()[0]}; complete: {self.steps()}"
             ) from error

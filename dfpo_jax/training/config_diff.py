@@ -4,27 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 # What a started run cannot change: shapes and meaning of its parameters, and its random numbers.
-FIXED = (
-    "seed",
-    "algorithm",
-    "tokenizer",
-    "weights",
-    "model.vocab_size",
-    "model.d_model",
-    "model.num_layers",
-    "model.num_heads",
-    "model.num_kv_heads",
-    "model.head_dim",
-    "model.d_ff",
-    "model.rope_theta",
-    "model.tie_embeddings",
-    "model.qkv_bias",
-    "model.qk_norm",
-    "model.param_dtype",
-    "model.lora",
-    "critic.trunk",
-    "head",
-)
+FIXED = ("seed", "algorithm", "tokenizer", "weights", "model", "critic.trunk", "head")
+# Of those, what only says how the same function is computed.
+CHANGEABLE = ("model.dtype", "model.remat", "model.attention", "model.max_positions")
 
 
 def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -34,7 +16,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
       old, new: `dataclasses.asdict` of the configurations, as JSON gives it back.
 
     Raises:
-      ValueError: one that a started run cannot change (`FIXED`).
+      ValueError: one that a started run cannot change (in `FIXED` and not in `CHANGEABLE`).
     """
     changed, refused = [], []
     flat_old, flat_new = _flatten(old), _flatten(new)
@@ -42,7 +24,8 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
         before, after = flat_old.get(key), flat_new.get(key)
         if before != after:
             changed.append(f"config.{key}: {before!r} -> {after!r}")
-            if any(key == name or key.startswith(name + ".") for name in FIXED):
+            fixed = any(key == name or key.startswith(name + ".") for name in FIXED)
+            if fixed and key not in CHANGEABLE:
                 refused.append(changed[-1])
     if refused:
         raise ValueError(f"a started run cannot change {'; '.join(refused)}")

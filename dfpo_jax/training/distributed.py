@@ -1,8 +1,12 @@
 """Runs of many processes: one per host of a TPU slice, one per task of SLURM, or by address."""
 
+import hashlib
+import json
 import os
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -60,6 +64,23 @@ def initialize(environment: dict[str, str] | None = None) -> str:
 def is_main() -> bool:
     """Whether this process writes the logs."""
     return jax.process_index() == 0
+
+
+def check_same(name: str, value: Any, advice: str = "") -> None:
+    """Raises ValueError unless all processes have the same value, anything that JSON holds.
+
+    Args:
+      name: of the value, for the message.
+      value: this process's.
+      advice: the end of the message.
+    """
+    if jax.process_count() == 1:
+        return
+    text = json.dumps(value, sort_keys=True)
+    own = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    everyones = multihost_utils.process_allgather(own)
+    if (everyones != everyones[0]).any():
+        raise ValueError(f"the processes of this run have different {name}{advice}")
 
 
 def barrier(name: str) -> None:

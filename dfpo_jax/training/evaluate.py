@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dfpo_jax import ops
+from dfpo_jax.algorithms.base import PolicyConfig
 from dfpo_jax.rollout.rollout import Sampler, score
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.training.metrics import explained_variance
@@ -65,29 +66,66 @@ def pass_at_k(
     }
 
 
-def critic_metrics(quantiles: np.ndarray, rollout: Rollout, samples: int) -> dict[str, float]:
+def observed_returns(rollout: Rollout, config: PolicyConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The return that followed each token, as the critic is to learn it, and where there is one.
+
+    G_i = gamma^(valid tokens after i) * reward, of the noisy and clipped reward; a KL in the reward
+    is left out. A response cut at the length limit counts only where that ends it
+    (`overlong` "terminal"): elsewhere no return of it is learned or known.
+
+    Args:
+      rollout: [B] rewards.
+      config: discount, reward_clip and overlong.
+
+    Returns:
+      Returns [B, R] float32 in raw reward units, and [B, R] bool.
+    """
+    mask, rewards = np.asarray(rollout.mask), np.asarray(rollout.rewards, np.float32)
+    valid = mask > 0
+    if config.overlong != "terminal":
+        valid &= ~np.asarray(rollout.truncated)[:, None]
+    if config.reward_clip > 0.0:
+        rewards = np.clip(rewards, -config.reward_clip, config.reward_clip)
+    after = mask.sum(axis=1, keepdims=True) - np.cumsum(mask, axis=1)
+    return rewards[:, None] * np.float32(config.discount) ** after, valid
+
+
+def critic_metrics(
+    quantiles: np.ndarray, rollout: Rollout, samples: int, config: PolicyConfig
+) -> dict[str, float]:
     """How well a critic's quantiles describe the noisy returns of a held-out rollout.
 
     Args:
       quantiles: [B, R, M] predicted quantiles of the return at every state, raw units.
       rollout: B = prompts * samples rows, those of one prompt consecutive.
       samples: responses per prompt.
+      config: what a return is, see `observed_returns`.
 
     Returns:
       "explained_variance" of the mean over all valid tokens, "crps" averaged over the same (both
       against the return of the token's own response), and "wasserstein1" between prediction and
-      the empirical law of `samples` returns at the prompt's state, averaged over prompts.
+      the empirical law of the prompt's returns at the prompt's state, averaged over prompts. NaN
+      where no response has a return.
     """
-    valid = rollout.mask > 0
-    returns = np.broadcast_to(rollout.rewards[:, None], rollout.mask.shape)
+    returns, valid = observed_returns(rollout, config)
+    if not valid.any():
+        return dict.fromkeys(("explained_variance", "crps", "wasserstein1"), math.nan)
     means = quantiles.mean(axis=-1)
     crps = np.asarray(ops.crps(quantiles, returns))
-    observed = np.sort(rollout.rewards.reshape(-1, samples), axis=-1)
-    predicted = quantiles[::samples, 0]
-    common = math.lcm(samples, predicted.shape[-1])
-    repeat = [np.repeat(x, common // x.shape[-1], axis=-1) for x in (predicted, observed)]
+    distances = [
+        _wasserstein1(quantiles[first, 0], returns[rows, 0][valid[rows, 0]])
+        for first in range(0, len(returns), samples)
+        if valid[rows := slice(first, first + samples), 0].any()
+    ]
     return {
         "explained_variance": float(explained_variance(means[valid], returns[valid])),
         "crps": float(crps[valid].mean()),
-        "wasserstein1": float(np.mean(ops.wasserstein1(*repeat))),
+        "wasserstein1": float(np.mean(distances)),
     }
+
+
+def _wasserstein1(first: np.ndarray, second: np.ndarray) -> float:
+    """Between two empirical laws of any numbers of points."""
+    common = math.lcm(len(first), len(second))
+    both = [np.repeat(np.sort(x), common // len(x)) for x in (first, second)]
+    return float(ops.wasserstein1(*both))

@@ -2,12 +2,13 @@
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dfpo_jax.algorithms.base import Algorithm, Batch, Context
@@ -30,6 +31,7 @@ _UPDATE_ADVICE = (
     "raise train.minibatches or train.microbatches, set model.remat to 'full', set critic.trunk to "
     "'detached', or lower sampling.max_new_tokens, train.prompt_length or train.prompts"
 )
+_CRITIC_ADVICE = "lower evaluation.critic_prompts or evaluation.critic_samples"
 
 Optimizers = Mapping[str, optax.GradientTransformation]
 
@@ -142,7 +144,8 @@ def accumulate_gradients(
         grads, terms = gradient(trained, piece)
         return jax.tree.map(jnp.add, total, grads), {name: t.total for name, t in terms.items()}
 
-    grads, totals = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, trained), pieces)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained)
+    grads, totals = jax.lax.scan(step, zeros, pieces)
     totals = sum_leading(totals)
     means = {name: totals[name] / jnp.maximum(counts[name], 1.0) for name in totals}
     return grads, means
@@ -314,8 +317,8 @@ class Learner:
             jax.jit(whole_update, donate_argnums=0, out_shardings=out_shardings),
             _UPDATE_ADVICE,
         )
-        self._predict = None if algorithm.predict is None else jax.jit(algorithm.predict)
-        self._paths = None if algorithm.trajectories is None else jax.jit(algorithm.trajectories)
+        self._predict = _checked("predicting returns", algorithm.predict)
+        self._paths = _checked("following the flow", algorithm.trajectories)
 
     @property
     def programs(self) -> dict[str, jax.stages.Wrapped]:
@@ -370,17 +373,28 @@ class Learner:
 
     def predict(self, state: TrainState, rollout: Rollout) -> Array | None:
         """Return quantiles [B, R, M] in raw reward units, or None without a critic."""
-        return self._on_mesh(self._predict, state, rollout)
+        return self._on_mesh(self._predict, state, rollout, 0)
 
     def trajectories(self, state: TrainState, rollout: Rollout) -> Array | None:
         """The flow's positions [17, B, M] at s_0, or None without a flow."""
-        return self._on_mesh(self._paths, state, rollout)
+        return self._on_mesh(self._paths, state, rollout, 1)
 
-    def _on_mesh(self, function, state, rollout):
+    def _on_mesh(self, function, state, rollout, axis):
+        """Any number of rows, which lie along `axis` of the result."""
         if function is None:
             return None
+        rows = rollout.tokens.shape[0]
+        extra = -rows % (self.mesh.shape["data"] * self.mesh.shape["fsdp"])
+        rollout = jax.tree.map(
+            lambda x: np.pad(x, [(0, extra)] + [(0, 0)] * (np.ndim(x) - 1), mode="edge"), rollout
+        )
         with mesh_context(self.mesh):
-            return to_host(function(state, put_batch(rollout, self.mesh)))
+            whole = to_host(function(state, put_batch(rollout, self.mesh)))
+        return np.take(whole, np.arange(rows), axis=axis)
+
+
+def _checked(name: str, function: Callable | None) -> Checked | None:
+    return None if function is None else Checked(name, jax.jit(function), _CRITIC_ADVICE)
 
 
 def _broken(finite: dict) -> str:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,13 +16,12 @@ from dfpo_jax.rollout.rollout import collect
 from dfpo_jax.sharding import put_replicated
 from dfpo_jax.training import distributed
 from dfpo_jax.training.checkpoint import Checkpointer
-from dfpo_jax.training.config import Config, parse_config
-from dfpo_jax.training.config_diff import changed_settings
-from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy
+from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed_returns
 from dfpo_jax.training.metrics import MetricsWriter, Progress, peak_memory_bytes, read_metrics
 from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report
 from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run, first_policy
+from dfpo_jax.training.workdir import BEFORE, digests, write_json
 from dfpo_jax.types import Rollout, TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -31,25 +29,30 @@ _UNIT_MOMENTUM = 0.05
 
 
 def update_value_units(
-    state: TrainState, rewards: np.ndarray, reward_range: tuple[float, float] | None
+    state: TrainState,
+    rewards: np.ndarray,
+    reward_range: tuple[float, float] | None,
+    least_scale: float = 1e-3,
 ) -> TrainState:
     """Set the value units z = (G - mu) / sigma for an iteration (algorithm section 1).
 
     With a declared range: its midpoint and half its width. Without: the median and half the
     10-90 % spread of the rewards seen, taken over at the first iteration and slowly averaged
-    afterwards.
+    afterwards. Where nearly all rewards are equal that spread is next to nothing and the few others
+    would be huge in its units: `least_scale` bounds it.
 
     Args:
       state: whose units change.
       rewards: [B] sequence rewards of this iteration.
       reward_range: (low, high) or None.
+      least_scale: the smallest sigma without a range.
     """
     if reward_range is not None:
         low, high = reward_range
         shift, scale = (low + high) / 2, (high - low) / 2
     else:
         low, shift, high = np.quantile(rewards, [0.1, 0.5, 0.9])
-        scale = max((high - low) / 2, 1e-3)
+        scale = max((high - low) / 2, least_scale)
         if int(state.step) > 0:
             shift = (1 - _UNIT_MOMENTUM) * float(state.value_shift) + _UNIT_MOMENTUM * shift
             scale = (1 - _UNIT_MOMENTUM) * float(state.value_scale) + _UNIT_MOMENTUM * scale
@@ -84,10 +87,10 @@ def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]
         penalty=config.length_penalty,
     )
     sampled = time.perf_counter()
-    state = update_value_units(state, rollout.rewards, run.reward_range)
+    state = update_value_units(state, rollout.rewards, run.reward_range, run.least_scale)
     state, metrics = run.learner.update(state, *run.learner.prepare(state, rollout))
     policy = config.policy
-    if policy.kl_target > 0.0:
+    if policy.kl_target > 0.0 and np.isfinite(metrics["policy/kl"]):  # no update, no KL
         coefficient = ops.adaptive_kl_update(
             float(state.kl_coefficient),
             metrics["policy/kl"],
@@ -151,13 +154,14 @@ def evaluate_critic(run: Run, state: TrainState) -> tuple[dict[str, float], Crit
         penalty=run.config.length_penalty,
     )
     quantiles = run.learner.predict(state, rollout)
-    metrics = critic_metrics(quantiles, rollout, config.critic_samples)
+    policy = run.config.policy
+    metrics = critic_metrics(quantiles, rollout, config.critic_samples, policy)
     trajectories = run.learner.trajectories(state, rollout)
     rows = slice(None, None, config.critic_samples)
     snapshot = CriticSnapshot(
         prompts=[item.prompt for item in items],
         quantiles=quantiles[rows, 0],
-        observed=rollout.rewards.reshape(-1, config.critic_samples),
+        observed=observed_returns(rollout, policy)[0][:, 0].reshape(-1, config.critic_samples),
         trajectories=None if trajectories is None else trajectories[:, rows],
     )
     return {f"eval/critic/{name}": value for name, value in metrics.items()}, snapshot
@@ -173,73 +177,37 @@ class _Silent:
     close = write
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all; only the main process does."""
-    if not distributed.is_main():
-        return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2))
-    os.replace(temporary, path)
-
-
-def _plain(config: Config) -> dict[str, Any]:
-    """As JSON gives it back."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def open_workdir(workdir: str | Path, config: Config, resume: bool = False) -> None:
-    """Create the work directory and write `config.json`.
-
-    A resumed run says which settings differ from those it was started with; the file of the
-    earlier ones stays as config.0.json, config.1.json, ...
-
-    Raises:
-      ValueError: it is a file; it holds a run already and `resume` is False; or `config` differs in
-        a setting that a started run cannot change.
-    """
-    workdir = Path(workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"workdir {workdir} is a file; it must be a directory or not exist")
-    if (workdir / "metrics.jsonl").exists() and not resume:
-        raise ValueError(
-            f"workdir {workdir} already holds a run; pass --resume to continue it, or name "
-            "another --workdir"
-        )
-    distributed.barrier("workdir is looked at")
-    workdir.mkdir(parents=True, exist_ok=True)
-    path, new = workdir / "config.json", _plain(config)
-    if path.exists():
-        old = _plain(parse_config(json.loads(path.read_text())))  # with settings that are newer
-        changed = changed_settings(old, new)
-        for line in changed:
-            _LOG.warning("changed since the run was started: %s", line)
-        if changed and distributed.is_main():
-            count = len(list(workdir.glob("config.*.json")))
-            write_json(workdir / f"config.{count}.json", old)
-    write_json(path, new)
-
-
 def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[TrainState, MetricsWriter]:
     """The state to go on from, and metrics.jsonl cut to it (row 0 comes before checkpoint 0)."""
     newest = checkpoints.latest_step()
-    log, writer = run.config.log, _Silent()
-    if distributed.is_main():
-        writer = MetricsWriter(
-            workdir,
-            tensorboard=log.tensorboard,
-            wandb_project=log.wandb_project,
-            resume_step=-1 if newest is None else newest,
-        )
     if newest is not None:
         state = checkpoints.restore(run.learner.abstract_state)
+        if run.config.policy.kl_target == 0.0:  # else it is the controller's
+            fixed = np.float32(run.config.policy.kl_coefficient)
+            state = state.replace(kl_coefficient=put_replicated(fixed, run.learner.mesh))
         _LOG.info("continuing from iteration %d", newest)
-        return state, writer
+        return state, _writer(run, workdir, newest)
     state = run.learner.start(jax.random.fold_in(run.key, INIT), first_policy(run))
     metrics, details = evaluate(run, state)
-    write_json(workdir / "before.json", {"metrics": metrics, "details": details})
+    before = {"metrics": metrics, "details": details, "prompts": digests(run)}
+    write_json(workdir / BEFORE, before)
+    writer = _writer(run, workdir, -1)
     writer.write(0, metrics | {"time/elapsed_seconds": time.perf_counter() - run.started})
     checkpoints.save(state, metrics["eval/in_domain/accuracy"])
     return state, writer
+
+
+def _writer(run: Run, workdir: Path, resume_step: int) -> "MetricsWriter | _Silent":
+    if not distributed.is_main():
+        return _Silent()
+    log = run.config.log
+    return MetricsWriter(
+        workdir,
+        tensorboard=log.tensorboard,
+        wandb_project=log.wandb_project,
+        wandb_config=dataclasses.asdict(run.config),
+        resume_step=resume_step,
+    )
 
 
 def train(run: Run, workdir: str | Path) -> dict[str, Any]:
@@ -274,14 +242,21 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
         with StopSignals() as signals:
             for step in range(start + 1, iterations + 1):
                 state, metrics = iteration(run, state)
+                failure = None
                 if step == iterations or _due(step, config.evaluation.every):
-                    metrics |= evaluate(run, state)[0] | evaluate_critic(run, state)[0]
+                    try:
+                        metrics |= evaluate(run, state)[0] | evaluate_critic(run, state)[0]
+                    except Exception as error:  # raised again once the iteration is saved
+                        failure = error
                 metrics["time/elapsed_seconds"] = before + time.perf_counter() - run.started
                 writer.write(step, metrics)
                 progress.update(step, metrics)
                 stopped = step < iterations and signals.requested()
-                if stopped or step == iterations or _due(step, config.checkpoint.every):
+                ends = stopped or step == iterations or failure is not None
+                if ends or _due(step, config.checkpoint.every):
                     checkpoints.save(state, metrics.get("eval/in_domain/accuracy"))
+                if failure is not None:
+                    raise failure
                 if stopped:
                     break
     finally:
@@ -300,7 +275,7 @@ def _due(step: int, every: int) -> bool:
 def _finish(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict[str, Any]:
     """Compare before and after on clean held-out data; write results.json and report.html."""
     distributed.barrier("before.json is written")
-    before = json.loads((workdir / "before.json").read_text())
+    before = json.loads((workdir / BEFORE).read_text())
     after, details = evaluate(run, state)
     _, snapshot = evaluate_critic(run, state)
     results = {

@@ -38,6 +38,7 @@ class MetricsWriter:
       tensorboard: also write event files into `workdir/tensorboard`.
       wandb_project: "" or the project of Weights & Biases to log to as well; a resumed run goes on
         under its first id, where steps that were logged already are not logged anew.
+      wandb_config: the run's settings, shown beside its curves there.
       resume_step: None to append to what is there; n to drop rows with step > n first, so that a
         run which continues from a checkpoint of step n leaves no step twice (-1 drops all).
 
@@ -52,6 +53,7 @@ class MetricsWriter:
         *,
         tensorboard: bool = True,
         wandb_project: str = "",
+        wandb_config: Mapping[str, Any] | None = None,
         resume_step: int | None = None,
     ):
         """Open the files; drop a broken last line and rows beyond `resume_step`."""
@@ -60,7 +62,7 @@ class MetricsWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         _trim(workdir / FILE_NAME, resume_step)
         if wandb_project:
-            self._wandb = _start_wandb(workdir, wandb_project)
+            self._wandb = _start_wandb(workdir, wandb_project, wandb_config)
         if tensorboard:
             purge = None if resume_step is None else resume_step + 1
             self._events = tensorboardX.SummaryWriter(
@@ -78,13 +80,14 @@ class MetricsWriter:
         Raises:
           ValueError: a step below 0, the key "step", or a value that is no such scalar; the
             message names it, and nothing is written.
+          OSError: the row could not be written whole; what there is of it is taken back.
         """
         if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
             raise ValueError(f"step is {step!r}; it must be an integer >= 0")
         row = {key: _scalar(key, value) for key, value in values.items()}
         line = {key: None if math.isnan(value) else value for key, value in row.items()}
         text = json.dumps({"step": int(step), **line}, allow_nan=False)
-        self._file.write(text.encode() + b"\n")
+        self._append(text.encode() + b"\n")
         if self._events is not None:
             for key, value in row.items():
                 if not math.isnan(value):  # tensorboardX prints a warning for every NaN
@@ -92,6 +95,15 @@ class MetricsWriter:
             self._events.flush()
         if self._wandb is not None:
             self._wandb.log(row, step=int(step))
+
+    def _append(self, line: bytes) -> None:
+        start = self._file.seek(0, os.SEEK_END)
+        try:
+            while line:  # a full disk takes a part first, and fails at the rest
+                line = line[self._file.write(line) :]
+        except OSError:
+            self._file.truncate(start)
+            raise
 
     def close(self) -> None:
         """Flush and close; a second call does nothing."""
@@ -163,7 +175,7 @@ def _scalar(key: str, value: Any) -> float:
     return number
 
 
-def _start_wandb(workdir: Path, project: str):
+def _start_wandb(workdir: Path, project: str, config: Mapping[str, Any] | None):
     try:
         import wandb
     except ImportError as error:
@@ -175,7 +187,11 @@ def _start_wandb(workdir: Path, project: str):
     if not path.exists():
         path.write_text(uuid.uuid4().hex[:8])
     return wandb.init(
-        project=project, dir=str(workdir), id=path.read_text().strip(), resume="allow"
+        project=project,
+        dir=str(workdir),
+        id=path.read_text().strip(),
+        resume="allow",
+        config=config,
     )
 
 

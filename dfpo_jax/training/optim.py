@@ -3,9 +3,12 @@
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import optax
 
 from dfpo_jax.training.config import OptimizerConfig
+from dfpo_jax.types import ArrayTree
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> Callable:
@@ -30,12 +33,24 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Callable:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW or Adafactor with the schedule."""
+    """Global-norm clipping, then AdamW or Adafactor with the schedule; computes in float32.
+
+    Parameters of another type get float32 updates and moments (but for `moment_dtype`): in
+    bfloat16 a second moment would keep its value for ever, as .999 of it rounds to itself.
+    """
     build = {"adamw": _adamw, "adafactor": _adafactor}[config.name]
     optimizer = build(config, make_schedule(config, total_steps))
-    if config.clip_norm == 0.0:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+    if config.clip_norm > 0.0:
+        optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+    def update(updates, state, params):
+        return optimizer.update(_float32(updates), state, _float32(params))
+
+    return optax.GradientTransformation(lambda params: optimizer.init(_float32(params)), update)
+
+
+def _float32(tree: ArrayTree) -> ArrayTree:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def _adamw(config: OptimizerConfig, schedule: Callable) -> optax.GradientTransformation:

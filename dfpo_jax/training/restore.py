@@ -1,16 +1,26 @@
 """A run and a checkpoint of it, from its directory."""
 
+import dataclasses
 import json
+import logging
+import math
 from pathlib import Path
 
+import jax
+
 from dfpo_jax.training.checkpoint import Checkpointer
-from dfpo_jax.training.config import parse_config
+from dfpo_jax.training.config import Config, MeshConfig, parse_config
 from dfpo_jax.training.run import Run, build_run
 from dfpo_jax.types import TrainState
+
+_LOG = logging.getLogger(__name__)
 
 
 def read_run(workdir: str | Path) -> Run:
     """The run of a directory, built anew from its config.json.
+
+    Where its mesh needs more devices than there are, or leaves some out, it lies on those that
+    there are, along "fsdp".
 
     Raises:
       FileNotFoundError: no run there.
@@ -18,7 +28,16 @@ def read_run(workdir: str | Path) -> Run:
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"workdir {workdir} holds no run: {path} does not exist")
-    return build_run(parse_config(json.loads(path.read_text())))
+    config = parse_config(json.loads(path.read_text()))
+    return build_run(_on_these_devices(config), training=False)
+
+
+def _on_these_devices(config: Config) -> Config:
+    sizes = dataclasses.astuple(config.mesh)
+    if -1 in sizes or math.prod(sizes) == jax.device_count():
+        return config
+    _LOG.info("mesh %s of the run becomes fsdp=%d", sizes, jax.device_count())
+    return dataclasses.replace(config, mesh=MeshConfig(1, -1, 1))
 
 
 def restore_state(run: Run, workdir: str | Path, step: int | None = None) -> TrainState:

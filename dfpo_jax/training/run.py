@@ -1,5 +1,6 @@
 """From a configuration to the objects of a run, checked against each other; and the warm start."""
 
+import importlib.util
 import logging
 import time
 from collections.abc import Callable
@@ -67,18 +68,30 @@ class Run:
         low, high = (-clip, clip) if bounds is None else bounds
         return max(low, -clip), min(high, clip)
 
+    @property
+    def least_scale(self) -> float:
+        """The smallest unit of value where noise is unbounded: half the verifier's own range."""
+        low, high = self.train_task.reward_range or (0.0, 2e-3)
+        return (high - low) / 2
 
-def build_run(config: Config) -> Run:
+
+def build_run(config: Config, training: bool = True) -> Run:
     """Build tokenizer, tasks, model and learner, and check them against each other.
 
+    Args:
+      config: the run.
+      training: False for a run that is only looked at: its mesh need not divide the batches of
+        training, and its published weights need not be there any more.
+
     Raises:
-      ValueError: a data set, alphabet, length or mesh that does not fit, by name.
+      ValueError: a data set, alphabet, length, mesh or file of weights that does not fit, by name.
     """
     started = time.perf_counter()
     config = replace(config, model=config.weights.model_config(config.model))
     tokenizer = build_tokenizer(config)
     mesh = create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    check_division(config, mesh)
+    if training:
+        check_division(config, mesh)
     model = Transformer(config.model)
     chat = _chat(config.task, tokenizer)
     ends = _eos_ids(config, tokenizer, chat)
@@ -98,7 +111,33 @@ def build_run(config: Config) -> Run:
     _check_items(config, sampler, train_task, critic_items)
     learner = make_learner(config, model, mesh)
     key = jax.random.key(config.seed)
-    return Run(config, key, tokenizer, sampler, learner, train_task, evaluations, started)
+    run = Run(config, key, tokenizer, sampler, learner, train_task, evaluations, started)
+    if training:
+        _check_training(run)
+    return run
+
+
+def _check_training(run: Run) -> None:
+    """Raises ValueError for rewards without a range and for weights that cannot be loaded."""
+    config, bounds = run.config, run.reward_range
+    if bounds is not None and bounds[0] >= bounds[1]:
+        raise ValueError(
+            f"config.policy.reward_clip is {config.policy.reward_clip}, and the task's rewards lie "
+            f"in {run.train_task.reward_range}: with noise and penalty, {bounds} is no range"
+        )
+    if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            f"config.log.wandb_project is {config.log.wandb_project!r}, and there is no wandb: "
+            "pip install 'dfpo_jax[wandb]'"
+        )
+    if config.weights.source:
+        pretrained.check(config.weights.source, **config.weights.all_overrides(config.model))
+    if config.model.param_dtype != "float32" and config.model.lora.rank == 0:
+        _LOG.warning(
+            "config.model.param_dtype is %s: updates below 1/256 of a parameter are lost; train "
+            "float32 parameters (model.dtype may be bfloat16), or LoRA",
+            config.model.param_dtype,
+        )
 
 
 def make_learner(
@@ -235,8 +274,6 @@ def check_division(config: Config, mesh: jax.sharding.Mesh) -> None:
     sizes = {
         "train.prompts * samples / (minibatches * microbatches)": rows,
         "warm_start.batch_size": config.warm_start.batch_size,
-        "evaluation.critic_prompts * critic_samples": config.evaluation.critic_prompts
-        * config.evaluation.critic_samples,
     }
     for name, size in sizes.items():
         if size % parts:

@@ -9,8 +9,9 @@ from test_loop import tiny  # noqa: E402
 
 from dfpo_jax.training import distributed  # noqa: E402
 from dfpo_jax.training.config import parse_config  # noqa: E402
-from dfpo_jax.training.loop import open_workdir, train  # noqa: E402
+from dfpo_jax.training.loop import train  # noqa: E402
 from dfpo_jax.training.run import build_run  # noqa: E402
+from dfpo_jax.training.workdir import open_workdir  # noqa: E402
 
 
 def main(workdir):
@@ -20,7 +21,7 @@ def main(workdir):
     config.policy.kl_coefficient = 0.1
     config.evaluation.update(every=2, critic_prompts=4)
     run = build_run(parse_config(config))
-    open_workdir(workdir, run.config)
+    open_workdir(workdir, run)
     train(run, workdir)
 
 

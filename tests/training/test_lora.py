@@ -26,9 +26,7 @@ from dfpo_jax.algorithms.critic import CriticConfig
 from dfpo_jax.models import LoraConfig, Transformer, lora
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.training.checkpoint import Checkpointer
-from dfpo_jax.training.config import parse_config
 from dfpo_jax.training.learner import Learner, Schedule, accumulate_gradients
-from dfpo_jax.training.loop import open_workdir
 from dfpo_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
@@ -251,4 +249,4 @@ def test_a_run_resumes_bit_for_bit_and_keeps_its_rank(tmp_path):
     other = config(iterations=2)
     other.model.lora.rank = 3
     with pytest.raises(ValueError, match=r"cannot change config.model.lora.rank: 2 -> 3"):
-        open_workdir(tmp_path / "parts", parse_config(other), resume=True)
+        run_in(tmp_path / "parts", other, resume=True)

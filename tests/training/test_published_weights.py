@@ -15,10 +15,11 @@ from dfpo_jax.models import LoraConfig, hf, lora
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.training.config import default_config, parse_config
-from dfpo_jax.training.loop import open_workdir, train
+from dfpo_jax.training.loop import train
 from dfpo_jax.training.metrics import read_metrics
 from dfpo_jax.training.restore import load_run
 from dfpo_jax.training.run import build_run, first_policy
+from dfpo_jax.training.workdir import open_workdir
 
 
 def tiny(source, **train_settings):
@@ -99,7 +100,7 @@ def test_a_run_exports_what_transformers_loads_and_what_can_be_trained_again(pub
     # Raises on every response: the run goes on.
     config.task.verifier.update(name="operator:add", on_failure=0.5)
     run = build_run(parse_config(config))
-    open_workdir(workdir, run.config)
+    open_workdir(workdir, run)
     train(run, workdir)
     row = read_metrics(workdir)[1]
     assert (row["verifier/errors"], row["verifier/timeouts"]) == (8.0, 0.0)
@@ -137,7 +138,7 @@ def test_low_rank_updates_of_published_weights_are_trained_and_exported(publishe
     config.warm_start.optimizer.learning_rate = 0.1
     run = build_run(parse_config(config))
     assert run.config.model.lora == LoraConfig(2, 8.0) and run.config.model.d_model == 16
-    open_workdir(workdir, run.config)
+    open_workdir(workdir, run)
     train(run, workdir)
     assert export(str(workdir), str(exported)) == 1
     run, state = load_run(workdir)

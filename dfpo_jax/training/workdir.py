@@ -1,0 +1,128 @@
+"""The directory of a run: its configuration, and whether a run in it may begin or go on."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dfpo_jax.tasks.base import Item
+from dfpo_jax.training import distributed
+from dfpo_jax.training.checkpoint import Checkpointer
+from dfpo_jax.training.config import Config, parse_config
+from dfpo_jax.training.config_diff import changed_settings
+from dfpo_jax.training.run import Run
+
+_LOG = logging.getLogger(__name__)
+BEFORE = "before.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all; only the main process does."""
+    if not distributed.is_main():
+        return
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2))
+    os.replace(temporary, path)
+
+
+def open_workdir(workdir: str | Path, run: Run, resume: bool = False) -> None:
+    """Create the work directory and write `config.json`; or change nothing there, and say why.
+
+    A resumed run says which settings differ from those it was started with; the file of the
+    earlier ones stays as config.0.json, config.1.json, ... A directory whose run ended before it
+    was evaluated once holds no run.
+
+    Args:
+      workdir: the directory.
+      run: from `build_run`.
+      resume: whether a run there goes on.
+
+    Raises:
+      ValueError: it is a file; it holds a run already and `resume` is False; `run` differs in a
+        setting that a started run cannot change, has a train state of another structure, or other
+        held-out prompts; or the processes of this run have different prompts.
+    """
+    workdir = Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"workdir {workdir} is a file; it must be a directory or not exist")
+    prompts = digests(run)
+    distributed.check_same(
+        "prompts",
+        prompts,
+        "; all need the same data, and PYTHONHASHSEED=0 where a data set depends on it",
+    )
+    started = _has_run(workdir)
+    if started and not resume:
+        raise ValueError(
+            f"workdir {workdir} already holds a run; pass --resume to continue it, or name "
+            "another --workdir"
+        )
+    path, new, old, changed = workdir / "config.json", _plain(run.config), None, []
+    if started and path.exists():
+        old = _plain(parse_config(json.loads(path.read_text())))  # with settings that are newer
+        changed = changed_settings(old, new)
+        _check_state(workdir, run, changed)
+        _check_prompts(workdir / BEFORE, prompts)
+    distributed.barrier("workdir is looked at")
+    workdir.mkdir(parents=True, exist_ok=True)
+    for line in changed:
+        _LOG.warning("changed since the run was started: %s", line)
+    if changed and distributed.is_main():
+        count = len(list(workdir.glob("config.*.json")))
+        write_json(workdir / f"config.{count}.json", old)
+    write_json(path, new)
+
+
+def _has_run(workdir: Path) -> bool:
+    metrics = workdir / "metrics.jsonl"
+    complete = [path for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
+    return bool(complete) or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _check_state(workdir: Path, run: Run, changed: list[str]) -> None:
+    if not any(workdir.glob("checkpoints/*")):
+        return
+    checkpoints = Checkpointer(workdir)
+    try:
+        if differences := checkpoints.differences(run.learner.abstract_state):
+            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+            raise ValueError(
+                f"workdir {workdir} cannot go on with {'; '.join(changed) or 'this version'}: of "
+                f"the train state that was saved, {', '.join(differences[:3])}{more} would differ"
+            )
+    finally:
+        checkpoints.close()
+
+
+def digests(run: Run) -> dict[str, str]:
+    """Of the prompts and answers of each evaluation set, and of the first training batch."""
+    found = {name: _digest(held_out.items) for name, held_out in run.evaluations.items()}
+    return found | {"train": _digest(run.train_task.batch(0, run.config.train.prompts))}
+
+
+def _digest(items: Iterable[Item]) -> str:
+    texts = [[str(item.conversation), item.answer] for item in items]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
+def _check_prompts(path: Path, new: Mapping[str, str]) -> None:
+    """Compares with the prompts that a run began with, where its file holds their digests."""
+    old = json.loads(path.read_text()).get("prompts", {}) if path.exists() else {}
+    different = sorted(name for name in old if old[name] != new.get(name))
+    if set(different) - {"train"}:
+        raise ValueError(
+            f"the held-out prompts of {', '.join(different)} are not those that the run began "
+            "with, so that accuracies before and after would not compare; task, out_of_domain, "
+            "evaluation.prompts and their files must stay"
+        )
+    if different:
+        _LOG.warning("changed since the run was started: the training prompts")

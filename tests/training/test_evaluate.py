@@ -1,0 +1,133 @@
+"""Accuracies, pass@k and the critic's figures, against enumeration and loops."""
+
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+from tiny import follow, table_model
+
+from dfpo_jax.algorithms.base import PolicyConfig
+from dfpo_jax.rollout.rollout import Sampler
+from dfpo_jax.rollout.sampling import SamplingConfig
+from dfpo_jax.sharding import create_mesh
+from dfpo_jax.tasks.base import Item, Verdict
+from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed_returns, pass_at_k
+from dfpo_jax.training.metrics import explained_variance
+from dfpo_jax.types import Rollout
+
+
+class Equal:
+    """1 for the item's own answer, else 0; or rewards given beforehand, in their order."""
+
+    name, reward_range, solved_at = "equal", (0.0, 1.0), 1.0
+
+    def __init__(self, rewards=None):
+        self.rewards = rewards
+
+    def judge(self, items, responses):
+        if self.rewards is not None:
+            return [Verdict(float(x)) for x in self.rewards]
+        return [Verdict(float(i.answer == r)) for i, r in zip(items, responses, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def policy():
+    """1 is followed by 2, 2 by 3, 3 by 4, 4 by 1: a response of three characters."""
+    tokenizer, params = follow("12341")
+    config = SamplingConfig(max_new_tokens=3)
+    return Sampler(table_model(20), tokenizer, 1, config, create_mesh()), params
+
+
+def test_greedy_accuracy_is_the_share_of_solved_items(policy):
+    items = [Item("1", "234"), Item("2", "341"), Item("3", "412"), Item("4", "124")]
+    key = jax.random.key(0)
+    accuracy, texts, correct = greedy_accuracy(*policy, Equal(), items, key)
+    assert texts == ["234", "341", "412", "123"]
+    assert (accuracy, correct) == (0.75, [True, True, True, False])
+    partial = greedy_accuracy(*policy, Equal([1.0, 0.9, 0.0, 1.0]), items, key)
+    assert (partial[0], partial[2]) == (0.5, [True, False, False, True])
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_solution(policy):
+    rewards = np.array([[1, 0, 0, 1, 0, 0], [0] * 6, [1] * 6, [0, 0, 0, 0, 0, 1]])
+    items = [Item(str(i + 1), "") for i in range(4)]
+    ks = (1, 2, 3, 6)
+    found = pass_at_k(*policy, Equal(rewards.ravel()), items, jax.random.key(0), samples=6, ks=ks)
+    for k in ks:
+        subsets = [
+            any(row[list(s)]) for row in rewards for s in itertools.combinations(range(6), k)
+        ]
+        assert found[k] == pytest.approx(np.mean(subsets))
+    for k in (0, 7):
+        with pytest.raises(ValueError, match=f"k is {k}; it must lie between 1 and .* 6"):
+            pass_at_k(*policy, Equal(), items, jax.random.key(0), samples=6, ks=[k])
+
+
+def make_rollout(mask, rewards, truncated=None):
+    rows = len(mask)
+    return Rollout(
+        prompt_tokens=None,
+        prompt_mask=None,
+        tokens=None,
+        mask=np.asarray(mask, np.float32),
+        log_probs=None,
+        truncated=np.zeros(rows, bool) if truncated is None else np.asarray(truncated),
+        rewards=np.asarray(rewards, np.float32),
+        clean_rewards=None,
+        groups=None,
+    )
+
+
+MASK = [[1, 1, 1, 1], [1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("overlong", ["terminal", "mask", "bootstrap"])
+def test_returns_are_discounted_over_valid_tokens_and_clipped(overlong):
+    rollout = make_rollout(MASK, [2.0, 1.0, -3.0, 0.5], [False, False, False, True])
+    config = PolicyConfig(discount=0.9, reward_clip=1.5, overlong=overlong)
+    returns, valid = observed_returns(rollout, config)
+    for b, row in enumerate(MASK):
+        reward = min(max(float(rollout.rewards[b]), -1.5), 1.5)
+        counts = overlong == "terminal" or not rollout.truncated[b]
+        for i, on in enumerate(row):
+            assert valid[b, i] == (bool(on) and counts)
+            if on:
+                assert returns[b, i] == pytest.approx(reward * 0.9 ** sum(row[i + 1 :]))
+
+
+def test_a_critic_that_knows_the_discounted_return_is_perfect():
+    rng = np.random.default_rng(0)
+    rollout = make_rollout(np.ones((32, 20)), rng.integers(0, 2, 32))
+    config = PolicyConfig(discount=0.9)
+    quantiles = np.repeat(observed_returns(rollout, config)[0][..., None], 4, axis=-1)
+    found = critic_metrics(quantiles, rollout, 1, config)
+    assert found == {"explained_variance": 1.0, "crps": 0.0, "wasserstein1": 0.0}
+
+
+def test_critic_metrics_equal_a_loop():
+    rng = np.random.default_rng(1)
+    rollout = make_rollout(MASK, rng.normal(size=4), [False, True, False, False])
+    config = PolicyConfig(discount=0.8, overlong="mask")
+    quantiles = np.sort(rng.normal(size=(4, 4, 3)), axis=-1).astype(np.float32)
+    returns, valid = observed_returns(rollout, config)
+    means, seen, crps = [], [], []
+    for b, i in zip(*np.nonzero(valid), strict=True):
+        q, x = quantiles[b, i].astype(float), float(returns[b, i])
+        means.append(q.mean())
+        seen.append(x)
+        pairs = np.abs(q[:, None] - q[None, :]).mean()
+        crps.append(np.abs(q - x).mean() - pairs / 2)
+    distances = [  # the second row has no return
+        scipy.stats.wasserstein_distance(quantiles[0, 0], returns[:1, 0]),
+        scipy.stats.wasserstein_distance(quantiles[2, 0], returns[2:, 0]),
+    ]
+    found = critic_metrics(quantiles, rollout, 2, config)
+    expected = float(explained_variance(np.array(means), np.array(seen)))
+    assert found["explained_variance"] == pytest.approx(expected, rel=1e-5)
+    assert found["crps"] == pytest.approx(np.mean(crps), rel=1e-5)
+    assert found["wasserstein1"] == pytest.approx(np.mean(distances), rel=1e-5)
+    none = critic_metrics(quantiles, rollout.replace(truncated=np.ones(4, bool)), 2, config)
+    assert all(math.isnan(value) for value in none.values())
