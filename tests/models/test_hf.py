@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dfpo_jax.models import decode, weights
-from dfpo_jax.models.hf import INDEX, SINGLE, SafetensorsSource, load, save
+from dfpo_jax.models.hf import INDEX, SINGLE, SafetensorsSource, check, load, model_config, save
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
 from dfpo_jax.rollout.sampling import SamplingConfig
@@ -304,8 +304,12 @@ def test_unknown_missing_and_misshapen_tensors_are_named(broken, tmp_path):
         (swap, rf"tensor {kernel} has shape \(32, 48\); the configuration asks for \(48, 32\)"),
         (count, f"tensor {kernel} has type I8; it must be one of F32, BF16, F16"),
     ):
+        path = broken("llama", change)
         with pytest.raises(ValueError, match=message):
-            load(broken("llama", change))
+            load(path)
+        if change is not count:  # that one is found when it is read
+            with pytest.raises(ValueError, match=message):
+                check(path)
         shutil.rmtree(tmp_path / "broken")
 
 
@@ -374,5 +378,14 @@ def test_directories_without_a_model(directory, tmp_path, monkeypatch):
 
 
 def test_an_id_is_downloaded(directory, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: directory(name))
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append("*.safetensors" in allow_patterns)
+        return directory(name)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    model_config("llama")
+    assert asked == [False]  # sizes can be had without the weights
     assert_same(load("llama")[1], load(directory("llama"))[1])
+    assert asked[-1]

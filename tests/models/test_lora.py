@@ -130,6 +130,14 @@ def test_computing_in_half_precision_gives_half_precision():
     np.testing.assert_allclose(logits(config, moved_params()), whole, atol=0.1)
 
 
+def test_updates_are_float32_beside_parameters_in_half_precision():
+    config = dataclasses.replace(adapted(), param_dtype="bfloat16")
+    params = nn.unbox(jax.eval_shape(Transformer(config).init, jax.random.key(0), TOKENS, TOKENS))["params"]
+    trained, frozen = lora.split(params)
+    assert {x.dtype for x in jax.tree.leaves(trained)} == {jnp.dtype(jnp.float32)}
+    assert {x.dtype for x in jax.tree.leaves(frozen)} == {jnp.dtype(jnp.bfloat16)}
+
+
 def test_split_and_join_undo_each_other():
     params = moved_params()
     trained, frozen = lora.split(params)

@@ -5,16 +5,28 @@ import math
 
 import jax
 import numpy as np
+import optax
 import pytest
 import scipy.stats
-from tiny import follow, table_model
+from tiny import (  # noqa: F401
+    DECODER,
+    FLOW,
+    HEAD,
+    fast_compile,
+    follow,
+    ragged_rollout,
+    table_model,
+)
 
+from dfpo_jax.algorithms import DFPOConfig, dfpo
 from dfpo_jax.algorithms.base import PolicyConfig
+from dfpo_jax.models import Transformer
 from dfpo_jax.rollout.rollout import Sampler
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks.base import Item, Verdict
 from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed_returns, pass_at_k
+from dfpo_jax.training.learner import Learner, Schedule
 from dfpo_jax.training.metrics import explained_variance
 from dfpo_jax.types import Rollout
 
@@ -64,6 +76,22 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_solution(policy):
     for k in (0, 7):
         with pytest.raises(ValueError, match=f"k is {k}; it must lie between 1 and .* 6"):
             pass_at_k(*policy, Equal(), items, jax.random.key(0), samples=6, ks=[k])
+
+
+@pytest.mark.usefixtures("fast_compile")
+def test_a_critic_is_read_at_any_number_of_rows():
+    model, optimizer = Transformer(DECODER), optax.sgd(0.1)
+    algorithm = dfpo(model, DFPOConfig(flow=FLOW, head=HEAD), 1.0)
+    optimizers = {"policy": optimizer, "critic": optimizer}
+    learner = Learner(model, algorithm, optimizers, Schedule(), create_mesh(2, 4))
+    state, rollout = learner.start(jax.random.key(0)), ragged_rollout(batch=8)
+    part = jax.tree.map(lambda x: x[:5], rollout)
+    found, whole = learner.predict(state, part), learner.predict(state, rollout)
+    assert found.shape[0] == 5
+    np.testing.assert_allclose(found, whole[:5], rtol=1e-5, atol=1e-6)
+    found, whole = learner.trajectories(state, part), learner.trajectories(state, rollout)
+    assert found.shape[1] == 5
+    np.testing.assert_allclose(found, whole[:, :5], rtol=1e-5, atol=1e-6)
 
 
 def make_rollout(mask, rewards, truncated=None):

@@ -2,6 +2,8 @@ import builtins
 import io
 import json
 import math
+import resource
+import signal
 import sys
 import types
 
@@ -286,3 +288,21 @@ def test_a_terminal_gets_a_bar():
     assert "20/20" in text and "15/20" in text
     assert "iteration" not in text
     assert "accuracy=25.0%" in text and "reward=0.500" in text and "KL=0.0012" in text
+
+
+def test_a_row_that_does_not_fit_the_disk_is_an_error_and_is_taken_back(tmp_path):
+    writer = open_writer(tmp_path)
+    writer.write(0, {"a": 1.0})
+    path = tmp_path / "metrics.jsonl"
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 7, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            writer.write(1, {"a": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    writer.write(2, {"a": 1.0})
+    writer.close()
+    assert steps_of(tmp_path) == [0, 2] and path.read_bytes().count(b"\n") == 2

@@ -167,3 +167,21 @@ def test_adafactor_equals_a_loop_and_keeps_rows_and_columns():
 def test_bad_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**options)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_parameters_in_bfloat16_have_float32_updates_and_moments(name):
+    """A mean with b2 = 0.999 would stand still in bfloat16, which rounds 0.999 to 1."""
+    config = OptimizerConfig(name=name, learning_rate=1e-2, b2=0.999, clip_norm=0.0)
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        optimizer = make_optimizer(config, TOTAL)
+        params = {"w": jnp.ones((2, 3), dtype)}
+        state = optimizer.init(params)
+        update = jax.jit(optimizer.update)
+        for grad in [1.0] * 3 + [1 / 64] * 300:
+            updates, state = update({"w": jnp.full((2, 3), grad, dtype)}, state, params)
+        assert updates["w"].dtype == jnp.float32
+        assert {x.dtype.name for x in jax.tree.leaves(state)} <= {"float32", "int32"}
+        found[dtype] = updates["w"]
+    np.testing.assert_allclose(found["bfloat16"], found["float32"], rtol=1e-5)

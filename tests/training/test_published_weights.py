@@ -1,6 +1,7 @@
 """Runs that start from published weights, and their export."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -85,6 +86,13 @@ def test_a_warm_start_goes_on_from_the_weights(published):
     config.warm_start.update(steps=1)
     config.warm_start.optimizer.learning_rate = 0.0
     assert_equal(first_policy(build_run(parse_config(config))), params)
+
+
+def test_a_directory_without_weights_is_refused_before_anything_begins(published, tmp_path):
+    parts = shutil.copytree(published[0], tmp_path / "parts")
+    (parts / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="has neither model.safetensors nor"):
+        build_run(parse_config(tiny(parts)))
 
 
 def test_responses_end_at_any_published_eos(published):
