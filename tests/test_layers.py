@@ -53,7 +53,7 @@ rollout
 algorithms.base
 algorithms.policy
 algorithms.critic algorithms.flow_critic
-algorithms.ppo algorithms.dfpo algorithms.sft
+algorithms.ppo algorithms.dfpo algorithms.grpo algorithms.sft
 algorithms
 training.sources
 training.config training.config_diff

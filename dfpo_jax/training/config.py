@@ -18,10 +18,9 @@ import ml_collections
 from dfpo_jax.algorithms import (
     ALGORITHMS,
     CriticConfig,
-    DFPOConfig,
     FlowCriticConfig,
+    GroupConfig,
     PolicyConfig,
-    PPOConfig,
 )
 from dfpo_jax.algorithms.base import check_choice, check_interval
 from dfpo_jax.algorithms.dfpo import RiskConfig
@@ -243,6 +242,7 @@ class Config:
     flow: FlowCriticConfig = field(default_factory=FlowCriticConfig)
     head: ValueFlowConfig = field(default_factory=ValueFlowConfig)
     risk: RiskConfig = field(default_factory=RiskConfig)
+    group: GroupConfig = field(default_factory=GroupConfig)
     value_clip: float = 0.0
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -277,18 +277,17 @@ class Config:
                 "policy.recompute_log_probs is False; with top_k or top_p the sampler's "
                 "log-probabilities belong to a truncated distribution, so it must be True"
             )
-        self.algorithm_config()
-
-    def algorithm_config(self) -> DFPOConfig | PPOConfig:
-        """The settings of the chosen algorithm."""
-        if self.algorithm == "ppo":
-            return PPOConfig(self.policy, self.critic, self.value_clip)
-        if self.value_clip > 0.0:
+        if self.value_clip > 0.0 and self.algorithm != "ppo":
             raise ValueError(
                 f"value_clip is {self.value_clip} and algorithm {self.algorithm!r}; only ppo clips "
                 "values, so it must be 0.0"
             )
-        return DFPOConfig(self.policy, self.critic, self.flow, self.head, self.risk)
+        self.algorithm_config()
+
+    def algorithm_config(self) -> Any:
+        """The settings of the chosen algorithm."""
+        _, settings = ALGORITHMS[self.algorithm]
+        return settings(self)
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:

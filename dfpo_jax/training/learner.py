@@ -321,6 +321,11 @@ class Learner:
         self._paths = _checked("following the flow", algorithm.trajectories)
 
     @property
+    def has_critic(self) -> bool:
+        """Whether there are returns to predict."""
+        return self._predict is not None
+
+    @property
     def programs(self) -> dict[str, jax.stages.Wrapped]:
         """The jitted functions behind `prepare` and `update`, to lower on `abstract_state`."""
         return {"prepare": self._prepare.jitted, "update": self._update.jitted}

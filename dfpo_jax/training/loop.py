@@ -138,7 +138,7 @@ def evaluate(run: Run, state: TrainState) -> tuple[dict[str, float], dict[str, l
 def evaluate_critic(run: Run, state: TrainState) -> tuple[dict[str, float], CriticSnapshot | None]:
     """The critic against noisy returns of held-out rollouts; always the same prompts and noise."""
     config = run.config.evaluation
-    if config.critic_prompts == 0:
+    if config.critic_prompts == 0 or not run.learner.has_critic:
         return {}, None
     held_out = run.evaluations["in_domain"]
     items = held_out.items[: config.critic_prompts]

@@ -152,19 +152,20 @@ def make_learner(
       schedule: updates per call; by default those of an iteration.
     """
     constructor, _ = ALGORITHMS[config.algorithm]
+    algorithm = constructor(model, config.algorithm_config(), config.sampling.temperature)
     train = config.train
     per_iteration = train.epochs * train.minibatches
-    updates = {
-        "policy": max(train.iterations - config.critic.warmup, 0) * per_iteration,
-        "critic": train.iterations * per_iteration,
-    }
+    optimizers, waits = {}, 0
+    if algorithm.predict is not None:  # there is a critic, for whom the policy waits
+        waits = config.critic.warmup
+        total = train.iterations * per_iteration
+        optimizers["critic"] = make_optimizer(config.critic_optimizer, total)
+    total = max(train.iterations - waits, 0) * per_iteration
+    optimizers["policy"] = make_optimizer(config.policy_optimizer, total)
     return Learner(
         model,
-        constructor(model, config.algorithm_config(), config.sampling.temperature),
-        {
-            "policy": make_optimizer(config.policy_optimizer, updates["policy"]),
-            "critic": make_optimizer(config.critic_optimizer, updates["critic"]),
-        },
+        algorithm,
+        optimizers,
         schedule or Schedule(train.epochs, train.minibatches, train.microbatches),
         mesh,
         keep_reference=config.policy.kl_coefficient > 0.0,

@@ -132,7 +132,8 @@ def test_computing_in_half_precision_gives_half_precision():
 
 def test_updates_are_float32_beside_parameters_in_half_precision():
     config = dataclasses.replace(adapted(), param_dtype="bfloat16")
-    params = nn.unbox(jax.eval_shape(Transformer(config).init, jax.random.key(0), TOKENS, TOKENS))["params"]
+    init = Transformer(config).init
+    params = nn.unbox(jax.eval_shape(init, jax.random.key(0), TOKENS, TOKENS))["params"]
     trained, frozen = lora.split(params)
     assert {x.dtype for x in jax.tree.leaves(trained)} == {jnp.dtype(jnp.float32)}
     assert {x.dtype for x in jax.tree.leaves(frozen)} == {jnp.dtype(jnp.bfloat16)}
