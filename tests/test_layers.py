@@ -57,7 +57,8 @@ algorithms.ppo algorithms.dfpo algorithms.grpo algorithms.sft
 algorithms
 training.sources
 training.config training.config_diff
-training.optim training.metrics training.command_line
+training.json_lines training.command_line
+training.optim training.metrics
 training.preemption training.distributed
 training.learner training.checkpoint training.evaluate training.charts
 training.report training.run

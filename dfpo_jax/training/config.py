@@ -189,15 +189,22 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Where metrics go besides metrics.jsonl.
+    """Where metrics go besides metrics.jsonl, and how much text is kept.
 
     Attributes:
+      samples: responses of each iteration that are written to samples.jsonl, those to its first
+        prompt first.
       tensorboard: event files in the work directory.
       wandb_project: "" or the name of a Weights & Biases project.
     """
 
+    samples: int = 4
     tensorboard: bool = True
     wandb_project: str = ""
+
+    def __post_init__(self):
+        """Check ranges."""
+        check_interval(self, "samples", low=0)
 
 
 @dataclass(frozen=True)

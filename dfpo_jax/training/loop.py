@@ -17,6 +17,7 @@ from dfpo_jax.sharding import put_replicated
 from dfpo_jax.training import distributed
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed_returns
+from dfpo_jax.training.json_lines import JsonLines
 from dfpo_jax.training.metrics import MetricsWriter, Progress, peak_memory_bytes, read_metrics
 from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report
@@ -63,8 +64,10 @@ def update_value_units(
     )
 
 
-def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
-    """One rollout and its updates: the new state and the iteration's metrics.
+def iteration(
+    run: Run, state: TrainState
+) -> tuple[TrainState, dict[str, float], list[dict[str, Any]]]:
+    """One rollout and its updates: the new state, the iteration's metrics, and some responses.
 
     A run's first iteration pads prompts to `train.prompt_length`, whatever the buckets: programs
     that are too large for the devices are refused then, not hours later.
@@ -74,7 +77,7 @@ def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]
     items = run.train_task.batch(step, config.train.prompts)
     key = jax.random.fold_in(jax.random.fold_in(run.key, ROLLOUT), step)
     tally = Counter()
-    rollout, _ = collect(
+    rollout, texts = collect(
         sampler,
         state.params["policy"],
         run.train_task,
@@ -106,7 +109,23 @@ def iteration(run: Run, state: TrainState) -> tuple[TrainState, dict[str, float]
     metrics["policy/kl_coefficient"] = float(state.kl_coefficient)
     metrics["time/sample_seconds"] = sampled - clock
     metrics["time/iteration_seconds"] = time.perf_counter() - clock
-    return state, metrics
+    return state, metrics, _samples(rollout, texts, items, config.log.samples)
+
+
+def _samples(rollout: Rollout, texts, items, count: int) -> list[dict[str, Any]]:
+    """The first responses of a rollout, as samples.jsonl has them."""
+    return [
+        {
+            "prompt": items[int(rollout.groups[row])].prompt,
+            "response": texts[row],
+            "answer": items[int(rollout.groups[row])].answer,
+            "reward": float(rollout.rewards[row]),
+            "clean_reward": float(rollout.clean_rewards[row]),
+            "tokens": int(rollout.mask[row].sum()),
+            "truncated": bool(rollout.truncated[row]),
+        }
+        for row in range(min(count, len(texts)))
+    ]
 
 
 def rollout_metrics(rollout: Rollout, solved_at: float) -> dict[str, float]:
@@ -168,13 +187,12 @@ def evaluate_critic(run: Run, state: TrainState) -> tuple[dict[str, float], Crit
 
 
 class _Silent:
-    """Stands in for `MetricsWriter` and `Progress` in processes that do not log."""
+    """Stands in for all that writes, in processes that do not log."""
 
     def write(self, *args) -> None:
         """Nothing."""
 
-    update = write
-    close = write
+    append = update = close = write
 
 
 def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[TrainState, MetricsWriter]:
@@ -215,8 +233,8 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
 
     Args:
       run: from `build_run`.
-      workdir: opened by `open_workdir`; metrics.jsonl, tensorboard, checkpoints, results.json and
-        report.html go there.
+      workdir: opened by `open_workdir`; metrics.jsonl, samples.jsonl, tensorboard, checkpoints,
+        results.json and report.html go there.
 
     Returns:
       The content of results.json: clean accuracies in [0, 1] before and after, seconds, peak
@@ -233,15 +251,18 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
     checkpoints = Checkpointer(workdir, config.checkpoint.keep)
     state, writer = _begin(run, checkpoints, workdir)
     start, iterations = int(state.step), config.train.iterations
-    before, progress, stopped = 0.0, _Silent(), False
+    before, progress, samples, stopped = 0.0, _Silent(), _Silent(), False
     if distributed.is_main():
         progress = Progress(iterations, start)
+        samples = JsonLines(workdir / "samples.jsonl", start)
         if start > 0:
             before = read_metrics(workdir)[-1]["time/elapsed_seconds"]
     try:
         with StopSignals() as signals:
             for step in range(start + 1, iterations + 1):
-                state, metrics = iteration(run, state)
+                state, metrics, responses = iteration(run, state)
+                for response in responses:
+                    samples.append({"step": step, **response})
                 failure = None
                 if step == iterations or _due(step, config.evaluation.every):
                     try:
@@ -261,6 +282,7 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
                     break
     finally:
         progress.close()
+        samples.close()
         writer.close()
         checkpoints.close()
     if stopped:

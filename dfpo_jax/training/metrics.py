@@ -1,6 +1,5 @@
 """Metrics of a run: JSON lines, TensorBoard, Weights & Biases, and progress on the terminal."""
 
-import json
 import math
 import os
 import resource
@@ -17,6 +16,8 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
+from dfpo_jax.training.json_lines import JsonLines, read_rows
+
 FILE_NAME = "metrics.jsonl"
 _SHOWN = (
     ("reward", "rollout/reward", "{:.3f}"),
@@ -28,10 +29,9 @@ _SHOWN = (
 class MetricsWriter:
     """Appends rows of metrics to `workdir/metrics.jsonl` and, if asked for, to other places.
 
-    A row is one JSON object on one line, `{"step": 3, "rollout/reward": 0.5}`, handed to the
-    operating system in a single write: a crash leaves at most one broken line, the last. NaN,
-    which JSON lacks, is written as null. Keys that start with "time/" are timings, the only ones
-    that differ between two runs of the same seed.
+    A row is one JSON object on one line, `{"step": 3, "rollout/reward": 0.5}`, see `JsonLines`.
+    NaN, which JSON lacks, is written as null. Keys that start with "time/" are timings, the only
+    ones that differ between two runs of the same seed.
 
     Args:
       workdir: directory of the run, made if it is missing.
@@ -60,7 +60,7 @@ class MetricsWriter:
         self._file = self._events = self._wandb = None
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        _trim(workdir / FILE_NAME, resume_step)
+        self._file = JsonLines(workdir / FILE_NAME, resume_step)
         if wandb_project:
             self._wandb = _start_wandb(workdir, wandb_project, wandb_config)
         if tensorboard:
@@ -68,7 +68,6 @@ class MetricsWriter:
             self._events = tensorboardX.SummaryWriter(
                 str(workdir / "tensorboard"), purge_step=purge
             )
-        self._file = open(workdir / FILE_NAME, "ab", buffering=0)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one row.
@@ -86,8 +85,7 @@ class MetricsWriter:
             raise ValueError(f"step is {step!r}; it must be an integer >= 0")
         row = {key: _scalar(key, value) for key, value in values.items()}
         line = {key: None if math.isnan(value) else value for key, value in row.items()}
-        text = json.dumps({"step": int(step), **line}, allow_nan=False)
-        self._append(text.encode() + b"\n")
+        self._file.append({"step": int(step), **line})
         if self._events is not None:
             for key, value in row.items():
                 if not math.isnan(value):  # tensorboardX prints a warning for every NaN
@@ -95,15 +93,6 @@ class MetricsWriter:
             self._events.flush()
         if self._wandb is not None:
             self._wandb.log(row, step=int(step))
-
-    def _append(self, line: bytes) -> None:
-        start = self._file.seek(0, os.SEEK_END)
-        try:
-            while line:  # a full disk takes a part first, and fails at the rest
-                line = line[self._file.write(line) :]
-        except OSError:
-            self._file.truncate(start)
-            raise
 
     def close(self) -> None:
         """Flush and close; a second call does nothing."""
@@ -125,42 +114,8 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
       FileNotFoundError: there is no such file.
       ValueError: another line is broken; the message names it.
     """
-    rows = _parse(Path(workdir) / FILE_NAME)
+    rows = read_rows(Path(workdir) / FILE_NAME)
     return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
-
-
-def _parse(path: Path) -> list[dict[str, float | None]]:
-    lines, rows = path.read_bytes().split(b"\n"), []
-    if not lines[-1]:
-        lines.pop()
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or type(row.get("step")) is not int:
-                raise ValueError("no JSON object with an integer step")
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number}: {error}") from error
-        rows.append(row)
-    return rows
-
-
-def _trim(path: Path, resume_step: int | None) -> None:
-    if not path.exists():
-        return
-    rows = _parse(path)
-    if resume_step is not None:
-        rows = [row for row in rows if row["step"] <= resume_step]
-    content = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
-    if content == path.read_bytes():
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _scalar(key: str, value: Any) -> float:

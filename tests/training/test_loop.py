@@ -13,6 +13,7 @@ import pytest
 
 from dfpo_jax import memory
 from dfpo_jax.training.config import default_config, parse_config
+from dfpo_jax.training.json_lines import read_rows
 from dfpo_jax.training.loop import train, update_value_units
 from dfpo_jax.training.metrics import read_metrics
 from dfpo_jax.training.preemption import Preempted, StopSignals
@@ -80,6 +81,11 @@ def test_a_run_leaves_results_report_metrics_and_checkpoints(finished):
     assert "eval/in_domain/accuracy" in rows[0] and "eval/critic/crps" in rows[4]
     assert "critic/anchor" in rows[1] and "rollout/clean_reward" in rows[1]
     assert "<html" in (workdir / "report.html").read_text()
+    samples = read_rows(workdir / "samples.jsonl")
+    assert [row["step"] for row in samples] == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
+    for row in samples:
+        assert (row["clean_reward"] == 1.0) == (row["response"] == row["answer"])
+        assert row["prompt"].endswith("=") and 0 < row["tokens"] <= 3
     assert (workdir / "checkpoints" / "4").is_dir()
 
 
@@ -104,6 +110,8 @@ def test_a_stopped_run_resumes_exactly(finished, tmp_path, monkeypatch):
             run_in(tmp_path, tiny())
     assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3]
     resumed = run_in(tmp_path, tiny(), resume=True)
+    samples = [(path / "samples.jsonl").read_bytes() for path in (tmp_path, finished[0])]
+    assert samples[0] == samples[1]
     assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(finished[0]))
     for name in ("in_domain", "out_of_domain"):
         assert resumed[name] == finished[1][name]
