@@ -89,11 +89,12 @@ def mixture_law(rewards, bootstrap, discount, lambda_, final=0.0):
 # --- flows ---------------------------------------------------------------------------------------
 
 
-def runge_kutta(field, z, t0, t1, num_steps, solver):
-    """One scalar trajectory, each method written out."""
-    h = (t1 - t0) / num_steps
-    for n in range(num_steps):
-        t = t0 + n * h
+def runge_kutta(field, z, t0, t1, num_steps, solver, first_step=1.0, clip=None):
+    """One scalar trajectory, each method written out, clipped after each step."""
+    shares = [first_step] + [1.0] * (num_steps - 1)
+    t = t0
+    for share in shares:
+        h = (t1 - t0) * share / sum(shares)
         k1 = field(z, t)
         if solver == "euler":
             z = z + h * k1
@@ -106,6 +107,9 @@ def runge_kutta(field, z, t0, t1, num_steps, solver):
             k3 = field(z + h / 2 * k2, t + h / 2)
             k4 = field(z + h * k3, t + h)
             z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        t = t + h
+        if clip is not None:
+            z = min(max(z, clip[0]), clip[1])
     return z
 
 
@@ -129,13 +133,16 @@ def anchor(velocity, targets, noise, times):
     return out
 
 
-def distributional_cfm(velocity, following, rewards, noise, times, discount, steps, solver, base):
+def distributional_cfm(
+    velocity, following, rewards, noise, times, discount, steps, solver, base, clip=None
+):
     """[B, T] loss for scalar velocities."""
     batch, time, samples = noise.shape
     out = np.zeros((batch, time))
     for b, i, s in itertools.product(range(batch), range(time), range(samples)):
         r, eps, t = rewards[b, i], noise[b, i, s], times[b, i, s]
-        after = runge_kutta(lambda z, u: following(z, u, 0.0), eps, 0.0, t, steps, solver)
+        path = (lambda z, u: following(z, u, 0.0), eps, 0.0, t)
+        after = runge_kutta(*path, steps, solver, clip=clip)
         slope = following(after, t, 0.0)
         if base == "keep":
             z = t * r + discount * after + (1 - discount) * (1 - t) * eps
@@ -147,14 +154,17 @@ def distributional_cfm(velocity, following, rewards, noise, times, discount, ste
     return out
 
 
-def geometric_consistency(velocity, frozen, noise, times, mode, steps, solver):
+def geometric_consistency(
+    velocity, frozen, noise, times, mode, steps, solver, first_step=1.0, clip=None
+):
     """[B, T] loss for scalar velocities."""
     batch, time, samples = noise.shape
     out = np.zeros((batch, time))
     for b, i, s in itertools.product(range(batch), range(time), range(samples)):
         eps, t = noise[b, i, s], times[b, i, s]
         horizon = t if mode == "straight" else 1.0
-        end = runge_kutta(lambda z, u: frozen(z, u, 0.0), eps, 0.0, horizon, steps, solver)
+        path = (lambda z, u: frozen(z, u, 0.0), eps, 0.0, horizon)
+        end = runge_kutta(*path, steps, solver, first_step, clip)
         if mode == "map":
             error = velocity(eps, 0.0, 1.0) - (end - eps)
         elif mode == "reflow":

@@ -54,32 +54,39 @@ def test_anchor_matches_loop(variant):
 
 
 @pytest.mark.parametrize("base", ["keep", "shift"])
-@pytest.mark.parametrize("discount,solver", [(1.0, "midpoint"), (0.7, "heun")])
-def test_distributional_cfm_matches_loop(base, discount, solver, variant):
+@pytest.mark.parametrize(
+    "discount,solver,clip",
+    [(1.0, "midpoint", None), (0.7, "heun", None), (0.7, "midpoint", (-0.4, 0.3))],
+)
+def test_distributional_cfm_matches_loop(base, discount, solver, clip, variant):
     _, *arrays = example(seed=1)
-    options = dict(discount=discount, num_steps=3, solver=solver, base=base)
+    options = dict(discount=discount, num_steps=3, solver=solver, base=base, clip=clip)
     got = variant(
         lambda *a: ops.distributional_cfm_loss(linear(LIVE), linear(FROZEN), *a, **options)
     )(*arrays)
-    want = reference.distributional_cfm(
-        linear(LIVE), linear(FROZEN), *(np.asarray(x) for x in arrays), discount, 3, solver, base
-    )
+    inputs = linear(LIVE), linear(FROZEN), *(np.asarray(x) for x in arrays), discount, 3
+    want = reference.distributional_cfm(*inputs, solver, base, clip)
     assert got.shape == (2, 3)
     np.testing.assert_allclose(got, want, rtol=1e-5)
+    if clip is not None:
+        free = reference.distributional_cfm(*inputs, solver, base)
+        assert np.all(np.abs(want - free) > 1e-3)
 
 
 @pytest.mark.parametrize("mode", ["map", "reflow", "straight"])
-def test_geometric_consistency_matches_loop(mode, variant):
+@pytest.mark.parametrize("first_step,clip", [(1.0, None), (2.0, None), (0.5, (-0.4, 0.3))], ids=str)
+def test_geometric_consistency_matches_loop(mode, first_step, clip, variant):
     _, _, noise, times = example(seed=2)
-    options = dict(mode=mode, num_steps=3, solver="midpoint")
+    options = dict(mode=mode, num_steps=3, solver="midpoint", first_step=first_step, clip=clip)
     got = variant(
         lambda *a: ops.geometric_consistency_loss(linear(LIVE), linear(FROZEN), *a, **options)
     )(noise, times)
-    want = reference.geometric_consistency(
-        linear(LIVE), linear(FROZEN), np.asarray(noise), np.asarray(times), mode, 3, "midpoint"
-    )
+    inputs = linear(LIVE), linear(FROZEN), np.asarray(noise), np.asarray(times), mode, 3
+    want = reference.geometric_consistency(*inputs, "midpoint", first_step, clip)
     assert got.shape == (2, 3)
     np.testing.assert_allclose(got, want, rtol=1e-5)
+    plain = reference.geometric_consistency(*inputs, "midpoint")
+    assert np.all(np.abs(want / plain - 1) > 1e-3) == ((first_step, clip) != (1.0, None))
 
 
 # --- gradient contract ---------------------------------------------------------------------------
