@@ -122,6 +122,16 @@ def gaussian_field(z, t, mean, std):
     return mean + (t * std**2 - (1 - t)) / variance * (z - t * mean)
 
 
+def by_token(loss, fields, arrays, *options):
+    """[B, T] of a loss below whose velocities `field(b, i)` differ from token to token."""
+    batch, time = arrays[0].shape[:2]
+    out = np.zeros((batch, time))
+    for b, i in itertools.product(range(batch), range(time)):
+        velocities = [field(b, i) for field in fields]
+        out[b, i] = loss(*velocities, *(x[b : b + 1, i : i + 1] for x in arrays), *options)[0, 0]
+    return out
+
+
 def anchor(velocity, targets, noise, times):
     """[B, T] loss for a scalar velocity(z, t, d)."""
     batch, time, samples = targets.shape
@@ -208,6 +218,19 @@ def tail_shape(q, q_target, alpha, beta):
 def tail_curvature(q, alpha, beta):
     bend = [q[j + 1] - 2 * q[j] + q[j - 1] for j in range(1, len(q) - 1)]
     return max(tail_mean(bend, alpha), 0.0) + max(-tail_mean(bend, beta, upper=True), 0.0)
+
+
+def risk_losses(q, goal, alpha, beta):
+    """Conditional risk and tail shape of one state's quantiles, by name."""
+    low = [tail_mean(x, alpha) for x in (q, goal)]
+    high = [tail_mean(x, beta, upper=True) for x in (q, goal)]
+    return {
+        "cvar": (low[0] - low[1]) ** 2,
+        "upper_gain": (high[0] - high[1]) ** 2,
+        "mean_shift": max(goal.mean() - q.mean(), 0.0),
+        "tail_shape": tail_shape(q, goal, alpha, beta),
+        "tail_curvature": tail_curvature(q, alpha, beta),
+    }
 
 
 def wang(q, shift):

@@ -1,7 +1,6 @@
-"""DFPO: what `prepare` reads from the flow, its advantages, and what its gradients reach."""
+"""DFPO: what `prepare` reads from the flow, and its advantages."""
 
 import dataclasses
-import functools
 import math
 from types import SimpleNamespace
 
@@ -11,126 +10,15 @@ import numpy as np
 import pytest
 import reference
 import reference_critic
-import tiny
+from critic_cases import dfpo_case as case
 from reference_policy import after_last, shaped_rewards, state_tokens, valid_slots
-from tiny import Markov, fast_compile, ragged_rollout  # noqa: F401
+from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms.base import PolicyConfig
-from dfpo_jax.algorithms.critic import TRUNKS, CriticConfig
-from dfpo_jax.algorithms.dfpo import DFPOConfig, RiskConfig, advantages, dfpo
-from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
-from dfpo_jax.models import ValueFlow
+from dfpo_jax.algorithms.dfpo import DFPOConfig, RiskConfig, advantages
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
-
-KEY = jax.random.key(5)
-
-# Few configurations, each compiled once, that cover the options between them.
-POLICY = {"kl_coefficient": 0.1, "entropy_coefficient": 0.01, "importance_cap": 2.0}
-LIGHT = FlowCriticConfig(num_samples=4, num_steps=2, num_quantiles=5)
-INTEGRATED = FlowCriticConfig(
-    num_samples=1000,
-    num_steps=16,
-    first_step=1.0,
-    solver="euler",
-    num_quantiles=5,
-    inference="ode",
-    uncertainty="discount",
-    uncertainty_temperature=0.5,
-)
-CASES = {
-    # Every loss and policy term.
-    "own": {**POLICY, "overlong": "bootstrap", "flow": tiny.FLOW},
-    "shared": {
-        **POLICY,
-        "measure": "cvar",
-        "critic_lambda": 1.0,
-        "discount": 0.9,
-        "whiten": False,
-    },
-    "detached": {
-        **POLICY,
-        "measure": "mean_cvar",
-        "overlong": "bootstrap",
-        "flow": INTEGRATED,
-        "critic_lambda": 0.0,
-        "discount": 0.9,
-    },
-    "average": {
-        "advantage": "sigma",
-        "sigma_floor": 0.2,
-        "overlong": "bootstrap",
-        "flow": dataclasses.replace(LIGHT, target_mode="average"),
-        "discount": 0.9,
-    },
-    # A lambda that adapts to 1: returns as observed.
-    "rank": {
-        "advantage": "rank",
-        "overlong": "mask",
-        "whiten": False,
-        "length_adaptive_alpha": 1e9,
-        "discount": 0.9,
-    },
-}
-
-
-class Case:
-    """A configuration on the ragged rows: state, batch, and jitted losses with gradients."""
-
-    def __init__(self, name):
-        options = {"flow": LIGHT, "measure": "mean", "critic_lambda": 0.8, **CASES[name]}
-        self.trunk = name if name in TRUNKS else "own"
-        self.measure, self.critic_lambda = options.pop("measure"), options.pop("critic_lambda")
-        self.config = DFPOConfig(
-            flow=options.pop("flow"),
-            policy=PolicyConfig(gae_lambda=0.9, **options),
-            critic=CriticConfig(self.trunk, self.critic_lambda, warmup=3, loss_weight=0.7),
-            head=tiny.HEAD,
-            risk=RiskConfig(self.measure, alpha=0.3, eta=0.4),
-        )
-        self.algorithm = dfpo(Markov(), self.config, 0.8)
-        self.rollout = ragged_rollout()
-        self.state = tiny.make_state(self.algorithm, step=3)
-        self.prepare = jax.jit(self.algorithm.prepare)
-        self.batch, self.context = self.prepare(self.state, self.rollout, KEY)
-        self.losses = tiny.evaluator(self.algorithm)
-
-    def run(self, params=None, batch=None, context=None):
-        return self.losses(
-            self.state.params if params is None else params,
-            self.batch if batch is None else batch,
-            self.context if context is None else context,
-            KEY,
-        )
-
-    def table(self, noise):
-        """[V, S] what the flow makes of noise [S] in the state of each token, by Euler steps."""
-        critic, flow = self.state.params["critic"], self.config.flow
-        trunk = critic["trunk"] if self.trunk == "own" else self.state.params["policy"]
-        head = ValueFlow(tiny.HEAD)
-        params = {"params": critic["head"]}
-        condition = head.apply(params, trunk["embedding"], method="condition")
-
-        def velocity(z, t, d):
-            return np.asarray(head.apply(params, condition, z, t, d, method="velocity"), float)
-
-        z = np.broadcast_to(np.asarray(noise, np.float32), (tiny.VOCAB, len(noise)))
-        if flow.inference == "one_step":
-            return z + velocity(z, 0.0, 1.0)
-        widths = np.array([flow.first_step] + [1.0] * (flow.num_steps - 1))
-        widths, begin = widths / widths.sum(), 0.0
-        for width in widths:
-            z, begin = z + velocity(z, begin, 0.0) * width, begin + width
-        return z
-
-    def quantiles(self):
-        """[B, R + 1, M] sorted quantiles at s_0 .. s_R."""
-        grid = np.asarray(ops.noise_quantiles(self.config.flow.num_quantiles))
-        return np.sort(self.table(grid), axis=-1)[state_tokens(self.rollout)]
-
-
-case = functools.cache(Case)
 
 
 def risk_of(measure, quantiles):
@@ -231,21 +119,6 @@ def test_average_targets_equal_loops_per_quantile():
         np.testing.assert_allclose(np.sort(samples[b])[slots], expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["own", "shared", "rank"])
-def test_the_last_token_has_a_successor_only_where_it_bootstraps(name):
-    this = case(name)
-    expected = np.zeros_like(this.rollout.mask)
-    for b, row in enumerate(np.asarray(this.batch.mask)):
-        slots = valid_slots(row)
-        continues = name == "own" and this.rollout.truncated[b]
-        expected[b, slots if continues else slots[:-1]] = 1
-    np.testing.assert_array_equal(this.batch.critic.has_successor, expected)
-    if name == "own":
-        terms, _ = this.run()
-        assert float(terms["critic/dcfm"].count) == expected.sum()
-        assert float(terms["critic/anchor"].count) == np.asarray(this.batch.mask).sum()
-
-
 def test_uncertain_states_are_discounted():
     this = case("detached")
     grid, step = np.asarray(ops.noise_quantiles(1000), float), 1e-2
@@ -253,33 +126,6 @@ def test_uncertain_states_are_discounted():
     sigma = np.abs(slopes).mean(axis=-1)[state_tokens(this.rollout)[:, :-1]]
     np.testing.assert_allclose(this.batch.critic.weight, 1 / (1 + (sigma / 0.5) ** 2), rtol=2e-3)
     np.testing.assert_array_equal(case("shared").batch.critic.weight, 1.0)
-
-
-def test_the_uncertainty_weight_is_for_anchor_and_flow_matching_alone():
-    this, terms = case("own"), []
-    for factor in (1, 2):
-        weight = np.full(this.rollout.mask.shape, factor, np.float32)
-        critic = this.batch.critic.replace(weight=weight)
-        terms.append(this.run(batch=this.batch.replace(critic=critic))[0])
-    for name in terms[0]:
-        factor = 2 if name in ("critic/anchor", "critic/dcfm") else 1
-        np.testing.assert_allclose(terms[1][name].total, factor * terms[0][name].total, rtol=1e-6)
-
-
-def test_every_weighted_loss_is_a_term():
-    terms, _ = case("own").run()
-    flow = tiny.FLOW
-    for name, weight in {
-        "anchor": flow.anchor_weight,
-        "dcfm": flow.dcfm_weight,
-        "geometry": flow.geometry_weight,
-        "cvar": flow.cvar_weight,
-        "upper_gain": flow.upper_gain_weight,
-        "mean_shift": flow.mean_shift_weight,
-        "tail_shape": flow.tail_shape_weight,
-        "tail_curvature": flow.tail_curvature_weight,
-    }.items():
-        np.testing.assert_allclose(terms[f"critic/{name}"].weight, 0.7 * weight, rtol=1e-6)
 
 
 # --- advantages ---------------------------------------------------------------------------------
@@ -341,90 +187,7 @@ def test_rank_ignores_monotone_distortions():
     assert np.any(advantages(gae, frozen, quantiles, samples) != bent)
 
 
-# --- gradients ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("trunk", TRUNKS)
-def test_frozen_inputs_get_no_gradient(trunk):
-    this = case(trunk)
-    _, grads = this.run(tiny.randomised(this.state.params, seed=8, scale=0.1))
-    inputs = {**grads["batch"], **grads["context"]}
-    fields = ("samples", "rewards", "condition", "has_successor", "weight")
-    for name in (".old_log_probs", ".ref_log_probs", *(f".critic.{field}" for field in fields)):
-        assert name in inputs
-    assert any(name.startswith(".frozen") for name in grads["context"])
-    for name, grad in inputs.items():
-        np.testing.assert_array_equal(grad, 0.0, err_msg=name)
-    assert all(np.any(np.asarray(g)) for g in jax.tree.leaves(grads["params"]["policy"]))
-
-
-@pytest.mark.parametrize("trunk", TRUNKS)
-def test_critic_gradient_reaches_the_policy_only_through_a_shared_trunk(trunk):
-    """With a policy scale of 0 only the critic is left of the objective."""
-    this = case(trunk)
-    context = this.context.replace(policy_scale=np.float32(0.0))
-    _, grads = this.run(tiny.randomised(this.state.params, seed=8, scale=0.1), context=context)
-    policy, critic = grads["params"]["policy"], grads["params"]["critic"]
-    np.testing.assert_array_equal(policy["head"], 0.0)
-    assert np.any(policy["embedding"]) == (trunk == "shared")
-    assert all(np.any(np.asarray(g)) for g in jax.tree.leaves(critic))
-    assert ("trunk" in critic) == (trunk == "own")
-
-
-def same(first, second, rtol=1e-5):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=2e-6), first, second)
-
-
-def finite(tree):
-    return all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
-
-
-def test_an_empty_row_contributes_nothing():
-    this = case("own")
-    params = tiny.randomised(this.state.params, seed=8, scale=0.1)
-    terms, grads = this.run(params)
-    assert finite((terms, grads))
-    assert np.asarray(this.batch.mask)[3].sum() == 0
-    # Anything else may stand in that row.
-    other = tiny.take(this.batch, np.asarray([0, 1, 2, 0, 4, 5, 6, 7]))
-    has_successor = this.batch.critic.has_successor
-    other = other.replace(
-        row=this.batch.row,
-        mask=this.batch.mask,
-        critic=other.critic.replace(has_successor=has_successor),
-    )
-    changed = this.run(params, other)
-    same((terms, grads["params"]), (changed[0], changed[1]["params"]))
-
-
-def test_what_lies_outside_the_mask_changes_nothing():
-    this = case("own")
-    rollout, outside = this.rollout, this.rollout.mask == 0
-    outside[1, 1] = False  # a gap is read by the model
-    changed = rollout.replace(
-        prompt_tokens=np.where(rollout.prompt_mask > 0, rollout.prompt_tokens, 7),
-        tokens=np.where(outside, 7, rollout.tokens),
-        log_probs=np.where(rollout.mask > 0, rollout.log_probs, -9.0),
-        rewards=np.where(rollout.mask.sum(axis=1) > 0, rollout.rewards, 99.0),
-    )
-    batch, _ = this.prepare(this.state, changed, KEY)
-    np.testing.assert_allclose(batch.advantages, this.batch.advantages, atol=1e-6)
-    first, second = this.run(), this.run(batch=batch)
-    same((first[0], first[1]["params"]), (second[0], second[1]["params"]))
-
-
-def test_single_tokens_and_empty_batches_are_finite():
-    rollout = ragged_rollout()
-    one = np.zeros_like(rollout.mask)
-    one[2, 0] = 1
-    this = case("own")
-    for mask, count in ((one, 1), (0 * one, 0)):
-        batch, _ = this.prepare(this.state, rollout.replace(mask=mask), KEY)
-        np.testing.assert_array_equal(batch.advantages, 0.0)  # nothing to compare it with
-        terms, grads = this.run(batch=batch)
-        assert finite((batch.critic, terms, grads))
-        assert float(terms["critic/anchor"].count) == count
-        assert np.any(grads["params"]["critic"]["head"]["output"]["bias"]) == (count > 0)
+# --- settings -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
