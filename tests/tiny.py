@@ -1,6 +1,7 @@
-"""Models small enough to follow by hand, ragged rollouts, and states with random parameters."""
+"""Models and fields small enough to follow by hand, ragged rollouts, and random states."""
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -33,6 +34,25 @@ FLOW = FlowCriticConfig(
     tail_beta=0.3,
     uncertainty="discount",
 )
+
+
+SLOPE = 0.6
+
+
+def constant(centre):
+    """A field [B, T] that shifts the noise: z_1 = eps + centre, by any solver."""
+    return lambda z, t, d: jnp.broadcast_to(jnp.asarray(centre)[..., None], z.shape) + 0 * z
+
+
+def widening(centre):
+    """z_1 = exp(SLOPE) eps + centre in the flow map, an exponential growth in the field."""
+
+    def velocity(z, t, d):
+        field = SLOPE * z
+        jump = (math.exp(SLOPE) - 1) * z + jnp.asarray(centre)[..., None]
+        return jnp.where(d > 0.5, jump, field)
+
+    return velocity
 
 
 @pytest.fixture(scope="module")
