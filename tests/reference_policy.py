@@ -20,8 +20,10 @@ def log_probs(params, rollout, temperature):
     return reference.token_log_probs(logits, rollout.tokens, temperature)
 
 
-def k3(log_probs, ref_log_probs):
-    return np.exp(ref_log_probs - log_probs) - 1 - (ref_log_probs - log_probs)
+def kl(log_probs, ref_log_probs, kind):
+    """[B, R] estimates of the KL from each token alone."""
+    ratio = ref_log_probs - log_probs
+    return {"k1": -ratio, "k2": ratio**2 / 2, "k3": np.exp(ratio) - 1 - ratio}[kind]
 
 
 def shaped_rewards(state, mask, rewards, bootstrap, *, kl=None, discount=1.0):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 import tiny
-from reference_policy import after_last, k3, log_probs, shaped_rewards, valid_slots
+from reference_policy import after_last, kl, log_probs, shaped_rewards, valid_slots
 from tiny import Markov, fast_compile, ragged_rollout  # noqa: F401
 
 from dfpo_jax.algorithms.base import Batch, Context, PolicyConfig
@@ -136,18 +136,23 @@ def test_freeze_evaluates_the_policy_and_places_rewards():
     np.testing.assert_allclose(frozen.rewards, expected, atol=1e-6)
 
 
-def test_kl_in_the_reward_is_taken_off_every_token():
-    frozen, rollout, state, old, ref = run_freeze(kl_coefficient=0.5, kl_in="reward")
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+def test_kl_in_the_reward_is_taken_off_every_token(kind):
+    options = {"kl_coefficient": 0.5, "kl_in": "reward", "kl_kind": kind}
+    frozen, rollout, state, old, ref = run_freeze(**options)
     np.testing.assert_allclose(frozen.ref_log_probs, ref, atol=1e-5)
-    no_row = np.zeros(8)
-    expected = shaped_rewards(state, rollout.mask, rollout.rewards, no_row, kl=k3(old, ref))
+    of_token, no_row = kl(old, ref, kind), np.zeros(8)
+    expected = shaped_rewards(state, rollout.mask, rollout.rewards, no_row, kl=of_token)
     np.testing.assert_allclose(frozen.rewards, expected, atol=1e-5)
-    # In the loss instead, rewards stay as they are.
-    frozen, *_ = run_freeze(kl_coefficient=0.5, kl_in="loss")
-    np.testing.assert_allclose(frozen.ref_log_probs, ref, atol=1e-5)
     plain = shaped_rewards(state, rollout.mask, rollout.rewards, no_row)
-    np.testing.assert_allclose(frozen.rewards, plain, atol=1e-6)
     assert np.abs(plain - expected).max() > 1e-3
+
+
+def test_kl_in_the_loss_leaves_rewards_as_they_are():
+    frozen, rollout, state, _, ref = run_freeze(kl_coefficient=0.5, kl_in="loss")
+    np.testing.assert_allclose(frozen.ref_log_probs, ref, atol=1e-5)
+    plain = shaped_rewards(state, rollout.mask, rollout.rewards, np.zeros(8))
+    np.testing.assert_allclose(frozen.rewards, plain, atol=1e-6)
 
 
 def test_overlong_responses():
@@ -215,9 +220,16 @@ def make_batch(seed=4):
 CONTEXT = Context(kl_coefficient=jnp.float32(0.3), policy_scale=jnp.float32(1.0))
 
 
-@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
-@pytest.mark.parametrize("dual_clip", [0.0, 1.2])
-def test_losses_equal_loops(aggregation, dual_clip, variant):
+@pytest.mark.parametrize(
+    ("aggregation", "dual_clip", "kind"),
+    [
+        ("token_mean", 0.0, "k1"),
+        ("token_mean", 1.2, "k2"),
+        ("sequence_mean", 0.0, "k2"),
+        ("sequence_mean", 1.2, "k3"),
+    ],
+)
+def test_losses_equal_loops(aggregation, dual_clip, kind, variant):
     config = PolicyConfig(
         aggregation=aggregation,
         dual_clip=dual_clip,
@@ -225,6 +237,7 @@ def test_losses_equal_loops(aggregation, dual_clip, variant):
         clip_high=0.3,
         entropy_coefficient=0.01,
         kl_coefficient=0.1,
+        kl_kind=kind,
     )
     batch, log_probs, entropy = make_batch()
     terms = variant(lambda *args: policy_losses(config, *args))(log_probs, entropy, batch, CONTEXT)
@@ -236,8 +249,8 @@ def test_losses_equal_loops(aggregation, dual_clip, variant):
         "policy/loss": (surrogate * batch.importance, 1.0),
         "policy/entropy": (entropy, -0.01),
         "policy/clip_fraction": (outside, 0.0),
-        "policy/kl_old": (k3(log_probs, old), 0.0),
-        "policy/kl": (k3(log_probs, batch.ref_log_probs), 0.3),
+        "policy/kl_old": (kl(log_probs, old, "k3"), 0.0),
+        "policy/kl": (kl(log_probs, batch.ref_log_probs, kind), 0.3),
     }
     assert set(terms) == set(expected)
     for name, (per_token, weight) in expected.items():
