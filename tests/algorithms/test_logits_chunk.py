@@ -107,6 +107,38 @@ def test_equals_double_precision(scale, chunk):
     np.testing.assert_allclose(found[1], entropy, rtol=1e-5, atol=1e-6 + rounding)
 
 
+@pytest.mark.parametrize("chunk", [0, 30])
+def test_products_of_short_floats_are_summed_in_long_ones(chunk):
+    """Against double precision from the rounded inputs; a bfloat16 is off by up to 2^-9."""
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(4, 100, 16)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(32, 16)), jnp.float32)
+    tokens = rng.integers(0, 32, (4, 100))
+    weights = jnp.asarray(rng.normal(size=(2, 4, 100)), jnp.float32)
+
+    def loss(hidden, kernel):
+        out = vocabulary.token_statistics(hidden, kernel, tokens, TEMPERATURE, chunk)
+        return jnp.sum(jnp.stack(out) * weights), out
+
+    (of_hidden, of_kernel), out = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(hidden, kernel)
+    assert {x.dtype for x in out} == {jnp.dtype("float32")}
+    assert (of_hidden.dtype, of_kernel.dtype) == (jnp.bfloat16, jnp.float32)
+    rows, words = (np.asarray(x.astype(jnp.bfloat16), float) for x in (hidden, kernel))
+    logits = rows @ words.T / TEMPERATURE
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    p, one_hot = np.exp(log_p), np.eye(32)[tokens]
+    entropy = -(p * log_p).sum(-1)
+    np.testing.assert_allclose(out[0], (log_p * one_hot).sum(-1), atol=2e-5)
+    np.testing.assert_allclose(out[1], entropy, atol=2e-5)
+    # The derivative by the logits is rounded once, before the sum over 400 rows.
+    g, h = np.asarray(weights, float)[..., None]
+    change = (g * (one_hot - p) - h * p * (log_p + entropy[..., None])) / TEMPERATURE
+    change = np.asarray(jnp.asarray(change, jnp.bfloat16), float)
+    expected = np.einsum("btv,btd->vd", change, rows)
+    error = np.linalg.norm(of_kernel - expected) / np.linalg.norm(expected)
+    assert error < 2**-9 / 20
+
+
 def test_no_array_holds_all_logits():
     """In the gradient, neither [batch, time, vocab] nor a reshaping of it exists."""
     model = Transformer(dataclasses.replace(tiny.UNTIED, vocab_size=97))
@@ -125,6 +157,22 @@ def test_no_array_holds_all_logits():
 
     assert largest(0) == BATCH * 32 * 97
     assert largest(2) < BATCH * 32 * 97 / 4
+
+
+@pytest.mark.parametrize(("sizes", "expected"), [((1, 1, 1), 2), ((2, 1, 2), 8), ((2, 2, 2), 16)])
+def test_as_many_steps_at_once_as_logits_fit_a_device(sizes, expected, monkeypatch):
+    """Here two steps of a whole batch: on several devices so many times more."""
+    hidden, kernel = jnp.ones((4, 32, 2)), jnp.ones((96, 2))
+    tokens = jnp.zeros((4, 32), jnp.int32)
+    monkeypatch.setattr(vocabulary, "_MOST_LOGITS", 2 * 4 * 96)
+
+    def loss(hidden, kernel):
+        return sum(map(jnp.sum, vocabulary.token_statistics(hidden, kernel, tokens, TEMPERATURE)))
+
+    with mesh_context(create_mesh(*sizes)):
+        jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(hidden, kernel)
+    largest = max(v.aval.size for eqn in equations(jaxpr.jaxpr) for v in eqn.outvars)
+    assert largest == 4 * expected * 96
 
 
 def equations(jaxpr):
