@@ -21,7 +21,6 @@ from dfpo_jax.algorithms import (
     ppo,
     sft,
 )
-from dfpo_jax.algorithms.base import Algorithm, Batch, Context
 from dfpo_jax.algorithms.critic import CriticConfig
 from dfpo_jax.models import Transformer
 from dfpo_jax.sharding import create_mesh, mesh_context
@@ -30,11 +29,8 @@ from dfpo_jax.training.learner import (
     Learner,
     Schedule,
     accumulate_gradients,
-    init_state,
-    update,
 )
 from dfpo_jax.training.optim import make_optimizer
-from dfpo_jax.types import Term
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 
@@ -275,8 +271,9 @@ def test_the_key_decides():
     assert first.reference["head"].tolist() == first.params["policy"]["head"].tolist()
 
 
-def test_the_policy_rests_while_the_critic_warms_up():
-    learner = make_learner("ppo", "adamw", warmup=1)
+@pytest.mark.parametrize("name", ["ppo", "dfpo"])
+def test_the_policy_rests_while_the_critic_warms_up(name):
+    learner = make_learner(name, "adamw", warmup=1)
     (start, warm, trained), _ = iterate(learner, jax.random.key(0), 2)
     chex.assert_trees_all_equal(
         *[(s.params["policy"], s.opt_state["policy"]) for s in (start, warm)]
@@ -299,156 +296,3 @@ def test_predictions_come_as_host_arrays_or_none():
     assert supervised.predict(state, rollout) is None
     state = supervised.start(jax.random.key(0))
     assert set(state.params) == set(state.opt_state) == {"policy"} and state.reference is None
-
-
-# --- the update by hand -------------------------------------------------------------------------
-
-
-def toy(root=False):
-    """Row r's gradient is its advantage; the critic's is a random number.
-
-    With `root` the policy's loss is 0 and its gradient, a root's at 0, is not finite.
-    """
-
-    def init(key, policy_params):
-        del key, policy_params
-        return {"policy": {"rows": jnp.zeros(8)}, "critic": {"bias": jnp.zeros(())}}
-
-    def prepare(state, rollout, key):
-        ones = jnp.ones(len(rollout.tokens))
-        batch = Batch(
-            row=jnp.arange(8),
-            sequence=ones,
-            valid=ones,
-            tokens=rollout.tokens,
-            mask=ones,
-            old_log_probs=ones,
-            ref_log_probs=None,
-            importance=ones,
-            advantages=rollout.rewards,
-        )
-        return batch, Context(jnp.copy(state.kl_coefficient), jnp.float32(1.0))
-
-    def loss(params, batch, context, key):
-        values = params["policy"]["rows"][batch.row]
-        values = jnp.sqrt(jnp.abs(values)) if root else values * batch.advantages
-        count = jnp.float32(len(batch.row))
-        noise = params["critic"]["bias"] * jax.random.uniform(key)
-        return {
-            "policy/loss": Term(jnp.sum(values), count, 1.0),
-            "critic/loss": Term(noise * count, count, 1.0),
-        }
-
-    return Algorithm(init, prepare, loss)
-
-
-@functools.cache
-def toy_update(schedule, root):
-    optimizers = {name: optax.sgd(1.0) for name in ("policy", "critic")}
-    run = functools.partial(
-        update, algorithm=toy(root), optimizers=optimizers, schedule=Schedule(*schedule)
-    )
-    return jax.jit(run), optimizers
-
-
-def run_toy(schedule, rewards=None, root=False, step=0):
-    run, optimizers = toy_update(schedule, root)
-    state = init_state(toy(root), optimizers, {}, jax.random.key(0), keep_reference=False)
-    state = state.replace(step=jnp.int32(step))
-    rollout = ragged_rollout()
-    rollout = rollout.replace(rewards=np.ones(8, np.float32) if rewards is None else rewards)
-    batch, context = toy(root).prepare(state, rollout, None)
-    return state, *run(state, batch, context)
-
-
-@pytest.mark.parametrize("schedule", [(1, 1, 1), (1, 4, 1), (3, 2, 2), (2, 1, 8)])
-@pytest.mark.parametrize("step", [0, 3])
-def test_every_epoch_visits_every_row_once(schedule, step):
-    before, after, metrics, report = run_toy(schedule, step=step)
-    schedule = Schedule(*schedule)
-    assert int(after.step) == step + 1
-    size = 8 // schedule.minibatches
-    np.testing.assert_allclose(after.params["policy"]["rows"], -schedule.epochs / size, rtol=1e-6)
-    # One key for each update, from the run's key, the iteration and the update's number.
-    updates = schedule.epochs * schedule.minibatches
-    key = jax.random.fold_in(before.key, step)
-    draws = [jax.random.uniform(jax.random.fold_in(key, n)) for n in range(updates)]
-    np.testing.assert_allclose(after.params["critic"]["bias"], -sum(draws), rtol=1e-5)
-    np.testing.assert_allclose(metrics["critic/gradient_norm"], np.mean(draws), rtol=1e-5)
-    assert all(jax.tree.leaves(report["finite"]))
-    assert (int(report["applied"]), int(report["worst"])) == (updates, 0)
-
-
-def test_minibatches_are_drawn_anew_each_iteration():
-    """Rows of one minibatch get the size of its common gradient when one of them is skipped."""
-    rewards, groups = np.ones(8, np.float32), []
-    rewards[0] = np.nan
-    for step in range(4):
-        _, after, _, _ = run_toy((1, 4, 1), rewards, step=step)
-        groups.append(tuple(np.flatnonzero(np.asarray(after.params["policy"]["rows"]) == 0)))
-    assert all(len(rows) == 2 and rows[0] == 0 for rows in groups)
-    assert len(set(groups)) > 1
-
-
-def test_an_update_that_is_not_finite_changes_nothing():
-    rewards = np.ones(8, np.float32)
-    rewards[3] = np.inf
-    before, after, metrics, report = run_toy((1, 1, 1), rewards)
-    finite = report["finite"]
-    assert int(after.skipped) == int(report["worst"]) == 1 and int(report["applied"]) == 0
-    assert all(np.isnan(x) for x in metrics.values())
-    chex.assert_trees_all_equal(after.params, before.params)
-    chex.assert_trees_all_equal(after.opt_state, before.opt_state)
-    assert not finite["gradient"]["policy"]["rows"] and not finite["loss"]["policy/loss"]
-    assert finite["gradient"]["critic"]["bias"] and finite["loss"]["critic/loss"]
-    # Only the minibatch with the row is lost.
-    _, after, metrics, report = run_toy((1, 2, 1), rewards)
-    finite = report["finite"]
-    assert int(report["worst"]) == int(report["applied"]) == 1
-    assert all(np.isfinite(x) for x in metrics.values())
-    moved = np.asarray(after.params["policy"]["rows"])
-    assert np.all(np.isfinite(moved)) and (moved != 0).sum() == 4 and moved[3] == 0
-    assert not finite["gradient"]["policy"]["rows"]
-    # Nor is one applied whose norm overflows.
-    before, after, _, report = run_toy((1, 1, 1), np.full(8, 1e38, np.float32))
-    chex.assert_trees_all_equal(after.params, before.params)
-    assert report["finite"]["gradient"]["policy"]["rows"]
-    assert not report["finite"]["norm"]["policy/gradient_norm"]
-    # A finite loss does not hide a gradient that is none.
-    before, after, _, report = run_toy((1, 1, 1), root=True)
-    finite = report["finite"]
-    chex.assert_trees_all_equal(after.params, before.params)
-    assert finite["loss"]["policy/loss"] and not finite["gradient"]["policy"]["rows"]
-
-
-def test_what_is_not_finite_is_named():
-    rollout = ragged_rollout()
-    rollout = rollout.replace(rewards=np.full(8, np.nan, np.float32))
-    learner = Learner(Markov(), toy(), make_optimizers("sgd"), ONCE, create_mesh())
-    state = learner.start(jax.random.key(0))
-    state = state.replace(step=jax.device_put(jnp.int32(6), state.step.sharding))
-    with pytest.raises(FloatingPointError) as error:
-        learner.update(state, *learner.prepare(state, rollout))
-    assert str(error.value) == (
-        "iteration 6: not finite: gradient/policy/rows, loss/policy/loss, "
-        "norm/policy/gradient_norm; updates skipped: 1, 1 in a row (train.max_skipped allows 0)"
-    )
-    learner = make_learner("ppo")
-    state = learner.start(jax.random.key(0))
-    with pytest.raises(FloatingPointError, match=r"iteration 0: not finite: .* and \d+ more"):
-        learner.update(state, *learner.prepare(state, rollout))
-
-
-def test_skipped_updates_are_counted_across_iterations_until_too_many(caplog):
-    good = ragged_rollout().replace(rewards=np.ones(8, np.float32))
-    bad = good.replace(rewards=np.full(8, np.nan, np.float32))
-    learner = Learner(Markov(), toy(), make_optimizers("sgd"), ONCE, create_mesh(), max_skipped=2)
-    state = learner.start(jax.random.key(0))
-    counts = []
-    for rollout in (bad, good, bad, bad):
-        state, metrics = learner.update(state, *learner.prepare(state, rollout))
-        counts.append((metrics["train/skipped_updates"], int(state.skipped)))
-    assert counts == [(1.0, 1), (0.0, 0), (1.0, 1), (1.0, 2)]
-    assert sum("not finite: gradient/policy/rows" in line for line in caplog.messages) == 3
-    with pytest.raises(FloatingPointError, match="iteration 4: .* 3 in a row .* allows 2"):
-        learner.update(state, *learner.prepare(state, bad))
