@@ -71,6 +71,16 @@ CASES = {
         "length_adaptive_alpha": 1e9,
         "discount": 0.9,
     },
+    # The policy's lambda is not the critic's.
+    "rank_at_zero": {
+        "advantage": "rank",
+        "overlong": "bootstrap",
+        "whiten": False,
+        "gae_lambda": 0.0,
+        "critic_lambda": 1.0,
+        "flow": dataclasses.replace(LIGHT, num_samples=500),
+        "discount": 0.9,
+    },
 }
 
 
@@ -100,12 +110,13 @@ class FlowCase(Case):
     """One of DFPO, and what its flow makes of noise."""
 
     def __init__(self, name):
-        options = {"flow": LIGHT, "measure": "mean", "critic_lambda": 0.8, **CASES[name]}
+        options = {"flow": LIGHT, "measure": "mean", "critic_lambda": 0.8, "gae_lambda": 0.9}
+        options |= CASES[name]
         trunk = name if name in TRUNKS else "own"
         self.measure, self.critic_lambda = options.pop("measure"), options.pop("critic_lambda")
         config = DFPOConfig(
             flow=options.pop("flow"),
-            policy=PolicyConfig(gae_lambda=0.9, **options),
+            policy=PolicyConfig(**options),
             critic=CriticConfig(trunk, self.critic_lambda, warmup=3, loss_weight=0.7),
             head=tiny.HEAD,
             risk=RiskConfig(self.measure, alpha=0.3, eta=0.4),

@@ -67,6 +67,25 @@ def test_rank_places_the_observed_return_in_the_critics_distribution():
     np.testing.assert_allclose(this.batch.advantages, expected, atol=1e-5)
 
 
+def test_rank_takes_the_returns_of_the_policys_lambda():
+    """At 0 a reward and the flow of the next valid state, at any lambda of the critic."""
+    this, num = case("rank_at_zero"), 500
+    advantages, rewards = np.asarray(this.batch.advantages), np.asarray(this.batch.critic.rewards)
+    table, tokens = this.table(ops.noise_quantiles(4000)), state_tokens(this.rollout)
+    quantiles, successors, spreads = this.quantiles(), this.successors(), []
+    for b, row in enumerate(this.rollout.mask):
+        slots = valid_slots(row)
+        for i in slots:
+            goals = rewards[b, i] + 0.9 * table[tokens[b, successors[b, i]]]
+            if i == slots[-1] and not this.rollout.truncated[b]:
+                goals = rewards[b, i : i + 1]
+            ranks = np.array([2 * reference.cdf(quantiles[b, i], goal) - 1 for goal in goals])
+            error = 5 * ranks.std() / math.sqrt(num) + 2e-3
+            assert abs(advantages[b, i] - ranks.mean()) < error
+            spreads.append(ranks.std())
+    assert np.median(spreads) > 0.1
+
+
 def test_trajectories_run_from_the_noise_to_the_quantiles():
     this = case("detached")  # which integrates in the 16 steps that are drawn
     paths = np.asarray(jax.jit(this.algorithm.trajectories)(this.state, this.rollout))
