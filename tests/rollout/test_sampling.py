@@ -200,6 +200,11 @@ def test_decoding_stops_when_every_row_has_ended(steps):  # noqa: F811
     run(TABLE, COUNTDOWN, [3, 5, 7, 8], max_new_tokens=39, slots=1)
     jax.effects_barrier()
     assert len(steps) == 9
+    # Two of them: beside the 9 tokens of one row those of all others.
+    steps.clear()
+    run(TABLE, COUNTDOWN, [9, 3, 5, 7, 8], max_new_tokens=9, slots=2)
+    jax.effects_barrier()
+    assert len(steps) == 9
 
 
 def test_samples_share_one_prefill(traced):  # noqa: F811
