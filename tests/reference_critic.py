@@ -9,19 +9,6 @@ import numpy as np
 NORMAL = NormalDist()
 
 
-# --- masks ---------------------------------------------------------------------------------------
-
-
-def random_mask(rng, batch, time):
-    """[B, T] masks with holes; row 0 is empty, row 1 full, row 2 has one token."""
-    mask = (rng.uniform(size=(batch, time)) < 0.6).astype(np.float32)
-    mask[0] = 0
-    mask[1] = 1
-    mask[2] = 0
-    mask[2, time // 2] = 1
-    return mask
-
-
 # --- targets -------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,6 @@ models.transformer
 models.decode
 models.value_flow
 models.value_heads
-models.critic
 models
 sharding memory
 models.weights models.vocabulary
@@ -107,6 +106,10 @@ def violations(name, source, is_package=False):
         elif RANK[other] >= RANK[name]:
             found.append(f"{name} imports {other}, which is not above it")
     return found
+
+
+def test_every_file_has_a_layer_and_every_name_a_file():
+    assert set(RANK) == NAMES
 
 
 @pytest.mark.parametrize("path", FILES, ids=layer_name)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
+from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax.models import PRESETS, QuantileHead, Transformer, ValueFlow
 from dfpo_jax.sharding import (
@@ -31,13 +32,7 @@ VALID[0, :3] = 0
 VALID[3] = 0
 OPTIMIZER = optax.adamw(1e-2)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_compile():
-    """Each program runs a few times only: compile without most optimizations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 def init(key, config=TINY):

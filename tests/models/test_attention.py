@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import fast_compile  # noqa: F401
 
 import dfpo_jax.models.attention as attention_module
 from dfpo_jax.models.attention import attention
@@ -9,13 +10,7 @@ from dfpo_jax.sharding import create_mesh, mesh_context
 
 B, T, H = 3, 5, 8
 
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_compile():
-    """Each program runs a few times only: compile without most optimizations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 def inputs(heads, kv_heads, seed=0, length=T):

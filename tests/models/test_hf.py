@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax.models import decode, weights
 from dfpo_jax.models.hf import INDEX, SINGLE, SafetensorsSource, check, load, model_config, save
@@ -31,13 +32,7 @@ from torch_models import (  # noqa: E402
     torch_model,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_compile():
-    """Each program runs a few times only: compile without most optimizations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax.models import PRESETS, Transformer
 
@@ -15,13 +16,7 @@ TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 9)).astype(
 VALID = np.ones((2, 9), np.float32)
 VALID[0, :4] = 0
 
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_compile():
-    """Each program runs once: compile without most optimizations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @pytest.fixture(scope="module")

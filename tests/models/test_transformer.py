@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax.models.config import PRESETS
 from dfpo_jax.models.transformer import Transformer
@@ -13,13 +14,7 @@ from dfpo_jax.models.transformer import Transformer
 TINY = PRESETS["tiny"]
 FULL = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, tie_embeddings=False)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_compile():
-    """Each program runs a few times only: compile without most optimizations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @functools.cache

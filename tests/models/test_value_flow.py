@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from scipy.stats import norm
+from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax.models.value_flow import (
     ValueFlow,
@@ -28,13 +29,7 @@ Z = RNG.normal(size=(B, T, S)).astype(np.float32)
 TIME = RNG.uniform(size=(B, T, S)).astype(np.float32)
 STEP = RNG.uniform(size=(B, T, S)).astype(np.float32)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def fast_compile():
-    """Each program runs a few times only: compile without most optimizations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @pytest.fixture(scope="module")

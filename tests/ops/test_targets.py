@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_critic as reference
+from reference import random_mask
 
 from dfpo_jax import ops
 
 
 def example(seed=0, batch=6, time=7, last=5):
     rng = np.random.default_rng(seed)
-    mask = reference.random_mask(rng, batch, time)
+    mask = random_mask(rng, batch, time)
     rewards = rng.normal(size=(batch, time)).astype(np.float32)
     values = rng.normal(size=(batch, time, last)).astype(np.float32)
     return rng, mask, rewards, values
