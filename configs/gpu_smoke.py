@@ -11,8 +11,10 @@ import string
 from dfpo_jax.training.config import default_config
 
 
-def get_config():
-    """The run."""
+def get_config(arg=None):
+    """The run; it takes no argument."""
+    if arg is not None:
+        raise ValueError(f"configs/gpu_smoke.py:{arg}: there is no argument")
     config = default_config()
     config.task.dataset = "spell_backward"
     config.task.parameters = {"min_word_len": 3, "max_word_len": 6}

@@ -23,12 +23,10 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
 _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
 
-def main(argv):
+def main():
     """Evaluate and print."""
     logging.set_verbosity(logging.WARNING)
     with command_line.user_errors():
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
         if not all(k.isdigit() and int(k) > 0 for k in _K.value):
             raise ValueError(f"k is {','.join(_K.value)}; it must be positive integers")
         run, state = load_run(_WORKDIR.value, _STEP.value)

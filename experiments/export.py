@@ -62,12 +62,10 @@ def export(workdir: str, directory: str, step: int | None = None, dtype: str | N
     return int(state.step)
 
 
-def main(argv):
+def main():
     """Export and say what."""
     logging.set_verbosity(logging.WARNING)
     with command_line.user_errors():
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
         step = export(FLAGS.workdir, FLAGS.directory, FLAGS.step, FLAGS.dtype)
     print(f"iteration {step} of {FLAGS.workdir} is in {FLAGS.directory}")
 

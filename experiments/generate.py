@@ -101,12 +101,10 @@ def side_by_side(columns: dict[str, str], width: int = 100) -> str:
     return "\n".join(" | ".join(part.ljust(each) for part in row).rstrip() for row in rows)
 
 
-def main(argv):
+def main():
     """Print prompts and responses."""
     logging.set_verbosity(logging.WARNING)
     with command_line.user_errors():
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
         if (FLAGS.workdir is None) == (FLAGS.weights is None):
             raise ValueError("give one of --workdir and --weights")
         states = FLAGS.states if FLAGS.workdir else ["weights"]

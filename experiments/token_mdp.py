@@ -24,9 +24,10 @@ import jax
 import numpy as np
 from _token_mdp.critics import Row, evaluations, read, score, train
 from _token_mdp.mdp import make_mdp, make_truth
-from absl import app, flags
+from absl import flags
 
 from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
+from dfpo_jax.training import command_line
 
 FLOW_RATE = 1.2e-2
 
@@ -150,10 +151,10 @@ def format_line(line: dict) -> str:
     )
 
 
-def main(argv):
+def main():
     """Run the chosen rows, print the table, write it as JSON."""
-    del argv
-    rows = select_rows(FLAGS.rows)
+    with command_line.user_errors():
+        rows = select_rows(FLAGS.rows)
     mdps = [
         make_mdp(jax.random.key(1000 + s), policy=FLAGS.policy, flip=FLAGS.flip, noise=FLAGS.noise)
         for s in range(FLAGS.seeds)
@@ -172,4 +173,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -14,21 +14,18 @@ import sys
 
 from absl import flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
 from dfpo_jax.training import command_line
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, NAME.py[:argument].")
+_CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.")
 _RESUME = flags.DEFINE_bool("resume", False, "Continue from the newest checkpoint in the workdir.")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("workdir")
 
 
-def main(argv):
+def main():
     """Train, and say where the results are."""
     with command_line.user_errors():
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
         from dfpo_jax.training import distributed
         from dfpo_jax.training.config import parse_config
         from dfpo_jax.training.loop import train

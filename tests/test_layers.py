@@ -54,7 +54,7 @@ algorithms.policy
 algorithms.critic algorithms.flow_critic
 algorithms.ppo algorithms.dfpo algorithms.grpo algorithms.sft
 algorithms
-training.sources
+training.sources training.config_keys
 training.config training.config_diff
 training.json_lines training.command_line
 training.optim training.metrics

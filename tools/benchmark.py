@@ -18,13 +18,14 @@ import jax
 import numpy as np
 from _benchmark import language_model
 from _benchmark.timing import alternate
-from absl import app, flags, logging
+from absl import flags, logging
 
 from dfpo_jax.algorithms import ALGORITHMS, CriticConfig, DFPOConfig, PPOConfig
 from dfpo_jax.models import value_flow
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import create_mesh
+from dfpo_jax.training import command_line
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.config import OptimizerConfig
 from dfpo_jax.training.learner import Learner, Schedule
@@ -204,12 +205,12 @@ BENCHMARKS = {
 }
 
 
-def main(_):
+def main():
     """Run the chosen benchmarks and print a line each."""
     logging.set_verbosity(logging.WARNING)
-    unknown = sorted(set(_ONLY.value) - set(BENCHMARKS))
-    if unknown:
-        raise app.UsageError(f"--only={unknown[0]}: there are {', '.join(BENCHMARKS)}")
+    with command_line.user_errors():
+        for name in sorted(set(_ONLY.value) - set(BENCHMARKS)):
+            raise ValueError(f"--only={name}: there are {', '.join(BENCHMARKS)}")
     rows = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     for name, benchmark in BENCHMARKS.items():
         if _ONLY.value and name not in _ONLY.value:
@@ -222,4 +223,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

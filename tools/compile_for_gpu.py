@@ -74,4 +74,4 @@ if __name__ == "__main__":
 
     report.define_flags()
     flags.DEFINE_string("gpu", "h100", "Chip, or chip and number: l4, a100, h100, h200:8.")
-    command_line.run(lambda argv: report.main(argv, target, "cudnn"))
+    command_line.run(lambda: report.main(target, "cudnn"))

@@ -62,4 +62,4 @@ if __name__ == "__main__":
     report.define_flags()
     flags.DEFINE_string("topology", None, "Chip and sizes, such as v5p:4x4x4 or v6e:2x4.")
     flags.mark_flag_as_required("topology")
-    command_line.run(lambda argv: report.main(argv, target, "pallas_tpu"))
+    command_line.run(lambda: report.main(target, "pallas_tpu"))

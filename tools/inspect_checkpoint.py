@@ -58,9 +58,8 @@ def _bytes(size: float) -> str:
     raise AssertionError
 
 
-def main(argv):
+def main():
     """Print both lists."""
-    del argv
     logging.set_verbosity(logging.ERROR)
     with command_line.user_errors():
         if not (Path(FLAGS.workdir) / "checkpoints").is_dir():

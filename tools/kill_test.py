@@ -17,8 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
+from dfpo_jax.training import command_line
 from dfpo_jax.training.metrics import read_metrics
 
 FLAGS = flags.FLAGS
@@ -124,9 +125,8 @@ def differences(whole: Path, killed: Path) -> list[str]:
     return found
 
 
-def main(argv):
+def main(overrides: list[str]):
     """Run both, compare, report."""
-    overrides = argv[1:]
     directory = Path(FLAGS.workdir).absolute()
     whole, killed = directory / "whole", directory / "killed"
     directory.mkdir(parents=True, exist_ok=True)
@@ -147,4 +147,6 @@ def main(argv):
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main, flags_parser=lambda argv: flags.FLAGS(argv, known_only=True))
+    overrides = [argument for argument in sys.argv[1:] if argument.startswith("--config.")]
+    own = [argument for argument in sys.argv if argument not in overrides]
+    command_line.run(lambda: main(overrides), own)

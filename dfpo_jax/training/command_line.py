@@ -1,18 +1,33 @@
-"""What the programs in `experiments/` share: flags, and errors as one line with exit code 2."""
+"""What the programs share: flags, configuration files, and errors as one line with exit code 2."""
 
 import contextlib
+import importlib.util
+import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from dfpo_jax.training.config_keys import setting_paths, unknown_setting
+
+flags.disclaim_key_flags()  # --help shows what is defined here as the program's own
 
 
 def _fail(error: Exception) -> NoReturn:
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    text = " ".join(str(message).split())
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {_words(error)}", file=sys.stderr)
     sys.exit(2)
+
+
+def _words(error: BaseException) -> str:
+    """What an error says, in one line; ml_collections wraps errors in each other."""
+    while len(error.args) == 1 and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(message).split())
 
 
 @contextlib.contextmanager
@@ -24,14 +39,101 @@ def user_errors() -> Iterator[None]:
         _fail(error)
 
 
+def define_config() -> flags.FlagHolder:
+    """The required flag --config=FILE.py[:argument], whose settings can be overridden."""
+    words = "Configuration file, NAME.py[:argument]."
+    holder = config_flags.DEFINE_config_file("config", None, words)
+    flags.FLAGS["config"].parser = _ConfigParser()
+    flags.mark_flag_as_required("config")
+    return holder
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """Loads a configuration file, and sees that what the command line overrides is in it.
+
+    Errors are flags.Error, which absl passes on without words of its own.
+    """
+
+    def parse(self, path: str) -> ConfigDict:
+        """The file's configuration, with keys as they are.
+
+        Raises:
+          flags.Error: no such file, what the file itself raises, or an override of no setting.
+        """
+        file = path.partition(":")[0]
+        if not (os.path.isfile(file) and file.endswith(".py")):
+            raise flags.Error(f"config is {path!r}; there is no Python file {file!r}")
+        try:
+            config = _load(file, *path.split(":", 1)[1:])
+        except ValueError as error:
+            raise flags.Error(str(error)) from error
+        except Exception as error:  # a configuration file is arbitrary Python
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [f", line {x.lineno}" for x in frames if x.filename == os.path.abspath(file)]
+            where = file + "".join(lines[-1:])
+            raise flags.Error(f"{where}: {type(error).__name__}: {_words(error)}") from error
+        for name in _overrides(flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False)):
+            if not _is_there(name, config):
+                raise flags.Error(_not_there(name, file))
+        return config.lock()
+
+    def flag_type(self) -> str:
+        """For --help."""
+        return "config file"
+
+
+def _load(file: str, *argument: str) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location("config_file", file)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(*argument)
+    if not isinstance(config, ConfigDict):
+        raise TypeError(f"get_config returned {config!r}; it must be a ConfigDict")
+    return config
+
+
+def _overrides(argv: Sequence[str]) -> list[str]:
+    """Dotted names of the settings that a command line overrides."""
+    found = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in argv)
+    return [match[1] for match in found if match]
+
+
+def _is_there(name: str, config: ConfigDict) -> bool:
+    for part in name.partition("[")[0].split("."):
+        if not isinstance(config, ConfigDict) or part not in config:
+            return False
+        config = config[part]
+    return True
+
+
+def _not_there(name: str, file: str) -> str:
+    from dfpo_jax.training.config import Config  # imports JAX
+
+    if name in setting_paths(Config()):
+        return f"config.{name} is left out by {file}; only what is in it can be overridden"
+    return unknown_setting(name, Config())
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parse absl flags; whatever a configuration file or an override raises is a user error."""
+    """Parse absl flags; whatever is wrong with them is a user error."""
     try:
         return flags.FLAGS(argv)
-    except Exception as error:  # a configuration file is arbitrary Python
+    except Exception as error:  # ml_collections raises many kinds over an override
         _fail(error)
 
 
-def run(main: Callable[[Sequence[str]], Any]) -> None:
-    """`absl.app.run` with errors in flags reported by `user_errors`' rule."""
-    app.run(main, flags_parser=_parse_flags)
+def run(main: Callable[[], Any], argv: Sequence[str] | None = None) -> None:
+    """`absl.app.run` of a program that takes flags alone; wrong flags are errors by one line.
+
+    Args:
+      main: the program, without arguments.
+      argv: the command line, program name first; `sys.argv` by default.
+    """
+
+    def checked(arguments: Sequence[str]) -> Any:
+        with user_errors():
+            if len(arguments) > 1:
+                raise ValueError(f"unexpected argument {arguments[1]!r}; options start with --")
+        return main()
+
+    app.run(checked, argv=argv, flags_parser=_parse_flags)

@@ -6,7 +6,6 @@ dataclasses that the rest of the code reads.
 """
 
 import dataclasses
-import difflib
 import itertools
 import typing
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from dfpo_jax.models.value_flow import ValueFlowConfig
 from dfpo_jax.rollout.rollout import LengthPenalty
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.tasks.noise import RewardNoise
+from dfpo_jax.training.config_keys import unknown_setting
 from dfpo_jax.training.sources import TaskConfig, TokenizerConfig, WeightsConfig
 
 
@@ -313,7 +313,7 @@ def parse_config(source: Mapping[str, Any]) -> Config:
     Keys that are left out, at any depth, keep the values of `default_config`.
 
     Raises:
-      ValueError: an unknown key (the nearest valid one is named), a value of the wrong type or one
+      ValueError: an unknown key (with those it may have meant), a value of the wrong type or one
         out of range; the message starts with the key's full path.
     """
     return _parse(Config(), source, "config")
@@ -325,8 +325,8 @@ def _parse(default: Any, source: Mapping[str, Any], path: str) -> Any:
     values = {}
     for key in source:
         if key not in names:
-            near = difflib.get_close_matches(key, names, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{path}.{key} is not a setting; the nearest is {path}.{near}")
+            name = f"{path}.{key}".removeprefix("config.")
+            raise ValueError(unknown_setting(name, Config()))
         values[key] = _convert(hints[key], getattr(default, key), source[key], f"{path}.{key}")
     try:
         return dataclasses.replace(default, **values)

@@ -107,7 +107,7 @@ def test_json_holds_the_table(tmp_path, capsys):
         token_mdp.FLAGS(["token_mdp"])
     path = tmp_path / "rows.json"
     with flagsaver.flagsaver(rows="scalar,quantile", updates=2, seeds=1, json=str(path)):
-        token_mdp.main([])
+        token_mdp.main()
     lines = json.loads(path.read_text())
     printed = capsys.readouterr().out.splitlines()
     assert [line["row"] for line in lines] == ["scalar", "quantile"]

@@ -18,10 +18,15 @@ def train(*arguments):
     ("override", "named"),
     [
         ("--config.policy.gae_lambda=1.5", "gae_lambda is 1.5"),
-        ("--config.policy.gae_lamda=0.9", "gae_lam"),
+        ("--config.train.iteration=3", "is not a setting; the nearest is config.train.iterations"),
+        ("--noconfig.log.tensorbord", "config.log.tensorbord is not a setting; the nearest is"),
+        ("--config.nosuch=3", "config.nosuch is not a setting, and none has a name like it"),
+        ("--config.task.parameters.a=1", "--config.task.parameters=\"{'a': ...}\""),
         ("--config.train.prompts=many", "prompts"),
+        ("--config=configs/quickstart.py:foo", "error: configs/quickstart.py:foo: the argument"),
         ("--config.model.lora.targets=('query','mlp')", "some of query, key, value, output, gate"),
-        ("--config=configs/nowhere.py", "nowhere.py"),
+        ("--config=configs/nowhere.py", "there is no Python file 'configs/nowhere.py'"),
+        ("junk", "unexpected argument 'junk'; options start with --"),
     ],
 )
 def test_a_wrong_flag_is_one_line_and_exit_code_2(tmp_path, override, named):
@@ -30,4 +35,44 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(tmp_path, override, named):
     assert done.returncode == 2, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and named in lines[0]
-    assert not workdir.exists()
+    assert "Traceback" not in lines[0] and not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("def get_config():\n    return {}", "TypeError: get_config returned {}; it must be a"),
+        ("import nowhere", ", line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        ("def get_config():\n    raise ValueError('not\\ntoday')", "error: not today"),
+    ],
+)
+def test_what_a_configuration_file_raises_is_told(tmp_path, content, error):
+    (tmp_path / "mine.py").write_text(content)
+    done = train(f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path}")
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert error in done.stderr
+
+
+def test_a_setting_that_a_file_leaves_out_is_told_from_one_there_is_not(tmp_path):
+    content = "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict()"
+    (tmp_path / "mine.py").write_text(content)
+    done = train(f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path}", "--config.seed=1")
+    assert done.returncode == 2 and "config.seed is left out by" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "error"),
+    [
+        ("tools/inspect_checkpoint.py", ["junk", "--workdir=x"], "unexpected argument 'junk'"),
+        ("tools/benchmark.py", ["--only=junk"], "--only=junk: there are train_step,"),
+        ("tools/kill_test.py", [], "--config must have a value"),
+        ("tools/kill_test.py", ["--config=a", "--workdir=b", "c"], "unexpected argument 'c'"),
+        ("experiments/token_mdp.py", ["--rows=junk"], "'junk' does not start with one of scalar"),
+    ],
+)
+def test_every_program_tells_a_wrong_flag_in_one_line(program, arguments, error):
+    command = [sys.executable, program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and error in lines[0]

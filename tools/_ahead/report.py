@@ -19,7 +19,6 @@ from _ahead.costs import program_costs
 from _ahead.programs import PROGRAMS, Lowering
 from absl import flags
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
 from dfpo_jax.models import pretrained
 from dfpo_jax.sharding import create_mesh
@@ -32,25 +31,21 @@ PARTS = ("arguments", "temporaries", "results", "code", "resident")
 
 def define_flags() -> None:
     """Those of both tools; not at import: flags are global, and tests import this file."""
-    config_flags.DEFINE_config_file("config", None, "Configuration file, NAME.py[:argument].")
+    command_line.define_config()
     flags.DEFINE_list("programs", ["prefill", "decode", "train"], "Also: sample, prepare.")
     flags.DEFINE_string("json", None, "Also write the figures to this file.")
     flags.DEFINE_string("text", None, "Also keep the compiled programs' text in this directory.")
-    flags.mark_flag_as_required("config")
 
 
-def main(argv: list[str], target: Callable[[], tuple[Sequence, Chip]], attention: str) -> None:
+def main(target: Callable[[], tuple[Sequence, Chip]], attention: str) -> None:
     """Compiles what the flags ask for, prints, and exits with 1 where a program does not fit.
 
     Args:
-      argv: what the flags have left of the command line.
       target: gives the devices to compile for and what one of them has; raises ValueError where
         there are none.
       attention: what "auto" becomes on such a device, since it asks for this process's platform.
     """
     with command_line.user_errors():
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}; options start with --")
         devices, chip = target()
         for name in set(FLAGS.programs) - set(PROGRAMS):
             raise ValueError(f"--programs={name}: there are {', '.join(PROGRAMS)}")

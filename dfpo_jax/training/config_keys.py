@@ -1,0 +1,59 @@
+"""The dotted names of settings, and what to say about one that does not exist."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
+from typing import Any
+
+_SIBLING, _ANYWHERE, _MOST = 0.7, 0.8, 3
+
+
+def setting_paths(default: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the fields of a dataclass, sections and what is in them."""
+    for item in dataclasses.fields(default):
+        yield prefix + item.name
+        value = getattr(default, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from setting_paths(value, f"{prefix}{item.name}.")
+
+
+def nearest_settings(path: str, paths: list[str]) -> list[str]:
+    """At most three settings that an unknown one may have meant; none is better than a far one.
+
+    A key of the same section that is spelled alike, or else the keys of any section that have this
+    name, or one spelled much alike, the nearest path first.
+    """
+    section, _, name = path.rpartition(".")
+    by_name: dict[str, list[str]] = {}
+    for known in paths:
+        by_name.setdefault(known.rpartition(".")[2], []).append(known)
+    siblings = [known for known in by_name if (f"{section}.{known}" if section else known) in paths]
+    if found := difflib.get_close_matches(name, siblings, n=1, cutoff=_SIBLING):
+        return [f"{section}.{found[0]}" if section else found[0]]
+    if not (found := difflib.get_close_matches(name, by_name, n=1, cutoff=_ANYWHERE)):
+        return []
+    return difflib.get_close_matches(path, by_name[found[0]], n=_MOST, cutoff=0.0)
+
+
+def unknown_setting(path: str, default: Any) -> str:
+    """One sentence about a dotted name that is no setting, with what it may have meant.
+
+    Args:
+      path: the name, without "config." in front.
+      default: the dataclass of the whole configuration.
+    """
+    paths = list(setting_paths(default))
+    for section in paths:
+        if path.startswith(f"{section}.") and isinstance(attrgetter(section)(default), Mapping):
+            name = path.removeprefix(f"{section}.")
+            return (
+                f"config.{path} is not in this configuration; give the section as a whole, "
+                f"--config.{section}=\"{{'{name}': ...}}\""
+            )
+    near = [f"config.{known}" for known in nearest_settings(path, paths)]
+    if not near:
+        return f"config.{path} is not a setting, and none has a name like it"
+    if len(near) == 1:
+        return f"config.{path} is not a setting; the nearest is {near[0]}"
+    return f"config.{path} is not a setting; the nearest are {', '.join(near)}"
