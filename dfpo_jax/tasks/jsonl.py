@@ -67,7 +67,7 @@ class JsonlTask(VerifiedTask):
       reward_range: that of the verifier.
       solved_at: the reward from which a response counts as correct.
       verifier: judges responses, and counts its failures.
-      passed_over: rows of the split that were not accepted.
+      passed_over: rows of the split that were not accepted, or that repeat an earlier row's prompt.
     """
 
     def __init__(
@@ -127,11 +127,13 @@ class JsonlTask(VerifiedTask):
             items = [i for i in items if is_held_out(i.prompt, held_out_percent) == held_out]
         elif not held_out:
             items = self._less(items, build.items(_read(dataset, columns, True)))
-        self._items = items if accepts is None else [item for item in items if accepts(item)]
+        distinct = _distinct(items)
+        self._items = distinct if accepts is None else [i for i in distinct if accepts(i)]
         self.passed_over = len(items) - len(self._items)
         if self.passed_over:
-            count = (self.passed_over, len(items))
-            _LOG.warning("%s: %d of %d rows of %s passed over", self.name, *count, split)
+            counts = (self.passed_over, len(items), split, len(items) - len(distinct))
+            words = "%s: %d of %d rows of %s passed over, %d as they repeat a prompt"
+            _LOG.warning(words, self.name, *counts)
         if not self._items:
             raise ValueError(
                 f"{dataset}: no row is left for split={split!r} ({self.passed_over} passed over)"
@@ -173,6 +175,14 @@ class JsonlTask(VerifiedTask):
         return [item.payload["verifier"] for item in items]
 
 
+def _distinct(items: Sequence[Item]) -> list[Item]:
+    """The first item of each prompt."""
+    found: dict[str, Item] = {}
+    for item in items:
+        found.setdefault(item.prompt, item)
+    return list(found.values())
+
+
 def _columns(parameters: Mapping[str, Any]) -> Columns:
     names = [field.name for field in dataclasses.fields(Columns)]
     for key in parameters:
@@ -198,23 +208,22 @@ class _Builder:
         self._extract = extractor(columns.answer_extract)
 
     def items(self, entries: list[Entry]) -> list[Item]:
-        """Items with distinct prompts, in the order of the rows.
+        """An item for each row.
 
         Raises:
           ValueError: a row lacks a column or holds something else there; names its line.
         """
-        found: dict[str, Item] = {}
+        found = []
         for index, (where, row) in enumerate(entries):
             if self._columns.empty and self._field(where, row, self._columns.empty):
                 continue
-            item = self._item(where, row, index)
-            found.setdefault(item.prompt, item)
-        return list(found.values())
+            found.append(self._item(where, row, index))
+        return found
 
     def _item(self, where: str, row: Mapping[str, Any], index: int) -> Item:
         columns, answer, messages = self._columns, "", ()
         if columns.answer:
-            answer = str(self._field(where, row, columns.answer))
+            answer = self._text(where, row, columns.answer)
         if columns.choices:
             text, answer = self._choices(where, row, answer)
             row = {**row, "choices": text}
@@ -243,6 +252,9 @@ class _Builder:
             raise ValueError(f"{where} has no {name!r}; it has {', '.join(map(str, row))}")
         return row[name]
 
+    def _text(self, where: str, row: Mapping[str, Any], name: str) -> str:
+        return _text(f"{where}: column {name!r}", self._field(where, row, name))
+
     def _format(self, where: str, row: Mapping[str, Any]) -> str:
         try:
             return self._prompt.format_map(row)
@@ -255,12 +267,14 @@ class _Builder:
 
     def _choices(self, where: str, row: Mapping[str, Any], answer: str) -> tuple[str, str]:
         """Lettered choices, shuffled by a hash of them, and the letter of the right one."""
-        values = [self._field(where, row, name) for name in self._columns.choices]
-        if len(values) == 1 and isinstance(values[0], list):
-            texts = [str(value) for value in values[0]]
+        columns = self._columns.choices
+        listed = self._field(where, row, columns[0]) if len(columns) == 1 else None
+        if isinstance(listed, list):
+            texts = [_text(f"{where}: column {columns[0]!r}", value) for value in listed]
             right = _right_choice(where, texts, answer)
         else:
-            texts, right = [str(value) for value in values], str(values[0])
+            texts = [self._text(where, row, name) for name in columns]
+            right = texts[0]
         if len(texts) > len(string.ascii_uppercase) or len(set(texts)) < len(texts):
             raise ValueError(f"{where}: choices must differ and be at most 26: {texts}")
         digest = hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).digest()
@@ -268,6 +282,19 @@ class _Builder:
         letters = string.ascii_uppercase[: len(texts)]
         lines = [f"{letter}) {text}" for letter, text in zip(letters, texts, strict=True)]
         return "\n".join(lines), letters[texts.index(right)]
+
+
+def _text(where: str, value: Any) -> str:
+    """An answer or a choice as text, whole numbers without a fraction: 28.0 is "28".
+
+    Raises:
+      ValueError: there is none.
+    """
+    if value is None:
+        raise ValueError(f"{where} is null; it must hold a text or a number")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
 
 
 def _right_choice(where: str, texts: list[str], answer: str) -> str:

@@ -78,10 +78,26 @@ def test_rows_that_are_not_accepted_are_counted(file, caplog):
         JsonlTask(file, HASHES, accepts=lambda i: False)
 
 
-def test_a_prompt_that_occurs_twice_counts_once(tmp_path):
+def test_a_prompt_that_occurs_twice_counts_once(tmp_path, caplog):
     path = write(tmp_path / "twice.jsonl", [*ROWS[:3], {**ROWS[0], "answer": "#### other"}])
-    items = JsonlTask(path, HASHES, held_out_percent=0).items(10)
-    assert sorted(i.answer for i in items) == ["1", "2", "3"]
+    task = JsonlTask(path, HASHES, held_out_percent=0)
+    assert sorted(i.answer for i in task.items(10)) == ["1", "2", "3"]
+    assert task.passed_over == 1
+    assert "1 of 4 rows of train passed over, 1 as they repeat a prompt" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(28.0, "28"), (-3.0, "-3"), (0.5, "0.5"), (7, "7"), ("28.0", "28.0")]
+)
+def test_whole_numbers_have_no_fraction(tmp_path, value, text):
+    path = write(tmp_path / "numbers.jsonl", [{"question": "a", "answer": value}])
+    task = JsonlTask(path, {}, held_out_percent=0)
+    (item,) = task.items(1)
+    assert item.answer == text and task.score(item, text) == 1.0
+    choices = {"answer": "answer", "choices": ["options"]}
+    path = write(tmp_path / "choices.jsonl", [{"options": ["no", value], "answer": value}])
+    (item,) = JsonlTask(path, choices, prompt="{choices}", held_out_percent=0).items(1)
+    assert f"{item.answer}) {text}" in item.prompt.splitlines()
 
 
 def test_conversations(tmp_path):
@@ -152,6 +168,12 @@ def test_rewards_without_part_credit_and_a_failure(file):
     [
         ('{"question": "a", "answer": "b"}\n{"question": "a"', {}, "line 2 is no JSON"),
         ("[1]", {}, "line 1 is list"),
+        ('\n{"question": "a", "answer": null}', {}, "rows.jsonl, line 2: column 'answer' is null"),
+        (
+            '{"question": "a", "answer": 1, "options": ["b", null]}',
+            {"choices": ["options"]},
+            "line 1: column 'options' is null",
+        ),
         ("\n\n", {}, "has no rows"),
         ('{"question": "a"}', {}, "line 1 has no 'answer'; it has question"),
         ('\n{"answer": "a"}', {}, "line 2 has no 'question', which task.prompt names"),
