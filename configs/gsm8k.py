@@ -3,8 +3,12 @@
 python experiments/train.py --config=configs/gsm8k.py --workdir=runs/gsm8k \\
     --config.weights.source=Qwen/Qwen2.5-0.5B-Instruct
 
-Not yet run in full. Without network: --config.task.dataset=train.jsonl, and a share of its rows
-is held out.
+Not yet run in full. Without network, rows with "question" and "answer" come from a file, of which a
+share is held out, and weights from a directory:
+
+python experiments/train.py --config=configs/gsm8k.py --workdir=runs/gsm8k \\
+    --config.task.dataset=train.jsonl --config.evaluation.out_of_domain=False \\
+    --config.weights.source=DIRECTORY
 """
 
 from dfpo_jax.training.config import default_config

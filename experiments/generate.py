@@ -41,19 +41,17 @@ def define_flags() -> None:
 
 def run_of_weights(source: str, chat: bool) -> Run:
     """A run that is never trained, around published weights."""
-    section = {"chat": {"enabled": chat}}
     return build_run(
         parse_config(
             {
                 "weights": {"source": source},
                 "tokenizer": {"name": "weights"},
                 "model": {"max_positions": 512},
-                "task": section,
-                "out_of_domain": section,
+                "task": {"chat": {"enabled": chat}},
                 "train": {"prompt_length": 256, "prompts": 1, "samples": 2},
                 "sampling": {"max_new_tokens": 128},
                 "warm_start": {"batch_size": 1},
-                "evaluation": {"prompts": 1},
+                "evaluation": {"prompts": 1, "out_of_domain": False},
                 "mesh": {"fsdp": 1},
             }
         )
@@ -110,6 +108,8 @@ def main():
         states = FLAGS.states if FLAGS.workdir else ["weights"]
         run = read_run(FLAGS.workdir) if FLAGS.workdir else None
         run = run or run_of_weights(FLAGS.weights, FLAGS.chat)
+        if FLAGS.set not in run.evaluations:
+            raise ValueError(f"set is {FLAGS.set!r}; the run has {', '.join(run.evaluations)}")
         held_out = run.evaluations[FLAGS.set]
         run = dataclasses.replace(run, sampler=held_out.sampler)
         items = [Item(prompt, "") for prompt in FLAGS.prompt] or held_out.items[: FLAGS.items]

@@ -120,8 +120,9 @@ def differences(whole: Path, killed: Path) -> list[str]:
         ]
     results = [json.loads((path / "results.json").read_text()) for path in (whole, killed)]
     for name in ("in_domain", "out_of_domain"):
-        if results[0][name] != results[1][name]:
-            found.append(f"results.json, {name}: {results[0][name]}, {results[1][name]}")
+        pair = [result.get(name) for result in results]
+        if pair[0] != pair[1]:
+            found.append(f"results.json, {name}: {pair[0]}, {pair[1]}")
     return found
 
 

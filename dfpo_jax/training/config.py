@@ -154,12 +154,15 @@ class EvaluationConfig:
     Attributes:
       every: iterations between evaluations; 0 for the start and the end only.
       prompts: held-out prompts per evaluation set.
+      out_of_domain: whether the task of the section `out_of_domain` is evaluated too; False builds
+        nothing of it.
       critic_prompts: held-out prompts on which the critic is measured; 0 for none.
       critic_samples: responses per such prompt.
     """
 
     every: int = 0
     prompts: int = 256
+    out_of_domain: bool = True
     critic_prompts: int = 32
     critic_samples: int = 16
 
@@ -228,7 +231,7 @@ class Config:
       seed: of parameters, sampling and losses.
       algorithm: a key of `dfpo_jax.algorithms.ALGORITHMS`.
       task: training prompts; evaluated in-domain on its held-out split.
-      out_of_domain: a second task, only evaluated.
+      out_of_domain: a second task, only evaluated; see `EvaluationConfig.out_of_domain`.
       value_clip: PPO's, see `PPOConfig`.
     """
 

@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 # What a started run cannot change: shapes and meaning of its parameters, and its random numbers.
-FIXED = ("seed", "algorithm", "tokenizer", "weights", "model", "critic.trunk", "head")
+FIXED = (
+    "seed",
+    "algorithm",
+    "tokenizer",
+    "weights",
+    "model",
+    "critic.trunk",
+    "head",
+    "evaluation.out_of_domain",  # accuracies before and after are of the same sets
+)
 # Of those, what only says how the same function is computed.
 CHANGEABLE = ("model.dtype", "model.remat", "model.attention", "model.max_positions")
 

@@ -75,10 +75,10 @@ def write_report(
     Args:
       path: the HTML file.
       title: heading.
-      results: "in_domain" and "out_of_domain", each with the accuracy in [0, 1] "before" and
-        "after" on clean held-out items (None or NaN where not measured); "seconds",
-        "peak_memory_bytes", "config" (nested, with the section "noise" described in words if
-        there is one) and "seed".
+      results: "in_domain" and, where the run has it, "out_of_domain", each with the accuracy in
+        [0, 1] "before" and "after" on clean held-out items (None or NaN where not measured);
+        "seconds", "peak_memory_bytes", "config" (nested, with the section "noise" described in
+        words if there is one) and "seed".
       rows: metrics by iteration; keys may be missing and values NaN.
       examples: the first 12 are shown.
       snapshot: up to 4 of its prompts are shown, spread evenly from the lowest to the highest mean
@@ -130,6 +130,8 @@ def _headline(results: Mapping[str, Any]) -> str:
     before, after = main["before"], main["after"]
     lines = []
     for key, name in _SETS.items():
+        if key not in results:
+            continue
         pair = results[key]["before"], results[key]["after"]
         cells = [_percent(pair[0]), _percent(pair[1]), f"<b>{_difference(*pair)}</b>"]
         cells = "".join(f"<td>{cell}</td>" for cell in cells)

@@ -102,7 +102,9 @@ def build_run(config: Config, training: bool = True) -> Run:
     sampler = Sampler(
         model, tokenizer, length, config.sampling, mesh, ends, chat, shorten, stop, buckets
     )
-    tasks = {"in_domain": config.task, "out_of_domain": config.out_of_domain}
+    tasks = {"in_domain": config.task}
+    if config.evaluation.out_of_domain:
+        tasks["out_of_domain"] = config.out_of_domain
     evaluations = {}
     for name, section in tasks.items():
         evaluations[name] = _evaluation_set(section, config, sampler)

@@ -13,6 +13,7 @@ import pytest
 
 from dfpo_jax import memory
 from dfpo_jax.training.config import default_config, parse_config
+from dfpo_jax.training.config_diff import changed_settings
 from dfpo_jax.training.json_lines import read_rows
 from dfpo_jax.training.loop import train, update_value_units
 from dfpo_jax.training.metrics import read_metrics
@@ -87,6 +88,19 @@ def test_a_run_leaves_results_report_metrics_and_checkpoints(finished):
         assert (row["clean_reward"] == 1.0) == (row["response"] == row["answer"])
         assert row["prompt"].endswith("=") and 0 < row["tokens"] <= 3
     assert (workdir / "checkpoints" / "4").is_dir()
+
+
+def test_a_run_may_have_one_evaluation_set(tmp_path):
+    config = tiny(iterations=1)
+    config.out_of_domain.preset = "math500"  # on the hub, which nothing asks
+    config.evaluation.out_of_domain = False
+    results = run_in(tmp_path, config)
+    assert "in_domain" in results and "out_of_domain" not in results
+    assert not [key for row in read_metrics(tmp_path) for key in row if "out_of_domain" in key]
+    assert "Out-of-domain" not in (tmp_path / "report.html").read_text()
+    config.evaluation.out_of_domain = True
+    with pytest.raises(ValueError, match="cannot change config.evaluation.out_of_domain"):
+        changed_settings(results["config"], dataclasses.asdict(parse_config(config)))
 
 
 def test_the_same_seed_gives_identical_metrics(finished, tmp_path):

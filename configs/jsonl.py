@@ -1,0 +1,48 @@
+"""Your own questions and answers from a JSONL file, by any published chat model: start here.
+
+python experiments/train.py --config=configs/jsonl.py --workdir=runs/mine \\
+    --config.task.dataset=train.jsonl --config.weights.source=Qwen/Qwen2.5-0.5B-Instruct
+
+A line is an object such as {"question": "2 + 3?", "answer": "5"}. A share of the rows is held out;
+--config.task.parameters.held_out=test.jsonl takes another file instead. Columns, prompt and
+verifier are settings like any other:
+
+python experiments/train.py --config=configs/jsonl.py --workdir=runs/mine \\
+    --config.task.dataset=train.jsonl --config.task.parameters.answer=target \\
+    --config.task.prompt="{problem} End with the number." \\
+    --config.task.verifier.name=number --config.task.verifier.extract=last_number
+
+--config.task.parameters.messages=COLUMN reads conversations. `tasks/jsonl.py` explains the columns,
+`tasks/verifiers.py` the verifiers; a data set on the hub may take the place of the file. Nothing is
+evaluated out of domain. Sizes suit a model of half a billion parameters; not yet run in full.
+"""
+
+import dataclasses
+
+from dfpo_jax.tasks.jsonl import Columns
+from dfpo_jax.training.config import default_config
+
+
+def get_config(arg=None):
+    """The run; it takes no argument."""
+    if arg is not None:
+        raise ValueError(f"configs/jsonl.py:{arg}: there is no argument")
+    config = default_config()
+    config.weights.source = "Qwen/Qwen2.5-0.5B-Instruct"
+    config.tokenizer.name = "weights"
+    config.model.update(dtype="bfloat16", remat="full", max_positions=1024)
+    config.task.update(name="jsonl", dataset="train.jsonl", overlong="skip")
+    config.task.parameters = dataclasses.asdict(Columns())
+    config.task.verifier.update(name="normalised", extract="none")
+    config.task.chat.enabled = True
+    config.train.update(
+        iterations=200, prompts=64, samples=8, prompt_length=256, minibatches=4, microbatches=4
+    )
+    config.train.prompt_buckets = (128, 192)
+    config.sampling.max_new_tokens = 512
+    config.policy_optimizer.update(learning_rate=1e-6, warmup_steps=10)
+    config.critic.update(trunk="detached", warmup=5)
+    config.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
+    config.evaluation.update(every=20, out_of_domain=False)
+    config.checkpoint.every = 20
+    return config

@@ -1,0 +1,77 @@
+"""The commands in the docstrings of configs/: they parse, and those for a file need no network."""
+
+import ast
+import json
+import pathlib
+import shlex
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+from pretrained_models import save_tiny
+
+from dfpo_jax.training.config import parse_config
+from dfpo_jax.training.run import build_run
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROGRAM = "python experiments/train.py "
+
+
+def commands():
+    """Every training command of a docstring, as a list of words."""
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        lines = ast.get_docstring(ast.parse(path.read_text())).replace("\\\n", " ").splitlines()
+        found = [shlex.split(line)[2:] for line in lines if line.startswith(PROGRAM)]
+        assert found, f"{path.name} has no command"
+        yield from found
+
+
+COMMANDS = list(commands())
+
+
+def configuration(words, monkeypatch):
+    """What the command line would read, as train.py reads it."""
+    monkeypatch.chdir(ROOT)
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
+    assert values(["train.py", *words]) == ["train.py"]
+    return parse_config(values.config)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_it_parses(words, monkeypatch):
+    configuration(words, monkeypatch)
+
+
+def test_columns_of_a_file_are_settings_like_others(monkeypatch):
+    columns = {"messages": "talk", "choices": "('a', 'b')", "verifiers": "{'x': 'exact'}"}
+    words = [f"--config.task.parameters.{key}={value}" for key, value in columns.items()]
+    found = configuration(["--config=configs/jsonl.py", *words], monkeypatch).task.parameters
+    assert (found["messages"], found["choices"]) == ("talk", ("a", "b"))
+    assert found["verifiers"] == {"x": "exact"} and found["answer"] == "answer"
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("files")
+    save_tiny(directory / "model", max_positions=1024)
+    columns = ("question", "problem", "answer", "target")
+    rows = [[f"What is {i} + 1?"] * 2 + [f"#### {i + 1}.0", i + 1.0] for i in range(40)]
+    lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in rows]
+    (directory / "train.jsonl").write_text("\n".join(lines))
+    return directory
+
+
+@pytest.mark.parametrize(
+    "words", [w for w in COMMANDS if any("train.jsonl" in x for x in w)], ids=" ".join
+)
+def test_a_file_and_a_directory_of_weights_are_enough(words, directory, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = [word.replace("train.jsonl", str(directory / "train.jsonl")) for word in words]
+    words += [f"--config.weights.source={directory / 'model'}", "--config.mesh.fsdp=1"]
+    run = build_run(configuration(words, monkeypatch))
+    assert list(run.evaluations) == ["in_domain"]
+    (item, *others), task = run.evaluations["in_domain"].items, run.train_task
+    assert len(others) < 20 and item.prompt.startswith("What is ")
+    assert [task.score(item, text) for text in (item.answer, "none")] == [1.0, 0.0]
