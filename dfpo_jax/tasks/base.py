@@ -49,6 +49,11 @@ class Verdict(NamedTuple):
 class Task(abc.ABC):
     """A source of prompts and the verifier that rewards responses.
 
+    `TaskConfig.build` makes one for each split, with keywords alone: those of the section `task`,
+    dataset, parameters, prompt, held_out_percent, solved_at, partial_credit, seed and verifier;
+    split, one of `SPLITS`; and accepts, None or a function of an item that is False for those to
+    leave out. A subclass sets `name` and `reward_range`, and `solved_at` where it is not 1.
+
     Attributes:
       name: short name for logs and reports.
       reward_range: (lowest, highest) reward of `score`, or None where it is unbounded.

@@ -61,6 +61,7 @@ class JsonlTask(VerifiedTask):
 
     A held-out split is a file or split of its own, whose prompts are then removed from training, or
     a share of the rows by a hash of their prompt. Of rows with one prompt, the first counts.
+    Verifiers of one's own get the payload {"row": the row, "verifier": their name}.
 
     Attributes:
       name: name of the file or data set.

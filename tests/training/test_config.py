@@ -1,6 +1,8 @@
 """The door from `ConfigDict` to dataclasses: round trips, and errors that name the key."""
 
 import dataclasses
+import inspect
+import re
 
 import ml_collections
 import pytest
@@ -8,7 +10,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from dfpo_jax.algorithms import DFPOConfig, PPOConfig
+from dfpo_jax.chat import ChatConfig
 from dfpo_jax.models import LoraConfig, TransformerConfig
+from dfpo_jax.tasks import TASKS, JsonlTask, ReasoningGymTask, Task
 from dfpo_jax.training.config import (
     Config,
     EvaluationConfig,
@@ -223,6 +227,21 @@ def test_the_task_is_built_from_its_section():
     assert task.batch(0, 4) == again.batch(0, 4)
     with pytest.raises(ValueError, match="chain_sum"):
         TaskConfig(dataset="chain_summ").build("train")
+
+
+class Recorder:
+    def __init__(self, **keywords):
+        self.keywords = keywords
+
+
+def test_a_task_is_built_with_the_keywords_its_docstring_lists(monkeypatch):
+    monkeypatch.setitem(TASKS, "jsonl", Recorder)
+    keywords = TaskConfig(name="jsonl", chat=ChatConfig(True), stop="x").build("train").keywords
+    listed = re.search("keywords alone:(.*?)leave out", Task.__doc__, re.DOTALL)[1]
+    assert len(keywords) == 10
+    assert all(re.search(rf"\b{name}\b", listed) for name in keywords)
+    for kind in (JsonlTask, ReasoningGymTask):
+        assert set(inspect.signature(kind).parameters) == set(keywords)
 
 
 def _paths(node, prefix=""):
