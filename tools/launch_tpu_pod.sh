@@ -2,8 +2,11 @@
 # Starts a configuration on every host of a Cloud TPU slice.
 #
 #   tools/launch_tpu_pod.sh --name=NAME --zone=ZONE --project=PROJECT \
-#     --config=configs/qwen3_8b_math_v5p64.py --workdir=/mnt/RUNS/NAME [--mode=ssh|xpk] [--dry-run]
+#     --config=configs/qwen3_8b_math_v5p64.py --workdir=/mnt/RUNS/NAME [--config.KEY=VALUE ...] \
+#     [--resume] [--extras=tpu,data,math] [--mode=ssh|xpk] [--dry-run]
 #
+# --config.KEY=VALUE and --resume go to experiments/train.py as they are; --extras (default tpu) are
+# the extras of the package that hosts install: data for data sets on the hub, math for math_verify.
 # --mode=ssh (default): NAME is a TPU VM. The repository is copied to every host, installed in a
 #   virtual environment there, and training starts in the background; its output goes to
 #   dfpo_jax.log in the home directory of each host.
@@ -20,7 +23,7 @@ usage() {
 }
 
 name="" zone="" project="" config="" workdir="" mode="ssh" tpu_type="" base_image="python:3.12"
-dry_run=false
+extras="tpu" dry_run=false passed=()
 for argument in "$@"; do
   value="${argument#*=}"
   case "$argument" in
@@ -32,6 +35,8 @@ for argument in "$@"; do
     --mode=*) mode="$value" ;;
     --tpu-type=*) tpu_type="$value" ;;
     --base-image=*) base_image="$value" ;;
+    --extras=*) extras="$value" ;;
+    --resume | --config.*=* | --noconfig.*) passed+=("$argument") ;;
     --dry-run) dry_run=true ;;
     *)
       echo "error: unknown argument $argument" >&2
@@ -40,7 +45,7 @@ for argument in "$@"; do
   esac
 done
 
-required=(name zone project config workdir)
+required=(name zone project config workdir extras)
 if [[ "$mode" == "xpk" ]]; then
   required+=(tpu_type)
 elif [[ "$mode" != "ssh" ]]; then
@@ -77,6 +82,9 @@ run() {
 }
 
 train="experiments/train.py --config=$(quote "$config") --workdir=$(quote "$workdir")"
+for argument in ${passed[@]+"${passed[@]}"}; do  # bash 3 has no empty arrays
+  train+=" $(quote "$argument")"
+done
 
 if [[ "$mode" == "ssh" ]]; then
   where=(--zone="$zone" --project="$project" --worker=all)
@@ -84,7 +92,7 @@ if [[ "$mode" == "ssh" ]]; then
   run tar --exclude=.git --exclude=runs -czf "/tmp/$archive" -C "$root" .
   run gcloud compute tpus tpu-vm scp "/tmp/$archive" "$name:$archive" "${where[@]}"
   install="mkdir -p dfpo_jax && tar -xzf $(quote "$archive") -C dfpo_jax"
-  install+=" && python3 -m venv venv && venv/bin/pip install --quiet './dfpo_jax[tpu]'"
+  install+=" && python3 -m venv venv && venv/bin/pip install --quiet $(quote "./dfpo_jax[$extras]")"
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="$install"
   start="cd dfpo_jax && DFPO_MULTIHOST=1 nohup ../venv/bin/python $train > ../dfpo_jax.log 2>&1 < /dev/null &"
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="$start"
@@ -93,5 +101,5 @@ else
     --cluster="$name" --zone="$zone" --project="$project" --tpu-type="$tpu_type" \
     --workload="dfpo-$(basename "${config%%.py*}" | tr _ -)" \
     --base-docker-image="$base_image" --script-dir="$root" \
-    --command="pip install --quiet '.[tpu]' && DFPO_MULTIHOST=1 python $train"
+    --command="pip install --quiet $(quote ".[$extras]") && DFPO_MULTIHOST=1 python $train"
 fi

@@ -32,11 +32,22 @@ def test_every_host_gets_the_code_and_starts_training():
         assert {"--zone=us-east5-a", "--project=mine", "--worker=all"} <= set(command)
     assert copy[5] == pack[pack.index("-czf") + 1] and copy[6].startswith("pod:")
     assert install[5] == start[5] == "pod"
-    assert "pip install" in install[-1] and "dfpo_jax[tpu]" in install[-1]
+    assert "pip install" in install[-1] and "./dfpo_jax[tpu]" in shlex.split(install[-1])
     remote = shlex.split(start[-1].removeprefix("--command="))
     assert "experiments/train.py" in remote and "DFPO_MULTIHOST=1" in remote
     assert "--config=configs/quickstart.py:heavy_tail" in remote
     assert "--workdir=/mnt/shared/a run" in remote  # one word on the host too
+
+
+@pytest.mark.parametrize("mode", [["--mode=ssh"], ["--mode=xpk", "--tpu-type=v5p-128"]])
+def test_overrides_extras_and_resume_reach_every_host(mode):
+    overrides = ["--config.task.prompt=Say {x}; 'now'", "--noconfig.log.tensorboard", "--resume"]
+    done = launch("--dry-run", *overrides, "--extras=tpu,data,math", *mode)
+    assert done.returncode == 0, done.stderr
+    words = [shlex.split(line)[-1] for line in done.stdout.splitlines()]
+    assert shlex.split(words[-1].removeprefix("--command=").split(" > ")[0])[-3:] == overrides
+    install = shlex.split(next(word for word in words if "pip install" in word))
+    assert any(word.endswith("[tpu,data,math]") for word in install)
 
 
 def test_xpk_makes_one_workload():
@@ -63,6 +74,8 @@ def test_a_missing_argument_gives_the_usage(missing):
         (["--mode=xpk"], "--tpu-type is missing"),
         (["--mode=slurm"], "--mode=slurm; it must be ssh or xpk"),
         (["--nmae=pod"], "unknown argument --nmae=pod"),
+        (["--config.seed"], "unknown argument --config.seed"),
+        (["--extras="], "--extras is missing"),
     ],
 )
 def test_a_wrong_argument_is_named(extra, named):
