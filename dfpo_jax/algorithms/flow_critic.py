@@ -18,6 +18,13 @@ from dfpo_jax.types import Array
 INFERENCE = ("one_step", "ode")
 TARGET_MODES = ("mixture", "average")
 RISK_TARGETS = ("flow", "returns")
+RISK_WEIGHTS = (
+    "cvar_weight",
+    "upper_gain_weight",
+    "mean_shift_weight",
+    "tail_shape_weight",
+    "tail_curvature_weight",
+)
 
 
 @dataclass(frozen=True)
@@ -107,9 +114,7 @@ class FlowCriticConfig:
     @property
     def uses_risk(self) -> bool:
         """Whether any conditional-risk or tail term has a weight."""
-        return self.cvar_weight + self.upper_gain_weight + self.mean_shift_weight > 0 or (
-            self.tail_shape_weight + self.tail_curvature_weight > 0
-        )
+        return any(getattr(self, name) > 0 for name in RISK_WEIGHTS)
 
 
 def _instantaneous(velocity):

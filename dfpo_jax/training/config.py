@@ -23,6 +23,7 @@ from dfpo_jax.algorithms import (
 )
 from dfpo_jax.algorithms.base import check_choice, check_interval
 from dfpo_jax.algorithms.dfpo import RiskConfig
+from dfpo_jax.algorithms.flow_critic import RISK_WEIGHTS
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.models.value_flow import ValueFlowConfig
 from dfpo_jax.rollout.rollout import LengthPenalty
@@ -287,12 +288,35 @@ class Config:
                 "policy.recompute_log_probs is False; with top_k or top_p the sampler's "
                 "log-probabilities belong to a truncated distribution, so it must be True"
             )
+        self._refuse_what_has_no_effect()
+        self.algorithm_config()
+
+    def _refuse_what_has_no_effect(self) -> None:
+        algorithm = f"algorithm {self.algorithm!r}"
         if self.value_clip > 0.0 and self.algorithm != "ppo":
             raise ValueError(
-                f"value_clip is {self.value_clip} and algorithm {self.algorithm!r}; only ppo clips "
-                "values, so it must be 0.0"
+                f"value_clip is {self.value_clip} and {algorithm}; only ppo clips values, so it "
+                "must be 0.0"
             )
-        self.algorithm_config()
+        if self.policy.importance_cap > 0.0 and not self.policy.recompute_log_probs:
+            raise ValueError(
+                f"policy.importance_cap is {self.policy.importance_cap} and recompute_log_probs "
+                "False; without log-probabilities of the trainer there is no ratio to cap, so it "
+                "must be 0.0"
+            )
+        weights = {name: getattr(self.flow, name) for name in RISK_WEIGHTS}
+        for name, weight in weights.items():
+            if weight > 0.0 and self.algorithm != "dfpo":
+                raise ValueError(
+                    f"flow.{name} is {weight} and {algorithm}; only dfpo's critic is a flow, so it "
+                    "must be 0.0"
+                )
+        reader = "advantage 'rank'" if self.policy.advantage == "rank" else algorithm
+        if self.risk.measure != "mean" and reader != "algorithm 'dfpo'":
+            raise ValueError(
+                f"risk.measure is {self.risk.measure!r} and {reader}, which reads no risk measure; "
+                "it must be 'mean'"
+            )
 
     def algorithm_config(self) -> Any:
         """The settings of the chosen algorithm."""

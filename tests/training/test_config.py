@@ -169,6 +169,23 @@ def test_integers_stand_for_floats():
             "config.policy.advantage is 'rank'; PPO's scalar critic allows gae",
         ),
         ({"algorithm": "ppo", "value_clip": -1.0}, "config.value_clip is -1.0"),
+        ({"value_clip": 0.2}, "config.value_clip is 0.2 and algorithm 'dfpo'; only ppo clips"),
+        (
+            {"policy": {"importance_cap": 2.0, "recompute_log_probs": False}},
+            "config.policy.importance_cap is 2.0 and recompute_log_probs False; ",
+        ),
+        (
+            {"algorithm": "ppo", "risk": {"measure": "cvar"}},
+            "config.risk.measure is 'cvar' and algorithm 'ppo', which reads no risk measure; it",
+        ),
+        (
+            {"algorithm": "grpo", "flow": {"tail_shape_weight": 0.1}},
+            "config.flow.tail_shape_weight is 0.1 and algorithm 'grpo'; only dfpo's critic",
+        ),
+        (
+            {"policy": {"advantage": "rank"}, "risk": {"measure": "wang"}},
+            "config.risk.measure is 'wang' and advantage 'rank', which reads no risk measure",
+        ),
         ({"sampling": {"temperature": 0.0}}, "config.sampling.temperature is 0.0"),
         (
             {"sampling": {"top_k": 5}, "policy": {"recompute_log_probs": False}},
@@ -192,6 +209,14 @@ def test_values_out_of_range_name_the_path(source, message):
     with pytest.raises(ValueError) as error:
         parse_config(source)
     assert message in str(error.value)
+
+
+def test_settings_that_have_an_effect_are_allowed():
+    parse_config({"policy": {"importance_cap": 2.0}})
+    parse_config({"risk": {"measure": "cvar"}, "flow": {"cvar_weight": 0.1}})
+    parse_config({"policy": {"advantage": "sigma"}, "risk": {"measure": "wang"}})
+    parse_config({"policy": {"advantage": "rank"}, "flow": {"cvar_weight": 0.1}})
+    parse_config({"algorithm": "ppo", "flow": {"dcfm_weight": 0.0}})  # as configs for dfpo have it
 
 
 def test_a_limit_that_is_just_met_is_allowed():
