@@ -97,6 +97,7 @@ def test_losses_equal_loops_over_tokens(monkeypatch):
         return drawn
 
     monkeypatch.setattr(flow_critic, "_draw", draw)
+    # A function of its own, so that no other test finds this program.
     terms = jax.jit(lambda *inputs: this.algorithm.loss(*inputs))(
         this.moved, this.batch, this.context, KEY
     )
