@@ -1,14 +1,17 @@
 """Verifiers in child processes that are killed when they take too long."""
 
+import collections
 import concurrent.futures
 import functools
+import json
 import os
 import pathlib
 import pickle
-import queue
 import select
+import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -16,6 +19,7 @@ from typing import Any
 
 _WORKER = pathlib.Path(__file__).with_name("verifier_worker.py")
 _START_SECONDS = 120.0  # imports on a busy machine
+_CHUNK = 16  # most requests that a process gets at a time
 
 
 class _Child:
@@ -24,75 +28,98 @@ class _Child:
     def __init__(self, name: str, memory: int):
         self._name, self._memory, self._process = name, memory, None
 
-    def start(self) -> None:
-        """Start the process, unless it runs.
+    def start(self, settings: bytes) -> None:
+        """Start the process and load the verifier, unless both is done.
 
         Raises:
-          ValueError: the verifier cannot be imported.
+          ValueError: the process cannot be started, or the verifier cannot be loaded.
         """
-        if self._process is not None and self._process.poll() is None:
+        if self._process is None or self._process.poll() is not None:
+            self.kill()  # what a process that ended left behind
+            try:
+                self._spawn()
+            except OSError as error:
+                raise ValueError(f"verifier {self._name!r} cannot be started: {error}") from error
+        if settings in self._loaded:
             return
+        self._send(0.0, settings, [])
+        status, value = self._receive(_START_SECONDS)
+        if status != "ready":
+            self.kill()
+            raise ValueError(f"verifier {self._name!r} cannot be loaded: {value}")
+        self._loaded.add(settings)
+
+    def _spawn(self) -> None:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        # One thread each: the processes run side by side, and stacks count as address space.
+        environment = {"OPENBLAS_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path}
         self._process = subprocess.Popen(
             # -P: the script's own directory holds modules named as packages are.
             [sys.executable, "-P", str(_WORKER), self._name, str(self._memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": path},
+            env=environment,
             start_new_session=True,
         )
-        status, value = self._receive(_START_SECONDS)
-        if status != "ready":
-            self.kill()
-            raise ValueError(f"verifier {self._name!r} cannot be loaded: {value}")
+        self._poll = select.poll()  # select.select takes no file descriptor above 1023
+        self._poll.register(self._process.stdout, select.POLLIN)
+        self._received, self._loaded = b"", set()
 
-    def ask(self, request: tuple, seconds: float) -> tuple[str, Any]:
-        """("ok", reward), ("error", message) or ("timeout", message)."""
-        self.start()
-        try:
-            pickle.dump((*request, seconds), self._process.stdin)
-            self._process.stdin.flush()
+    def ask(self, requests: Sequence[bytes], seconds: float, settings: bytes) -> list[tuple]:
+        """Answers up to the first that took the process's life; it was started before."""
+        self._send(seconds, settings, requests)
+        answers = []
+        for _ in requests:
             status, value = self._receive(seconds)
-        except OSError as error:
-            status, value = "died", str(error)
-        if status in ("timeout", "died"):
-            self.kill()
-        return ("error" if status == "died" else status), value
+            answers.append(("error" if status == "died" else status, value))
+            if status in ("timeout", "died"):
+                self.kill()
+                break
+        return answers
+
+    def _send(self, *message: Any) -> None:
+        try:
+            pickle.dump(message, self._process.stdin)
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it is dead, as `_receive` will find
 
     def _receive(self, seconds: float) -> tuple[str, Any]:
         """The next message; reads until it is whole or the time is over."""
-        deadline, received = time.monotonic() + seconds, b""
-        while True:
-            left = max(deadline - time.monotonic(), 0.0)
-            if not select.select([self._process.stdout], [], [], left)[0]:
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._received:
+            if not self._poll.poll(1000.0 * max(deadline - time.monotonic(), 0.0)):
                 return "timeout", f"no verdict within {seconds} s"
             part = os.read(self._process.stdout.fileno(), 65536)
             if not part:
-                return "died", f"its process ended with code {self._process.wait()}"
-            received += part
-            try:
-                return pickle.loads(received)
-            except (EOFError, pickle.UnpicklingError):
-                continue
+                return "died", f"its process ended with code {self.kill()}"
+            self._received += part
+        line, _, self._received = self._received.partition(b"\n")
+        status, value = json.loads(line)
+        return status, value
 
-    def kill(self) -> None:
-        """End the process, whatever it does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process.stdout.close()
-            try:
-                self._process.stdin.close()
-            except OSError:  # what was not yet sent
-                pass
-            self._process = None
+    def kill(self) -> int | None:
+        """End the process and those it started, whatever they do; returns its exit code."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # all of them have ended
+        process.stdout.close()
+        try:
+            process.stdin.close()
+        except OSError:  # what was not yet sent
+            pass
+        return process.wait()
 
 
 class Pool:
     """Processes that each run the same verifier.
 
     Args:
-      name: "math_verify" or "module:function".
+      name: "math_verify", "reasoning_gym" or "module:function".
       workers: number of processes, >= 1.
       memory: bytes of address space a process may take, 0 for no limit.
     """
@@ -100,39 +127,68 @@ class Pool:
     def __init__(self, name: str, workers: int, memory: int = 0):
         """Starts nothing yet."""
         self._children = [_Child(name, memory) for _ in range(workers)]
-        self._idle: queue.Queue[_Child] = queue.Queue()
-        for child in self._children:
-            self._idle.put(child)
         self._threads = concurrent.futures.ThreadPoolExecutor(workers)
+        self._lock = threading.Lock()
         weakref.finalize(self, _kill_all, self._children)  # at exit, too
 
-    def check(self) -> None:
+    def check(self, settings: bytes = b"") -> None:
         """Start one process.
 
-        Raises:
-          ValueError: the verifier cannot be imported.
-        """
-        self._children[0].start()
+        Args:
+          settings: the data set of "reasoning_gym": its pickled name and parameters.
 
-    def run(self, requests: Sequence[tuple], seconds: float) -> list[tuple[str, Any]]:
+        Raises:
+          ValueError: the process cannot be started, or the verifier cannot be loaded.
+        """
+        with self._lock:
+            self._children[0].start(settings)
+
+    def run(
+        self, requests: Sequence[tuple], seconds: float, settings: bytes = b""
+    ) -> list[tuple[str, Any]]:
         """("ok", reward), ("error", message) or ("timeout", message) for each request.
+
+        A process that cannot be started leaves the requests to the others; what no process takes
+        is an error. The next call tries again.
 
         Args:
           requests: (response, answer, payload) each; the payload can be pickled.
           seconds: wall time for each.
-
-        Raises:
-          ValueError: the verifier cannot be imported.
+          settings: as for `check`.
         """
+        pickled = [pickle.dumps(request) for request in requests]
+        # Chunks so small that every process has work to the end.
+        size = min(max(len(pickled) // (4 * len(self._children)), 1), _CHUNK)
+        rows = range(len(pickled))
+        chunks = collections.deque(rows[first : first + size] for first in rows[::size])
+        results: list[tuple[str, Any] | None] = [None] * len(pickled)
 
-        def one(request):
-            child = self._idle.get()
+        def serve(child: _Child) -> str:
+            """Answer chunks while there are any; says why if the process cannot be started."""
+            while chunks:
+                try:
+                    child.start(settings)
+                    chunk = chunks.popleft()
+                except ValueError as error:
+                    return str(error)
+                except IndexError:  # another one took the last
+                    break
+                answers = child.ask([pickled[row] for row in chunk], seconds, settings)
+                for row, answer in zip(chunk, answers, strict=False):
+                    results[row] = answer
+                if len(answers) < len(chunk):
+                    chunks.appendleft(chunk[len(answers) :])
+            return ""
+
+        said = [""]
+        with self._lock:
             try:
-                return child.ask(request, seconds)
+                # Again where one could not be started after the others had taken the last chunk.
+                while chunks and not all(said):
+                    said = list(self._threads.map(serve, self._children))
             finally:
-                self._idle.put(child)
-
-        return list(self._threads.map(one, requests))
+                chunks.clear()  # where the run is interrupted
+        return [result or ("error", max(said)) for result in results]
 
 
 def _kill_all(children: list[_Child]) -> None:

@@ -1,10 +1,16 @@
 """The process that runs one verifier; started by `verifier_pool`, killed when it takes too long.
 
-Run as a script: it imports nothing of the package. Requests and answers are pickles, one after
-another, on standard input and output; what the verifier prints goes to standard error.
+Run as a script: it imports nothing of the package. It bounds the time and the memory that model
+text may cost and survives what that text raises, but is no sandbox: some verifiers evaluate it. The
+environment is the parent's, PYTHONHASHSEED included.
+
+Requests are pickles on standard input, (seconds, settings, [pickled (response, answer, payload)]);
+each is answered with a line of JSON on standard output, after one that says whether settings that
+are new could be loaded. The verifier itself reads nothing and prints to standard error.
 """
 
 import importlib
+import json
 import os
 import pickle
 import resource
@@ -33,8 +39,24 @@ def _delimited(text):
     return text if "\\boxed" in text or "$" in text else f"\\boxed{{{text}}}"
 
 
-def load(name):
-    """A function above, or the one that "module:function" names."""
+def reasoning_gym(settings):
+    """The verifier of a data set: a function (response, answer, entry) -> score.
+
+    Args:
+      settings: pickled (name, parameters) of the data set.
+    """
+    from reasoning_gym import create_dataset
+
+    name, parameters = pickle.loads(settings)
+    # Scores depend on the parameters, but on no entry that a data set makes beforehand.
+    dataset = create_dataset(name, **(parameters | {"size": 1}))
+    return lambda response, answer, entry: dataset.score_answer(response.strip(), entry=entry)
+
+
+def load(name, settings):
+    """One of the functions above, or the one that "module:function" names."""
+    if name == "reasoning_gym":
+        return reasoning_gym(settings)
     if name == "math_verify":
         import logging
 
@@ -46,36 +68,47 @@ def load(name):
     return getattr(importlib.import_module(module), function)
 
 
+def judge(function, request, seconds):
+    """("ok", reward) or ("error", message)."""
+    # Ends the process even where the parent is gone and the verifier computes forever.
+    signal.setitimer(signal.ITIMER_PROF, seconds + 5.0)
+    try:
+        return "ok", float(function(*pickle.loads(request)))
+    except BaseException as error:
+        lines = traceback.format_exception_only(type(error), error)
+        return "error", "".join(lines).strip()
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+
+
 def main(name, memory):
-    """Load the verifier, say so, answer requests until the input ends."""
-    replies = os.fdopen(os.dup(1), "wb")
+    """Answer requests until the input ends."""
+    # Neither pipe is left to the verifier: exit(), for one, closes sys.stdin.
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    functions = {}
 
     def reply(*message):
-        pickle.dump(message, replies)
+        replies.write(json.dumps(message).encode() + b"\n")
         replies.flush()
 
-    try:
-        function = load(name)
-    except Exception as error:
-        return reply("broken", f"{type(error).__name__}: {error}")
-    if memory > 0:
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    reply("ready", None)
     while True:
         try:
-            response, answer, payload, seconds = pickle.load(sys.stdin.buffer)
+            seconds, settings, batch = pickle.load(requests)
         except EOFError:
-            return None
-        # Ends the process even where the parent is gone and the verifier computes forever.
-        signal.setitimer(signal.ITIMER_PROF, seconds + 5.0)
-        try:
-            reply("ok", float(function(response, answer, payload)))
-        except BaseException as error:
-            lines = traceback.format_exception_only(type(error), error)
-            reply("error", "".join(lines).strip())
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
+            return
+        if settings not in functions:
+            try:
+                functions[settings] = load(name, settings)
+            except Exception as error:
+                return reply("broken", f"{type(error).__name__}: {error}")
+            if memory > 0:
+                resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+            reply("ready", None)
+        for request in batch:
+            reply(*judge(functions[settings], request, seconds))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import resource
+import sys
 import textwrap
 import time
 
@@ -120,7 +122,10 @@ def test_bad_settings_are_named(settings, message):
 def module(tmp_path, monkeypatch):
     (tmp_path / "odd_verifiers.py").write_text(
         textwrap.dedent("""
-            import os, time
+            import os, subprocess, time
+
+            if os.path.exists(os.environ.get("ODD_VERIFIERS_REFUSE", "")):
+                raise RuntimeError("not today")
 
             def judge(response, answer, payload):
                 print("noise on standard output")
@@ -135,6 +140,10 @@ def module(tmp_path, monkeypatch):
                     bytearray(2**36)
                 if response == "pid":
                     return float(os.getpid())
+                if response == "exit":
+                    exit()
+                if response == "shell":
+                    subprocess.run(["sh", "-c", f"sleep 1; touch {payload}"])
                 return {"five": 5.0}.get(response) or float(response) + payload["plus"]
         """)
     )
@@ -153,6 +162,7 @@ def test_a_function_of_the_user_runs_in_a_process_and_its_failures_are_counted(m
         ("sleep", 0.25, "timeout"),
         ("words", 0.25, "error"),
         ("die", 0.25, "error"),
+        ("exit", 0.25, "error"),
         ("memory", 0.25, "error"),
         ("five", 0.25, "error"),  # out of range
         ("1", 2.0, "ok"),
@@ -162,9 +172,9 @@ def test_a_function_of_the_user_runs_in_a_process_and_its_failures_are_counted(m
     with caplog.at_level(logging.WARNING):
         verdicts = verifier.judge(items, [case[0] for case in cases])
     assert [(v.reward, v.status) for v in verdicts] == [case[1:] for case in cases]
-    assert (verifier.errors, verifier.timeouts) == (4, 2)
+    assert (verifier.errors, verifier.timeouts) == (5, 2)
     assert time.monotonic() - begun < 30
-    assert len(caplog.records) == 6
+    assert len(caplog.records) == 7
     assert "verifier of odd failed on response 'words'" in caplog.text
     for said in ("no verdict within 0.5 s", "code 7", "MemoryError", "reward 5.0 is outside"):
         assert said in caplog.text
@@ -178,6 +188,53 @@ def test_a_process_that_is_killed_is_gone(module):
         os.kill(int(first), 0)
     ((status, second),) = pool.run([("pid", "", None)], 5.0)
     assert status == "ok" and second != first
+
+
+def test_what_a_verifier_started_is_killed_with_it(module, tmp_path):
+    pool = Pool(module, 1)
+    assert pool.run([("shell", "", tmp_path / "survived")], 0.5)[0][0] == "timeout"
+    time.sleep(1.5)
+    assert not (tmp_path / "survived").exists()
+
+
+def test_a_process_that_cannot_be_started_again_is_an_error_and_tried_later(
+    module, tmp_path, monkeypatch
+):
+    refuse, requests = tmp_path / "refuse", [("die", "", None), *[("pid", "", None)] * 40]
+    monkeypatch.setenv("ODD_VERIFIERS_REFUSE", str(refuse))
+    one, two = Pool(module, 1), Pool(module, 2)
+    for pool in (one, two):
+        assert [status for status, _ in pool.run(requests[1:], 5.0)] == ["ok"] * 40
+    refuse.touch()
+    for pool, statuses in ((one, ["error"] * 41), (two, ["error"] + ["ok"] * 40)):
+        results = pool.run(requests, 5.0)
+        assert [status for status, _ in results] == statuses
+        assert "code 7" in results[0][1]
+    assert "cannot be loaded: RuntimeError: not today" in one.run(requests, 5.0)[-1][1]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(tmp_path / "no_python"))
+        assert "cannot be started: [Errno 2]" in one.run(requests, 5.0)[0][1]
+    refuse.unlink()
+    assert [status for status, _ in one.run(requests[1:], 5.0)] == ["ok"] * 40
+
+
+def test_a_process_with_many_open_files_can_have_verifiers(module):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert Pool(module, 1).run([("pid", "", None)], 5.0)[0][0] == "ok"
+    finally:
+        for file in opened:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_requests_are_shared_out_and_answered_in_order(module):
+    pool = Pool(module, 3)
+    requests = [(str(i), "", {"plus": 0.5}) for i in range(200)]
+    assert pool.run(requests, 5.0) == [("ok", i + 0.5) for i in range(200)]
+    assert pool.run([], 5.0) == []
 
 
 @pytest.mark.parametrize("name", ["no_such_module:f", "odd_verifiers:absent"])
