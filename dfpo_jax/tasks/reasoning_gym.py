@@ -2,11 +2,13 @@
 
 `reasoning_gym` generates entry i of a data set from its seed and i alone, so a task draws its
 prompts by drawing indices. Scores are the data set's own; many of them give a little credit
-(0.01 to 0.1) for wrong answers, and part credit for an answer that contains the right one.
+(0.01 to 0.1) for wrong answers, and part credit for an answer that contains the right one. They
+come from processes that can be killed, since some data sets evaluate the response as Python.
 """
 
 import dataclasses
 import difflib
+import pickle
 import string
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -90,10 +92,11 @@ class ReasoningGymTask(VerifiedTask):
         self.name = dataset
         self.solved_at = solved_at
         self._partial_credit = partial_credit
-        self.verifier = Verifier(verifier, dataset, self._own_score)
+        parameters = _all_parameters(dataset, parameters)
+        self._dataset = _create(dataset, parameters)
+        self.verifier = Verifier(verifier, dataset, pickle.dumps((dataset, parameters)))
         self.reward_range = (verifier.low, verifier.high)
         self._accepts = accepts
-        self._dataset = _create(dataset, dict(parameters))
         self._size = self._dataset.size
         self._prompt = prompt
         self._held_out = split == "held_out"
@@ -118,9 +121,6 @@ class ReasoningGymTask(VerifiedTask):
           ValueError: the split appears to hold fewer distinct prompts.
         """
         return self._draw(count, stream=_ITEMS, step=0, distinct=True)
-
-    def _own_score(self, response: str, item: Item) -> float:
-        return self._dataset.score_answer(response.strip(), entry=item.payload)
 
     def _draw(self, count: int, *, stream: int, step: int, distinct: bool) -> list[Item]:
         share = self._percent if self._held_out else 100 - self._percent
@@ -177,13 +177,16 @@ class ReasoningGymTask(VerifiedTask):
         next(item for item in map(self._item, range(self._size)) if item is not None)
 
 
-def _create(name: str, parameters: dict[str, Any]) -> Any:
+def _all_parameters(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     _check_choice("dataset", name, sorted(DATASETS))
     config = DATASETS[name][1]
     fields = sorted({field.name for field in dataclasses.fields(config)} - {"seed"})
-    for key in parameters:
+    for key in given:
         _check_choice("parameters key", key, fields, show=len(fields))
-    parameters = {"seed": 0, "size": _SIZES.get(name, _SIZE)} | parameters
+    return {"seed": 0, "size": _SIZES.get(name, _SIZE)} | dict(given)
+
+
+def _create(name: str, parameters: dict[str, Any]) -> Any:
     try:
         dataset = reasoning_gym.create_dataset(name, **parameters)
         dataset[0]

@@ -10,15 +10,13 @@ import logging
 import math
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dfpo_jax.tasks.base import Item, Task, Verdict
 from dfpo_jax.tasks.extraction import extractor
-from dfpo_jax.tasks.verifier_pool import shared_pool
-
-Function = Callable[[str, str, Any], float]
+from dfpo_jax.tasks.verifier_pool import Pool, shared_pool
 
 _LOG = logging.getLogger(__name__)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -114,7 +112,8 @@ class VerifierConfig:
       high: largest reward.
       on_failure: reward where the verifier fails, within [low, high].
       timeout: seconds a verdict may take; holds for verifiers in processes.
-      workers: processes that verify: those of "math_verify" and "module:function".
+      workers: processes that verify: those of "math_verify", "module:function" and the data sets
+        of reasoning_gym.
       memory_gib: address space of such a process; 0 for no limit.
     """
 
@@ -172,18 +171,14 @@ class Verifier:
     Args:
       config: settings.
       task: the task's name, for the log.
-      own: the task's own verifier (response, item) -> reward; needed where `config.name` is "".
+      own: the task's own verifier, that of a `reasoning_gym` data set: its pickled name and
+        parameters; needed where `config.name` is "".
 
     Raises:
-      ValueError: a "module:function" cannot be imported.
+      ValueError: the verifier cannot be loaded in its process.
     """
 
-    def __init__(
-        self,
-        config: VerifierConfig,
-        task: str,
-        own: Callable[[str, Item], float] | None = None,
-    ):
+    def __init__(self, config: VerifierConfig, task: str, own: bytes | None = None):
         """Starts a process to see that the verifier can be imported."""
         self.config, self.errors, self.timeouts = config, 0, 0
         self._task, self._own = task, own
@@ -200,7 +195,7 @@ class Verifier:
         if name == "" and self._own is None:
             raise ValueError(f"verifier.name is ''; {self._task} has no verifier of its own")
         if _in_processes(name):
-            self._pool(name).check()
+            self._pool(name).check(self._settings(name))
 
     def judge(
         self, items: Sequence[Item], responses: Sequence[str], names: Sequence[str] = ()
@@ -221,7 +216,8 @@ class Verifier:
             requests = [(text, items[row].answer, items[row].payload) for row, text in rows]
             if name == "math_verify" and self.config.extract != "none":
                 requests = [(f"\\boxed{{{text}}}", *rest) for text, *rest in requests]
-            results = self._pool(name).run(requests, self.config.timeout)
+            pool, settings = self._pool(name), self._settings(name)
+            results = pool.run(requests, self.config.timeout, settings)
             for (row, _), result in zip(rows, results, strict=True):
                 verdicts[row] = self._verdict(items[row], responses[row], *result)
         return verdicts
@@ -229,8 +225,6 @@ class Verifier:
     def _here(self, name: str, response: str, item: Item) -> tuple[str, Any]:
         functions = {"exact": exact, "normalised": normalised, "choice": choice}
         try:
-            if name == "":
-                return "ok", float(self._own(response, item))
             if name == "number":
                 return "ok", number(response, item.answer, self.config.tolerance)
             return "ok", functions[name](response, item.answer)
@@ -257,8 +251,12 @@ class Verifier:
             )
         return Verdict(self.config.on_failure, status)
 
-    def _pool(self, name: str):
-        return shared_pool(name, self.config.workers, int(self.config.memory_gib * 2**30))
+    def _pool(self, name: str) -> Pool:
+        memory = int(self.config.memory_gib * 2**30)
+        return shared_pool(name or "reasoning_gym", self.config.workers, memory)
+
+    def _settings(self, name: str) -> bytes:
+        return b"" if name else self._own
 
 
 class VerifiedTask(Task):
@@ -292,4 +290,4 @@ class VerifiedTask(Task):
 
 
 def _in_processes(name: str) -> bool:
-    return name == "math_verify" or ":" in name
+    return name in ("", "math_verify") or ":" in name

@@ -1,19 +1,20 @@
 """reasoning_gym tasks: splits, exact resume, scores, failing verifiers, error messages."""
 
+import decimal
 import logging
-import os
-import pathlib
-import subprocess
+import pickle
 import sys
 import time
 
 import ml_collections
 import pytest
 import reasoning_gym
+from reasoning_gym.factory import DATASETS
 
-from dfpo_jax import tasks
 from dfpo_jax.tasks import TASKS, Item, ReasoningGymTask
-from dfpo_jax.tasks.base import is_held_out
+from dfpo_jax.tasks.base import Verdict, is_held_out
+from dfpo_jax.tasks.verifier_pool import Pool
+from dfpo_jax.tasks.verifiers import VerifierConfig
 
 SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 3}
 PROMPT = "{metadata[expression]}="
@@ -53,24 +54,6 @@ def test_batch_is_a_function_of_seed_and_step():
     prompts = [item.prompt for item in used.batch(5, 32)]
     assert prompts != [item.prompt for item in used.batch(6, 32)]
     assert prompts != [item.prompt for item in sums(seed=1).batch(5, 32)]
-
-
-def test_batch_is_the_same_in_another_process():
-    code = (
-        "from dfpo_jax.tasks import ReasoningGymTask as T;"
-        f"t = T('chain_sum', {SUMS!r}, prompt={PROMPT!r}, split='held_out', seed=3);"
-        "print([i.prompt for i in t.batch(2, 5)])"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=pathlib.Path(tasks.__file__).parents[2],
-        env={**os.environ, "PYTHONHASHSEED": "12"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    expected = [item.prompt for item in sums(split="held_out", seed=3).batch(2, 5)]
-    assert out.stdout.strip() == str(expected)
 
 
 def test_evaluation_items_are_fixed_and_distinct():
@@ -163,12 +146,65 @@ def test_failing_verifier_is_counted_and_logged_once_per_item(caplog):
     assert task.verifier.errors == 3
 
 
-@pytest.mark.parametrize("value", [float("nan"), 1.5, -0.5, None])
-def test_score_outside_the_range_is_a_failing_verifier(monkeypatch, value):
-    task = sums()
-    monkeypatch.setattr(task._dataset, "score_answer", lambda answer, entry: value)
-    assert task.score(task.items(1)[0], "1") == 0.0
-    assert task.verifier.errors == 1
+def test_what_verifiers_make_of_model_text_stays_in_their_processes():
+    # The first two pass the response to eval, the third to sympy.
+    for dataset, response, status in (
+        ("binary_matrix", "__import__('sys').modules.update(judged_here=1) or [[1]]", "ok"),
+        ("n_queens", "exit()", "error"),
+        ("countdown", "9**9**9", "timeout"),
+    ):
+        task = ReasoningGymTask(dataset, {}, verifier=VerifierConfig(workers=1, timeout=3.0))
+        item = next(i for i in task.items(20) if i.answer)
+        wrong, right = task.judge([item, item], [response, item.answer])
+        assert wrong.status == status and wrong.reward < 0.1
+        assert right == Verdict(1.0)  # neither the process nor the verdict suffered
+    assert "judged_here" not in sys.modules
+
+
+def test_parameters_reach_the_verifier():
+    for places, reward in ((2, 1.0), (4, 0.0)):
+        parameters = {"min_num_decimal_places": 2, "max_num_decimal_places": places}
+        task = ReasoningGymTask("decimal_arithmetic", parameters)
+        item = task.items(1)[0]
+        assert (
+            task.score(item, str(decimal.Decimal(item.answer) + decimal.Decimal("0.01"))) == reward
+        )
+
+
+def test_every_data_set_is_judged_in_a_process_as_it_judges_itself():
+    pool, refused = Pool("reasoning_gym", 2), []
+    for name in sorted(DATASETS):
+        try:
+            parameters = {"seed": 0, "size": 3}
+            dataset = reasoning_gym.create_dataset(name, **parameters)
+        except AssertionError:
+            refused.append(name)
+            continue
+        entries = [dataset[0], dataset[2]]
+        answers = [str(entry["answer"]) for entry in entries]
+        settings = pickle.dumps((name, parameters))
+        requests = list(zip([*answers, "0 0"], [*answers, ""], [*entries, entries[0]], strict=True))
+        for (status, value), (response, _, entry) in zip(
+            pool.run(requests, 20.0, settings), requests, strict=True
+        ):
+            try:
+                expected = "ok", float(dataset.score_answer(response.strip(), entry=entry))
+            except Exception as error:
+                expected = "error", f"{type(error).__name__}: {error}"
+            assert (name, status, value) == (name, *expected)
+    assert refused == ["composite"]  # needs parameters
+
+
+def test_judging_is_quick():
+    task = ReasoningGymTask("spell_backward", {})
+    items, seconds = task.batch(0, 1024), []
+    for _ in range(6):
+        begun = time.monotonic()
+        assert {verdict.status for verdict in task.judge(items, [i.answer for i in items])} == {
+            "ok"
+        }
+        seconds.append(time.monotonic() - begun)
+    assert min(seconds) < 0.25
 
 
 def test_item_without_reference_answer():
