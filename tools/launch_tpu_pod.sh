@@ -85,6 +85,8 @@ train="experiments/train.py --config=$(quote "$config") --workdir=$(quote "$work
 for argument in ${passed[@]+"${passed[@]}"}; do  # bash 3 has no empty arrays
   train+=" $(quote "$argument")"
 done
+# The hosts must agree on the prompts, and some data sets depend on the order of Python's sets.
+variables="PYTHONHASHSEED=0 DFPO_MULTIHOST=1"
 
 if [[ "$mode" == "ssh" ]]; then
   where=(--zone="$zone" --project="$project" --worker=all)
@@ -94,12 +96,12 @@ if [[ "$mode" == "ssh" ]]; then
   install="mkdir -p dfpo_jax && tar -xzf $(quote "$archive") -C dfpo_jax"
   install+=" && python3 -m venv venv && venv/bin/pip install --quiet $(quote "./dfpo_jax[$extras]")"
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="$install"
-  start="cd dfpo_jax && DFPO_MULTIHOST=1 nohup ../venv/bin/python $train > ../dfpo_jax.log 2>&1 < /dev/null &"
+  start="cd dfpo_jax && $variables nohup ../venv/bin/python $train > ../dfpo_jax.log 2>&1 < /dev/null &"
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --command="$start"
 else
   run xpk workload create \
     --cluster="$name" --zone="$zone" --project="$project" --tpu-type="$tpu_type" \
     --workload="dfpo-$(basename "${config%%.py*}" | tr _ -)" \
     --base-docker-image="$base_image" --script-dir="$root" \
-    --command="pip install --quiet $(quote ".[$extras]") && DFPO_MULTIHOST=1 python $train"
+    --command="pip install --quiet $(quote ".[$extras]") && $variables python $train"
 fi

@@ -9,7 +9,9 @@ come from processes that can be killed, since some data sets evaluate the respon
 import dataclasses
 import difflib
 import pickle
+import random
 import string
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -32,6 +34,21 @@ _SIZES = {
     "list_functions": 100_000,
     "word_ladder": 20_000,
 }
+# Data sets whose entries depend on the order of Python's sets, and so on its hash seed.
+_HASH_DEPENDENT = frozenset(
+    {
+        "codeio",
+        "intermediate_integration",
+        "isomorphic_strings",
+        "knight_swap",
+        "polynomial_multiplication",
+        "ransom_note",
+        "word_ladder",
+    }
+)
+# Data sets that draw from the global generators, too. (Some programs of codeio, fewer than one
+# in 100, seed themselves anew and so stay different in every process.)
+_GLOBALLY_RANDOM = frozenset({"codeio", "list_functions"})
 
 
 class ReasoningGymTask(VerifiedTask):
@@ -77,7 +94,9 @@ class ReasoningGymTask(VerifiedTask):
           accepts: items for which it is False are passed over.
 
         Raises:
-          ValueError: naming the argument, its value and what is allowed.
+          ValueError: naming the argument, its value and what is allowed; or the data set, where
+            it depends on the hash seed and that is random: resumed runs and other hosts would
+            then see other prompts.
         """
         _check_choice("split", split, SPLITS)
         if not 0 <= held_out_percent <= 99 or (split == "held_out" and held_out_percent == 0):
@@ -94,6 +113,9 @@ class ReasoningGymTask(VerifiedTask):
         self._partial_credit = partial_credit
         parameters = _all_parameters(dataset, parameters)
         self._dataset = _create(dataset, parameters)
+        names = self._dataset.dataset_names if dataset == "composite" else [dataset]
+        self._sources = frozenset(names)
+        _check_hashing(self._sources)
         self.verifier = Verifier(verifier, dataset, pickle.dumps((dataset, parameters)))
         self.reward_range = (verifier.low, verifier.high)
         self._accepts = accepts
@@ -157,13 +179,25 @@ class ReasoningGymTask(VerifiedTask):
     def _item(self, index: int) -> Item | None:
         """Entry `index`, or None where the generator finds no entry for this index."""
         try:
-            entry = self._dataset[index]
+            entry = self._entry(index)
         except IndexError:
             # word_ladder gives up on some indices, and would then refuse all larger ones too.
             self._dataset.size = self._size
             return None
         answer = "" if entry["answer"] is None else str(entry["answer"])
         return Item(_format(self._prompt, entry), answer, entry, index)
+
+    def _entry(self, index: int) -> dict[str, Any]:
+        if not self._sources & _GLOBALLY_RANDOM:
+            return self._dataset[index]
+        states = random.getstate(), np.random.get_state()
+        random.seed(index)
+        np.random.seed(index % 2**32)
+        try:
+            return self._dataset[index]
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
     def _check_prompt(self) -> None:
         try:
@@ -193,6 +227,15 @@ def _create(name: str, parameters: dict[str, Any]) -> Any:
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"parameters={parameters} of {name} are refused: {error}") from error
     return dataset
+
+
+def _check_hashing(names: frozenset[str]) -> None:
+    dependent = sorted(names & _HASH_DEPENDENT)
+    if dependent and sys.flags.hash_randomization:
+        raise ValueError(
+            f"dataset {dependent[0]!r} has other entries in every process, since they depend on "
+            "Python's hash seed; set PYTHONHASHSEED=0 in the environment, on every host of a run"
+        )
 
 
 def _format(prompt: str, entry: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import decimal
 import logging
 import pickle
+import random
 import sys
 import time
 
@@ -12,6 +13,7 @@ import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
 from dfpo_jax.tasks import TASKS, Item, ReasoningGymTask
+from dfpo_jax.tasks import reasoning_gym as reasoning_gym_task
 from dfpo_jax.tasks.base import Verdict, is_held_out
 from dfpo_jax.tasks.verifier_pool import Pool
 from dfpo_jax.tasks.verifiers import VerifierConfig
@@ -22,6 +24,11 @@ PROMPT = "{metadata[expression]}="
 
 def sums(**kwargs):
     return ReasoningGymTask("chain_sum", SUMS, prompt=PROMPT, **kwargs)
+
+
+@pytest.fixture
+def any_hash_seed(monkeypatch):
+    monkeypatch.setattr(reasoning_gym_task, "_HASH_DEPENDENT", frozenset())
 
 
 def test_registered_by_name():
@@ -213,12 +220,23 @@ def test_item_without_reference_answer():
     assert isinstance(item, Item)
 
 
+@pytest.mark.usefixtures("any_hash_seed")
 @pytest.mark.parametrize("dataset", ["list_functions", "gsm_symbolic", "word_ladder"])
 def test_data_sets_that_prepare_every_entry(dataset):
     items = ReasoningGymTask(dataset, {}).batch(0, 4)
     assert len({item.prompt for item in items}) > 1
 
 
+def test_entries_that_the_global_generator_decides_are_fixed_too():
+    task = ReasoningGymTask("list_functions", {})
+    random.seed(7)
+    items, after = task.batch(0, 60), random.random()
+    assert task.batch(0, 60) == items
+    random.seed(7)
+    assert random.random() == after
+
+
+@pytest.mark.usefixtures("any_hash_seed")
 def test_refused_index_leaves_no_trace(monkeypatch):
     task = ReasoningGymTask("word_ladder", {"size": 500})
     expected = [item.prompt for item in task.batch(1, 8)]

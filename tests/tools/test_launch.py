@@ -34,7 +34,8 @@ def test_every_host_gets_the_code_and_starts_training():
     assert install[5] == start[5] == "pod"
     assert "pip install" in install[-1] and "./dfpo_jax[tpu]" in shlex.split(install[-1])
     remote = shlex.split(start[-1].removeprefix("--command="))
-    assert "experiments/train.py" in remote and "DFPO_MULTIHOST=1" in remote
+    assert remote.index("DFPO_MULTIHOST=1") < remote.index("experiments/train.py")
+    assert remote.index("PYTHONHASHSEED=0") < remote.index("experiments/train.py")
     assert "--config=configs/quickstart.py:heavy_tail" in remote
     assert "--workdir=/mnt/shared/a run" in remote  # one word on the host too
 
@@ -57,7 +58,9 @@ def test_xpk_makes_one_workload():
     command = shlex.split(line)
     assert command[:3] == ["xpk", "workload", "create"]
     assert {"--cluster=pod", "--tpu-type=v5p-128", "--workload=dfpo-quickstart"} <= set(command)
-    assert "--workdir=/mnt/shared/a run" in shlex.split(command[-1].removeprefix("--command="))
+    remote = shlex.split(command[-1].removeprefix("--command="))
+    assert "--workdir=/mnt/shared/a run" in remote
+    assert {"PYTHONHASHSEED=0", "DFPO_MULTIHOST=1"} <= set(remote)
 
 
 @pytest.mark.parametrize("missing", ARGUMENTS)
