@@ -4,6 +4,7 @@ Everything here runs on the host and returns Python lists or numpy arrays. Any `
 tokenizer works wherever one is asked for; `character_tokenizer` is the small default.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from dfpo_jax.models import pretrained
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+NO_TOKEN = "\ufffd"  # the text of an id that a tokenizer has no token for
 
 
 def character_tokenizer(alphabet: str, *, pad_is_eos: bool = False) -> PreTrainedTokenizerFast:
@@ -98,6 +100,34 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
                 "tokenizer's alphabet"
             )
     raise ValueError(f"the tokenizer has no token for part of {text!r}")
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:
+    """The text of token ids [T], special tokens by their names.
+
+    A model may have ids that its tokenizer has no token for, where its vocabulary is padded; each
+    is `NO_TOKEN` here, U+FFFD, while `tokenizer.decode` leaves them out.
+    """
+    known = _known_ids(tokenizer)
+    missing = ~known[np.minimum(tokens, len(known) - 1)]
+    if not missing.any():
+        return tokenizer.decode(
+            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+    pieces = [
+        NO_TOKEN if absent else tokenizer.convert_ids_to_tokens(token)
+        for token, absent in zip(tokens.tolist(), missing, strict=True)
+    ]
+    return tokenizer.convert_tokens_to_string(pieces)
+
+
+@functools.lru_cache(maxsize=8)
+def _known_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Whether there is a token of each id up to the largest, and False for the next."""
+    ids = list(tokenizer.get_vocab().values())
+    known = np.zeros(max(ids) + 2, bool)
+    known[ids] = True
+    return known
 
 
 def left_pad(

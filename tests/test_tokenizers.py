@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from dfpo_jax import tokenizers
 
@@ -43,6 +44,24 @@ def test_empty_text():
     tokenizer = tokenizers.character_tokenizer("ab")
     assert tokenizers.encode(tokenizer, "") == []
     assert tokenizer.decode([]) == ""
+
+
+def byte_level_tokenizer():
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    model.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=alphabet))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<eos>")
+
+
+def test_ids_without_a_token_stay_visible():
+    for tokenizer in (tokenizers.character_tokenizer("12 é"), byte_level_tokenizer()):
+        ids, eos = tokenizer.encode("1 é2"), tokenizer.eos_token_id
+        assert tokenizers.decode(tokenizer, np.array([*ids, eos])) == "1 é2<eos>"
+        row = np.array([len(tokenizer), *ids, 10**6, 10**6, eos])
+        assert tokenizers.decode(tokenizer, row) == "\ufffd1 é2\ufffd\ufffd<eos>"
+        assert tokenizers.decode(tokenizer, row[:0]) == ""
 
 
 @pytest.mark.parametrize("pad_is_eos", [False, True])

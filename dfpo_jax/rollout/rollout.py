@@ -25,7 +25,7 @@ from dfpo_jax.sharding import (
 )
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tasks.noise import RewardNoise
-from dfpo_jax.tokenizers import encode, left_pad, right_pad
+from dfpo_jax.tokenizers import decode, encode, left_pad, right_pad
 from dfpo_jax.types import Array, ArrayTree, Generation, Rollout
 
 
@@ -137,10 +137,12 @@ class Sampler:
         mask, truncated = np.array(generation.mask), np.array(generation.truncated)
         for row, tokens in enumerate(np.asarray(generation.tokens)):
             length = int(mask[row].sum())
-            if self.stop not in self._decode(tokens[:length]):
+            if self.stop not in decode(self.tokenizer, tokens[:length]):
                 continue
             first = bisect.bisect_left(
-                range(length + 1), True, key=lambda n: self.stop in self._decode(tokens[:n])
+                range(length + 1),
+                True,
+                key=lambda n: self.stop in decode(self.tokenizer, tokens[:n]),
             )
             mask[row, first:], truncated[row] = 0.0, False
         return Generation(
@@ -150,21 +152,17 @@ class Sampler:
             truncated=truncated,
         )
 
-    def _decode(self, tokens: np.ndarray) -> str:
-        return self.tokenizer.decode(
-            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-
     def texts(self, generation: Generation) -> list[str]:
         """Responses as text, without what ended them: an end-of-sequence token or the stop text.
 
-        Other special tokens stay visible, so that no verifier takes "1<bos>2" for "12".
+        Other special tokens stay visible, and U+FFFD stands for an id without a token, so that no
+        verifier takes "1<bos>2" for "12".
         """
         tokens, mask = np.asarray(generation.tokens), np.asarray(generation.mask)
         texts = []
         for row, length in zip(tokens, mask.sum(axis=1).astype(int), strict=True):
             ended = length > 0 and row[length - 1] in self._ends
-            text = self._decode(row[: length - ended])
+            text = decode(self.tokenizer, row[: length - ended])
             texts.append(text.split(self.stop)[0] if self.stop else text)
         return texts
 

@@ -5,6 +5,8 @@ import functools
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from dfpo_jax.tokenizers import NO_TOKEN
+
 
 @functools.lru_cache(maxsize=8)
 def stop_table(tokenizer: PreTrainedTokenizerBase, stop: str, vocab_size: int) -> np.ndarray:
@@ -21,19 +23,20 @@ def stop_table(tokenizer: PreTrainedTokenizerBase, stop: str, vocab_size: int) -
     Args:
       tokenizer: gives the tokens' texts.
       stop: at least one character.
-      vocab_size: V; ids that the tokenizer does not have change nothing.
+      vocab_size: V; ids without a token are `tokenizers.NO_TOKEN`, as in `tokenizers.decode`.
     """
     alphabet = {c: i + 1 for i, c in enumerate(dict.fromkeys(stop))}  # 0: any other character
     step = _automaton(stop, alphabet)
-    texts = token_texts(tokenizer)[:vocab_size]
+    known, texts = set(tokenizer.get_vocab().values()), token_texts(tokenizer)
+    texts = [texts[i] if i in known else NO_TOKEN for i in range(vocab_size)]
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # the longest first
     lengths = np.array([len(texts[i]) for i in order])
-    table = np.repeat(np.arange(len(stop) + 1, dtype=np.int16)[:, None], vocab_size, axis=1)
-    reached = table[:, : len(order)].copy()
+    reached = np.repeat(np.arange(len(stop) + 1, dtype=np.int16)[:, None], vocab_size, axis=1)
     for place in range(lengths.max(initial=0)):
         rows = int(np.sum(lengths > place))
         met = np.array([alphabet.get(texts[i][place], 0) for i in order[:rows]])
         reached[:, :rows] = step[reached[:, :rows], met[None]]
+    table = np.empty_like(reached)
     table[:, order] = reached
     return table
 

@@ -140,6 +140,15 @@ def test_special_tokens_do_not_vanish_from_texts(plain):
     assert sampler.texts(rollout.replace(truncated=np.ones(3, bool))) == ["4<bos>2"] * 3
 
 
+def test_ids_without_a_token_do_not_vanish_from_texts(plain):
+    sampler, _ = plain
+    rollout, _ = run(*plain, Table(REWARDS), num_samples=1)
+    four, two, end = sampler.tokenizer.convert_tokens_to_ids(["4", "2", "<eos>"])
+    rows = np.array([[four, 60, two], [four, two, end], [60, len(sampler.tokenizer), end]])
+    rollout = rollout.replace(tokens=rows, mask=np.ones((3, 3)))
+    assert sampler.texts(rollout) == ["4\ufffd2", "42", "\ufffd\ufffd"]
+
+
 def test_rows_that_do_not_fill_the_mesh_are_padded_and_cut(traced):  # noqa: F811
     sampler, params = make_sampler(mesh=(2, 2, 2), temperature=1.0)
     prompts = sampler.prompts(ITEMS)

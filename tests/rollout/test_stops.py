@@ -43,15 +43,15 @@ def test_the_table_finds_what_a_search_finds(stop):
     found = 0
     for _ in range(300):
         state, text = 0, ""
-        for token in rng.integers(0, len(PIECES), 8):
-            state, text = table[state, token], text + PIECES.pieces[token]
+        for token in rng.integers(0, 16, 8):
+            piece = PIECES.pieces[token] if token < len(PIECES) else "\ufffd"
+            state, text = table[state, token], text + piece
             assert (state == len(stop)) == (stop in text)
             if stop not in text:
                 assert text.endswith(stop[:state])
                 assert not any(text.endswith(stop[:n]) for n in range(state + 1, len(stop)))
         found += stop in text
     assert 0 < found <= 300
-    np.testing.assert_array_equal(table[:, 12:], np.arange(len(stop) + 1)[:, None].repeat(4, 1))
 
 
 def test_decoding_ends_with_the_token_that_completes_the_stop_text(steps):  # noqa: F811
