@@ -219,23 +219,24 @@ def score(
 
     Raises:
       ValueError: the verifier gave a reward that is not finite or outside the task's declared
-        range; the item is named.
+        range; the item is named. Every process raises it, so that none waits for another.
     """
     low, high = task.reward_range or (-np.inf, np.inf)
     per_item, own = len(texts) // len(items), own_rows(len(texts))
     own_items = [items[row // per_item] for row in range(own.start, own.stop)]
-    own_texts = texts[own]
-    verdicts = task.judge(own_items, own_texts)
-    for item, text, verdict in zip(own_items, own_texts, verdicts, strict=True):
-        if not (np.isfinite(verdict.reward) and low <= verdict.reward <= high):
-            allowed = "finite numbers"
-            if task.reward_range is not None:
-                allowed = f"between {low} and {high}, the task's range"
-            raise ValueError(
-                f"task {task.name!r} gave reward {verdict.reward} for prompt {item.prompt!r} and "
-                f"response {text!r}; rewards must be {allowed}"
-            )
+    verdicts = task.judge(own_items, texts[own])
     rewards = gather_rows(np.array([v.reward for v in verdicts], np.float32), len(texts))
+    sound = np.isfinite(rewards) & (low <= rewards) & (rewards <= high)
+    if not sound.all():
+        row = int(np.argmin(sound))
+        allowed = "finite numbers"
+        if task.reward_range is not None:
+            allowed = f"between {low} and {high}, the task's range"
+        prompt = items[row // per_item].prompt
+        raise ValueError(
+            f"task {task.name!r} gave reward {rewards[row]} for prompt {prompt!r} and response "
+            f"{texts[row]!r}; rewards must be {allowed}"
+        )
     if tally is not None:
         statuses = ("ok", "error", "timeout")
         codes = np.array([statuses.index(v.status) for v in verdicts], np.int32)

@@ -6,6 +6,7 @@ import pytest
 import tiny
 from tiny import fast_compile, traced  # noqa: F401
 
+from dfpo_jax.rollout import rollout as rollout_module
 from dfpo_jax.rollout.rollout import Sampler, collect, demonstrations, score
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.sharding import create_mesh
@@ -122,6 +123,19 @@ def test_rewards_that_are_not_finite_name_the_item(reward):
     assert score(Table({"4": 0.5}), [Item("p", "")], ["4", "4"]).tolist() == [0.5, 0.5]
     with pytest.raises(ValueError, match=r"'table' gave reward (nan|inf) for prompt 'b'.*'5'"):
         score(task, [Item("a", ""), Item("b", "")], ["4", "4", "4", "5"])
+
+
+def test_a_reward_that_another_process_refuses_is_refused_here(monkeypatch):
+    monkeypatch.setattr(rollout_module, "own_rows", lambda count: slice(0, 2))
+    others = np.array([0.25, 1.5], np.float32)
+    monkeypatch.setattr(
+        rollout_module, "gather_rows", lambda rows, count: np.concatenate([rows, others])
+    )
+    items, task = [Item("a", ""), Item("b", "")], Table({"4": 0.5}, reward_range=None)
+    assert score(task, items, ["4", "4", "5", "6"]).tolist() == [0.5, 0.5, 0.25, 1.5]
+    task.reward_range = (0.0, 1.0)
+    with pytest.raises(ValueError, match="gave reward 1.5 for prompt 'b' and response '6'"):
+        score(task, items, ["4", "4", "5", "6"])
 
 
 def test_prompts_that_do_not_fit_are_refused(plain):
