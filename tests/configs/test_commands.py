@@ -1,8 +1,9 @@
-"""The commands in the docstrings of configs/: they parse, and those for a file need no network."""
+"""Training commands of the README and of configs/: they parse; those for a file need no network."""
 
 import ast
 import json
 import pathlib
+import re
 import shlex
 
 import pytest
@@ -14,19 +15,18 @@ from dfpo_jax.training.config import parse_config
 from dfpo_jax.training.run import build_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PROGRAM = "python experiments/train.py "
 
 
-def commands():
-    """Every training command of a docstring, as a list of words."""
-    for path in sorted((ROOT / "configs").glob("*.py")):
-        lines = ast.get_docstring(ast.parse(path.read_text())).replace("\\\n", " ").splitlines()
-        found = [shlex.split(line)[2:] for line in lines if line.startswith(PROGRAM)]
-        assert found, f"{path.name} has no command"
-        yield from found
+def commands(text):
+    """The arguments of every training command in a text, as lists of words."""
+    lines = re.findall(r"python experiments/train\.py (--.*)", text.replace("\\\n", " "))
+    return [shlex.split(line.replace("$seed", "1")) for line in lines]
 
 
-COMMANDS = list(commands())
+FILES = sorted(ROOT.glob("configs/*.py"))
+DOCSTRINGS = {path: ast.get_docstring(ast.parse(path.read_text())) for path in FILES}
+TEXTS = [(ROOT / "README.md").read_text(), *DOCSTRINGS.values()]
+COMMANDS = [words for text in TEXTS for words in commands(text)]
 
 
 def configuration(words, monkeypatch):
@@ -37,6 +37,12 @@ def configuration(words, monkeypatch):
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     assert values(["train.py", *words]) == ["train.py"]
     return parse_config(values.config)
+
+
+@pytest.mark.parametrize("path", DOCSTRINGS, ids=lambda path: path.name)
+def test_every_configuration_shows_its_command(path):
+    first = commands(DOCSTRINGS[path])[0]
+    assert first[0] == f"--config=configs/{path.name}" and first[1].startswith("--workdir=")
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -53,11 +53,6 @@ def test_it_parses_to_the_run_it_names(name):
 
 
 @pytest.mark.parametrize("name", MATH)
-def test_its_docstring_holds_its_command(name):
-    assert f"--config=configs/{name}.py --workdir=" in load(name).__doc__
-
-
-@pytest.mark.parametrize("name", MATH)
 def test_its_prompts_fit_their_slots(name):
     """In characters, of which a token of these models holds at least one."""
     config = parse_config(load(name).get_config())
