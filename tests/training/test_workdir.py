@@ -99,6 +99,7 @@ PLAIN = json.loads(json.dumps(parse_config(tiny()), default=lambda x: x.__dict__
 FIXED = [
     "algorithm",
     "critic.trunk",
+    "evaluation.out_of_domain",
     "seed",
     *(f"head.{name}" for name in PLAIN["head"]),
     *(x for x in leaves(PLAIN) if x.startswith(("model.", "tokenizer.", "weights."))),
