@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from dfpo_jax.models import TransformerConfig, hf
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.tokenizers import character_tokenizer
-from dfpo_jax.training.learner import init_policy
+from dfpo_jax.training.update import init_policy
 
 TEMPLATE = (
     "{% for m in messages %}<bos>{{ m['role'] }}\n{{ m['content'] }}<eos>\n{% endfor %}"

@@ -59,6 +59,7 @@ training.config training.config_diff
 training.json_lines training.command_line
 training.optim training.metrics
 training.preemption training.distributed
+training.update
 training.learner training.checkpoint training.evaluate training.charts
 training.report training.run
 training.restore training.workdir

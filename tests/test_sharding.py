@@ -22,8 +22,8 @@ from dfpo_jax.sharding import (
     undivided,
 )
 from dfpo_jax.training.config import OptimizerConfig
-from dfpo_jax.training.learner import init_policy
 from dfpo_jax.training.optim import make_optimizer
+from dfpo_jax.training.update import init_policy
 
 TINY = dataclasses.replace(PRESETS["tiny"], tie_embeddings=False, qkv_bias=True, qk_norm=True)
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, size=(8, 6)).astype(np.int32)

@@ -28,8 +28,9 @@ from dfpo_jax.sharding import create_mesh
 from dfpo_jax.training import command_line
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.config import OptimizerConfig
-from dfpo_jax.training.learner import Learner, Schedule
+from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.optim import make_optimizer
+from dfpo_jax.training.update import Schedule
 from dfpo_jax.types import Rollout
 
 _JSON = flags.DEFINE_string("json", None, "Also write the rows to this file.")

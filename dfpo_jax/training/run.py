@@ -19,8 +19,9 @@ from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tokenizers import character_tokenizer, pretrained_tokenizer
 from dfpo_jax.training.config import Config, TaskConfig
-from dfpo_jax.training.learner import Learner, Schedule, init_policy
+from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.optim import make_optimizer
+from dfpo_jax.training.update import Schedule, init_policy
 from dfpo_jax.types import ArrayTree, Rollout
 
 _LOG = logging.getLogger(__name__)

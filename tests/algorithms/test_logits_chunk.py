@@ -18,7 +18,7 @@ from dfpo_jax.algorithms.policy import token_statistics
 from dfpo_jax.models import vocabulary
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import create_mesh, mesh_context
-from dfpo_jax.training.learner import accumulate_gradients, init_policy
+from dfpo_jax.training.update import accumulate_gradients, init_policy
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 

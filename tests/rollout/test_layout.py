@@ -13,7 +13,7 @@ from dfpo_jax.models import PRESETS, Transformer, decode
 from dfpo_jax.rollout.generate import generate
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.sharding import create_mesh, mesh_context, put_batch, shardings
-from dfpo_jax.training.learner import init_policy
+from dfpo_jax.training.update import init_policy
 
 CONFIG = dataclasses.replace(PRESETS["tiny"], dtype="bfloat16", tie_embeddings=False, qk_norm=True)
 MODEL = Transformer(CONFIG)

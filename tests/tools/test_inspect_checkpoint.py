@@ -14,7 +14,8 @@ from dfpo_jax.algorithms import ppo
 from dfpo_jax.algorithms.ppo import PPOConfig
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.training.checkpoint import Checkpointer
-from dfpo_jax.training.learner import Learner, Schedule
+from dfpo_jax.training.learner import Learner
+from dfpo_jax.training.update import Schedule
 
 SCRIPT = Path(inspect_checkpoint.__file__)
 

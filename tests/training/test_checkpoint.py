@@ -12,7 +12,8 @@ from tiny import FLOW, HEAD, Markov
 from dfpo_jax.algorithms.dfpo import DFPOConfig, dfpo
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.training.checkpoint import Checkpointer
-from dfpo_jax.training.learner import Learner, Schedule
+from dfpo_jax.training.learner import Learner
+from dfpo_jax.training.update import Schedule
 
 
 def make_learner(*sizes):

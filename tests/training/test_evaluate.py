@@ -26,8 +26,9 @@ from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks.base import Item, Verdict
 from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed_returns, pass_at_k
-from dfpo_jax.training.learner import Learner, Schedule
+from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.metrics import explained_variance
+from dfpo_jax.training.update import Schedule
 from dfpo_jax.types import Rollout
 
 

@@ -25,12 +25,9 @@ from dfpo_jax.algorithms.critic import CriticConfig
 from dfpo_jax.models import Transformer
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.training.config import OptimizerConfig
-from dfpo_jax.training.learner import (
-    Learner,
-    Schedule,
-    accumulate_gradients,
-)
+from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.optim import make_optimizer
+from dfpo_jax.training.update import Schedule, accumulate_gradients
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 

@@ -26,8 +26,9 @@ from dfpo_jax.algorithms.critic import CriticConfig
 from dfpo_jax.models import LoraConfig, Transformer, lora
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.training.checkpoint import Checkpointer
-from dfpo_jax.training.learner import Learner, Schedule, accumulate_gradients
+from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.metrics import read_metrics
+from dfpo_jax.training.update import Schedule, accumulate_gradients
 
 pytestmark = pytest.mark.usefixtures("fast_compile")
 

@@ -13,7 +13,8 @@ from tiny import Markov, fast_compile, ragged_rollout  # noqa: F401
 from dfpo_jax.algorithms import PPOConfig, ppo
 from dfpo_jax.algorithms.base import Algorithm, Batch, Context
 from dfpo_jax.sharding import create_mesh
-from dfpo_jax.training.learner import Learner, Schedule, init_state, update
+from dfpo_jax.training.learner import Learner
+from dfpo_jax.training.update import Schedule, init_state, update
 from dfpo_jax.types import Term
 
 pytestmark = pytest.mark.usefixtures("fast_compile")

@@ -13,8 +13,8 @@ from dfpo_jax.rollout.generate import generate
 from dfpo_jax.rollout.sampling import draw
 from dfpo_jax.sharding import batch_devices, batch_sharding, mesh_context, replicated
 from dfpo_jax.training.config import Config
-from dfpo_jax.training.learner import Schedule
 from dfpo_jax.training.run import check_division, make_learner
+from dfpo_jax.training.update import Schedule
 from dfpo_jax.types import Rollout
 
 PROGRAMS = ("prefill", "decode", "sample", "prepare", "train")

@@ -19,7 +19,7 @@ from dfpo_jax.models.config import PRESETS, TransformerConfig
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
 from dfpo_jax.rollout.sampling import SamplingConfig
-from dfpo_jax.training.learner import init_policy
+from dfpo_jax.training.update import init_policy
 
 SMOLLM2 = TransformerConfig(49152, 576, 30, 9, 3, 64, 1536, norm_eps=1e-5)
 PROMPT, RESPONSE = 32, 64
