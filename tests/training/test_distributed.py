@@ -62,7 +62,8 @@ def test_several_processes_equal_one(count, alone, tmp_path):
     run_processes(tmp_path / "run", count)
     together = read_metrics(tmp_path / "run")
     assert [row["step"] for row in together] == [0, 1, 2]
-    assert [row["rollout/prompt_slots"] for row in together[1:]] == [6, 6]  # the second bucket
+    # The first iteration takes the longest, the second its bucket.
+    assert [row["rollout/prompt_slots"] for row in together[1:]] == [9, 6]
     for one, several in zip(alone, together, strict=True):
         assert one.keys() == several.keys()
         for key in one:
