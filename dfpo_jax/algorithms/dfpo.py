@@ -14,7 +14,6 @@ from dfpo_jax import ops
 from dfpo_jax.algorithms import flow_critic
 from dfpo_jax.algorithms.base import (
     Algorithm,
-    Batch,
     Context,
     PolicyConfig,
     check_choice,
@@ -24,14 +23,12 @@ from dfpo_jax.algorithms.critic import CriticConfig, critic_states, init_critic,
 from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
 from dfpo_jax.algorithms.policy import (
     final_values,
-    finish_advantages,
     freeze,
     join_sequence,
     policy_lambda,
-    policy_losses,
+    policy_terms,
     response_states,
     successor_index,
-    token_statistics,
 )
 from dfpo_jax.models import value_flow
 from dfpo_jax.models.transformer import Transformer
@@ -210,17 +207,11 @@ def dfpo(model: Transformer, config: DFPOConfig, temperature: float) -> Algorith
                 temperature=flow.uncertainty_temperature,
             )
         last = ops.last_valid(frozen.mask) * (1.0 - frozen.bootstrap[:, None])
-        batch = Batch(
-            row=jnp.arange(len(rollout.tokens)),
-            sequence=frozen.sequence,
-            valid=frozen.valid,
-            tokens=rollout.tokens,
-            mask=frozen.mask,
-            old_log_probs=frozen.old_log_probs,
-            ref_log_probs=frozen.ref_log_probs,
-            importance=frozen.importance,
-            advantages=finish_advantages(config.policy, result, frozen.mask),
-            critic=FlowTargets(
+        batch = frozen.batch(
+            config.policy,
+            rollout,
+            result,
+            FlowTargets(
                 samples=samples,
                 rewards=frozen.rewards,
                 condition=condition,
@@ -262,12 +253,7 @@ def dfpo(model: Transformer, config: DFPOConfig, temperature: float) -> Algorith
 
     def loss(params, batch, context, key):
         batch, context = jax.lax.stop_gradient((batch, context))
-        length = batch.tokens.shape[1]
-        states = response_states(model, params["policy"], batch.sequence, batch.valid, length)
-        log_probs, entropy = token_statistics(
-            model, params["policy"], states, batch.tokens, temperature, config.policy.logits_chunk
-        )
-        terms = policy_losses(config.policy, log_probs, entropy, batch, context)
+        states, terms = policy_terms(config.policy, model, params, batch, context, temperature)
         return terms | critic_terms(params, states, batch, context, key)
 
     def read_critic(state, rollout):

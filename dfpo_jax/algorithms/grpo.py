@@ -6,14 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax import ops
-from dfpo_jax.algorithms.base import Algorithm, Batch, Context, PolicyConfig, check_choice
-from dfpo_jax.algorithms.policy import (
-    finish_advantages,
-    freeze,
-    policy_losses,
-    response_states,
-    token_statistics,
-)
+from dfpo_jax.algorithms.base import Algorithm, Context, PolicyConfig, check_choice
+from dfpo_jax.algorithms.policy import clipped_rewards, freeze, policy_terms
 from dfpo_jax.models.transformer import Transformer
 
 
@@ -103,8 +97,7 @@ def grpo(model: Transformer, config: GRPOConfig, temperature: float) -> Algorith
     def prepare(state, rollout, key):
         del key
         frozen = freeze(config.policy, model, state, rollout, temperature)
-        rewards, clip = jnp.asarray(rollout.rewards, jnp.float32), config.policy.reward_clip
-        rewards = jnp.clip(rewards, -clip, clip) if clip > 0.0 else rewards
+        rewards = clipped_rewards(config.policy, rollout)
         if config.group.baseline == "mean":
             relative = ops.group_relative(
                 rewards, config.group_size, normalize=config.group.normalize
@@ -112,27 +105,12 @@ def grpo(model: Transformer, config: GRPOConfig, temperature: float) -> Algorith
         else:
             relative = ops.rloo(rewards, config.group_size)
         advantages = relative[:, None] * frozen.mask
-        batch = Batch(
-            row=jnp.arange(len(rollout.tokens)),
-            sequence=frozen.sequence,
-            valid=frozen.valid,
-            tokens=rollout.tokens,
-            mask=frozen.mask,
-            old_log_probs=frozen.old_log_probs,
-            ref_log_probs=frozen.ref_log_probs,
-            importance=frozen.importance,
-            advantages=finish_advantages(config.policy, advantages, frozen.mask),
-        )
+        batch = frozen.batch(config.policy, rollout, advantages)
         return batch, Context(jnp.copy(state.kl_coefficient), jnp.float32(1.0))
 
     def loss(params, batch, context, key):
         del key
         batch, context = jax.lax.stop_gradient((batch, context))
-        length = batch.tokens.shape[1]
-        states = response_states(model, params["policy"], batch.sequence, batch.valid, length)
-        log_probs, entropy = token_statistics(
-            model, params["policy"], states, batch.tokens, temperature, config.policy.logits_chunk
-        )
-        return policy_losses(config.policy, log_probs, entropy, batch, context)
+        return policy_terms(config.policy, model, params, batch, context, temperature)[1]
 
     return Algorithm(init, prepare, loss)

@@ -1,4 +1,6 @@
-"""The policy side that DFPO and PPO share: shaped rewards, log-probabilities, policy losses."""
+"""The policy side that algorithms share: shaped rewards, log-probabilities, policy losses."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,9 +123,26 @@ def policy_losses(
     return terms
 
 
+def policy_terms(
+    config: PolicyConfig,
+    model: Transformer,
+    params: ArrayTree,
+    batch: Batch,
+    context: Context,
+    temperature: float,
+) -> tuple[Array, dict[str, Term]]:
+    """Hidden states [B, R + 1, D] of the live policy, and its `policy_losses`."""
+    policy, length = params["policy"], batch.tokens.shape[1]
+    states = response_states(model, policy, batch.sequence, batch.valid, length)
+    log_probs, entropy = token_statistics(
+        model, policy, states, batch.tokens, temperature, config.logits_chunk
+    )
+    return states, policy_losses(config, log_probs, entropy, batch, context)
+
+
 @struct.dataclass
 class Frozen:
-    """What both critics' `prepare` start from.
+    """What every algorithm's `prepare` starts from.
 
     Attributes:
       sequence, valid: [B, P + R].
@@ -143,6 +162,29 @@ class Frozen:
     importance: Array
     rewards: Array
     bootstrap: Array
+
+    def batch(
+        self, config: PolicyConfig, rollout: Rollout, advantages: Array, critic: Any = None
+    ) -> Batch:
+        """The batch of this rollout with advantages [B, R], whitened if asked for."""
+        return Batch(
+            row=jnp.arange(len(rollout.tokens)),
+            sequence=self.sequence,
+            valid=self.valid,
+            tokens=rollout.tokens,
+            mask=self.mask,
+            old_log_probs=self.old_log_probs,
+            ref_log_probs=self.ref_log_probs,
+            importance=self.importance,
+            advantages=finish_advantages(config, advantages, self.mask),
+            critic=critic,
+        )
+
+
+def clipped_rewards(config: PolicyConfig, rollout: Rollout) -> Array:
+    """Sequence rewards [B] float32 within [-reward_clip, reward_clip], where there is a clip."""
+    rewards, clip = jnp.asarray(rollout.rewards, jnp.float32), config.reward_clip
+    return jnp.clip(rewards, -clip, clip) if clip > 0.0 else rewards
 
 
 def normalise_rewards(
@@ -188,10 +230,7 @@ def freeze(
         mask = mask * (1.0 - rollout.truncated[:, None].astype(jnp.float32))
     elif config.overlong == "bootstrap":
         bootstrap = rollout.truncated
-    sequence_rewards = rollout.rewards.astype(jnp.float32)
-    if config.reward_clip > 0.0:
-        sequence_rewards = jnp.clip(sequence_rewards, -config.reward_clip, config.reward_clip)
-    rewards = ops.place_at_last(sequence_rewards, mask)
+    rewards = ops.place_at_last(clipped_rewards(config, rollout), mask)
     if config.kl_coefficient > 0.0:
         start = lora.join(state.reference, lora.split(policy)[1])
         ref_states = response_states(model, start, sequence, valid, length)

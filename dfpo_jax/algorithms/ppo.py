@@ -7,17 +7,15 @@ import jax.numpy as jnp
 from flax import struct
 
 from dfpo_jax import ops
-from dfpo_jax.algorithms.base import Algorithm, Batch, Context, PolicyConfig, check_interval
+from dfpo_jax.algorithms.base import Algorithm, Context, PolicyConfig, check_interval
 from dfpo_jax.algorithms.critic import CriticConfig, critic_states, init_critic, policy_scale
 from dfpo_jax.algorithms.policy import (
     final_values,
-    finish_advantages,
     freeze,
     join_sequence,
     policy_lambda,
-    policy_losses,
+    policy_terms,
     response_states,
-    token_statistics,
 )
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.models.value_heads import ScalarHead
@@ -108,31 +106,18 @@ def ppo(model: Transformer, config: PPOConfig, temperature: float) -> Algorithm:
             lambda_=config.critic.critic_lambda,
             final_values=last,
         )
-        batch = Batch(
-            row=jnp.arange(len(rollout.tokens)),
-            sequence=frozen.sequence,
-            valid=frozen.valid,
-            tokens=rollout.tokens,
-            mask=frozen.mask,
-            old_log_probs=frozen.old_log_probs,
-            ref_log_probs=frozen.ref_log_probs,
-            importance=frozen.importance,
-            advantages=finish_advantages(config.policy, advantages, frozen.mask),
-            critic=ScalarTargets(returns, values[:, :-1]),
-        )
+        targets = ScalarTargets(returns, values[:, :-1])
+        batch = frozen.batch(config.policy, rollout, advantages, targets)
         scale = policy_scale(state.step, config.critic.warmup)
         return batch, Context(jnp.copy(state.kl_coefficient), scale)
 
     def loss(params, batch, context, key):
         del key
         batch, context = jax.lax.stop_gradient((batch, context))
-        length = batch.tokens.shape[1]
-        states = response_states(model, params["policy"], batch.sequence, batch.valid, length)
-        log_probs, entropy = token_statistics(
-            model, params["policy"], states, batch.tokens, temperature, config.policy.logits_chunk
-        )
-        terms = policy_losses(config.policy, log_probs, entropy, batch, context)
-        values = values_of(params, states, batch.sequence, batch.valid, length)[:, :-1]
+        states, terms = policy_terms(config.policy, model, params, batch, context, temperature)
+        values = values_of(params, states, batch.sequence, batch.valid, batch.tokens.shape[1])[
+            :, :-1
+        ]
         old, returns = batch.critic.old_values, batch.critic.returns
         errors = jnp.square(values - returns)
         if config.value_clip > 0.0:

@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 from pretrained_models import save_tiny
 
-from dfpo_jax.training.config import parse_config
+from dfpo_jax.training.config import Config, parse_config
 from dfpo_jax.training.run import build_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ def test_every_configuration_shows_its_command(path):
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_it_parses(words, monkeypatch):
-    configuration(words, monkeypatch)
+    assert isinstance(configuration(words, monkeypatch), Config)
 
 
 def test_columns_of_a_file_are_settings_like_others(monkeypatch):

@@ -212,11 +212,17 @@ def test_values_out_of_range_name_the_path(source, message):
 
 
 def test_settings_that_have_an_effect_are_allowed():
-    parse_config({"policy": {"importance_cap": 2.0}})
-    parse_config({"risk": {"measure": "cvar"}, "flow": {"cvar_weight": 0.1}})
-    parse_config({"policy": {"advantage": "sigma"}, "risk": {"measure": "wang"}})
-    parse_config({"policy": {"advantage": "rank"}, "flow": {"cvar_weight": 0.1}})
-    parse_config({"algorithm": "ppo", "flow": {"dcfm_weight": 0.0}})  # as configs for dfpo have it
+    for source in (
+        {"policy": {"importance_cap": 2.0}},
+        {"risk": {"measure": "cvar"}, "flow": {"cvar_weight": 0.1}},
+        {"policy": {"advantage": "sigma"}, "risk": {"measure": "wang"}},
+        {"policy": {"advantage": "rank"}, "flow": {"cvar_weight": 0.1}},
+        {"algorithm": "ppo", "flow": {"dcfm_weight": 0.0}},  # as configs for dfpo have it
+    ):
+        config = dataclasses.asdict(parse_config(source))
+        for section, values in source.items():
+            expected = config[section] | values if isinstance(values, dict) else values
+            assert config[section] == expected
 
 
 def test_a_limit_that_is_just_met_is_allowed():
