@@ -1,9 +1,16 @@
 """Post-training of language models with a distributional value-flow critic, in JAX."""
 
 import importlib
+import logging
 from types import ModuleType
 
 __version__ = "0.1.0"
+
+# transformers says so when it is imported without PyTorch. Its tokenizers are all that is used
+# here, and they do not need PyTorch.
+logging.getLogger("transformers").addFilter(
+    lambda record: not record.getMessage().startswith("PyTorch was not found")
+)
 
 
 def __getattr__(name: str) -> ModuleType:

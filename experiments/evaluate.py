@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 from dfpo_jax.training import command_line
 from dfpo_jax.training.evaluate import greedy_accuracy, pass_at_k
@@ -25,7 +25,6 @@ _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file."
 
 def main():
     """Evaluate and print."""
-    logging.set_verbosity(logging.WARNING)
     with command_line.user_errors():
         if not all(k.isdigit() and int(k) > 0 for k in _K.value):
             raise ValueError(f"k is {','.join(_K.value)}; it must be positive integers")

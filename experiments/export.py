@@ -9,7 +9,7 @@ the weights.
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from transformers import GenerationConfig
 
 from dfpo_jax.models import hf, lora, pretrained
@@ -64,7 +64,6 @@ def export(workdir: str, directory: str, step: int | None = None, dtype: str | N
 
 def main():
     """Export and say what."""
-    logging.set_verbosity(logging.WARNING)
     with command_line.user_errors():
         step = export(FLAGS.workdir, FLAGS.directory, FLAGS.step, FLAGS.dtype)
     print(f"iteration {step} of {FLAGS.workdir} is in {FLAGS.directory}")

@@ -11,7 +11,7 @@ import dataclasses
 import textwrap
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 from dfpo_jax.models import pretrained
 from dfpo_jax.rollout.sampling import SamplingConfig
@@ -101,7 +101,6 @@ def side_by_side(columns: dict[str, str], width: int = 100) -> str:
 
 def main():
     """Print prompts and responses."""
-    logging.set_verbosity(logging.WARNING)
     with command_line.user_errors():
         if (FLAGS.workdir is None) == (FLAGS.weights is None):
             raise ValueError("give one of --workdir and --weights")

@@ -13,7 +13,6 @@ import logging
 import sys
 
 from absl import flags
-from absl import logging as absl_logging
 
 from dfpo_jax.training import command_line
 
@@ -37,9 +36,9 @@ def main():
         distributed.initialize()
         run = build_run(config)
         open_workdir(_WORKDIR.value, run, _RESUME.value)
-    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells its every move otherwise
     main = distributed.is_main()
-    logging.getLogger("dfpo_jax").setLevel(logging.INFO if main else logging.ERROR)
+    if not main:
+        logging.getLogger("dfpo_jax").setLevel(logging.ERROR)
     try:
         results = train(run, _WORKDIR.value)
     except Preempted as stop:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from _benchmark import language_model
 from _benchmark.timing import alternate
-from absl import flags, logging
+from absl import flags
 
 from dfpo_jax.algorithms import ALGORITHMS, CriticConfig, DFPOConfig, PPOConfig
 from dfpo_jax.models import value_flow
@@ -208,7 +208,6 @@ BENCHMARKS = {
 
 def main():
     """Run the chosen benchmarks and print a line each."""
-    logging.set_verbosity(logging.WARNING)
     with command_line.user_errors():
         for name in sorted(set(_ONLY.value) - set(BENCHMARKS)):
             raise ValueError(f"--only={name}: there are {', '.join(BENCHMARKS)}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 import re
 import sys
@@ -10,11 +11,33 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from dfpo_jax.training.config_keys import setting_paths, unknown_setting
 
 flags.disclaim_key_flags()  # --help shows what is defined here as the program's own
+_VERBOSE = flags.DEFINE_bool("verbose", False, "Also show what JAX, Orbax and others log.")
+
+
+class _Words(absl_logging.PythonFormatter):
+    """The project's own messages as plain lines, and those of other libraries with their origin."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One message, as it is printed."""
+        if record.name.partition(".")[0] != "dfpo_jax":
+            return super().format(record)
+        message = logging.Formatter().format(record)
+        warns = record.levelno >= logging.WARNING
+        return f"{record.levelname.lower()}: {message}" if warns else message
+
+
+def _set_up_logging() -> None:
+    """Show the project's own messages and everybody's warnings; with --verbose, everything."""
+    level = absl_logging.INFO if _VERBOSE.value else absl_logging.WARNING
+    absl_logging.set_verbosity(level)
+    absl_logging.get_absl_handler().setFormatter(_Words())
+    logging.getLogger("dfpo_jax").setLevel(logging.INFO)
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -134,6 +157,7 @@ def run(main: Callable[[], Any], argv: Sequence[str] | None = None) -> None:
         with user_errors():
             if len(arguments) > 1:
                 raise ValueError(f"unexpected argument {arguments[1]!r}; options start with --")
+            _set_up_logging()
         return main()
 
     app.run(checked, argv=argv, flags_parser=_parse_flags)
