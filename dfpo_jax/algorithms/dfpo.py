@@ -4,6 +4,8 @@ Distributional Value Flow Policy Optimization, arXiv 2602.05890. The named compo
 paper's; their equations are a reconstruction (see the README).
 """
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 
 import jax
@@ -46,6 +48,7 @@ class RiskConfig:
       measure: rho(Z): "mean", "cvar", "mean_cvar" or "wang".
       alpha: tail mass of the CVaR.
       eta: weight of the CVaR in "mean_cvar".
+      wang_shift: shift of "wang", see `ops.risk_value`; above 0 averse to risk, below 0 seeking it.
 
     Raises:
       ValueError: a value outside its range, named with what is allowed.
@@ -54,6 +57,7 @@ class RiskConfig:
     measure: str = "mean"
     alpha: float = 0.1
     eta: float = 0.5
+    wang_shift: float = 0.75
 
     def __post_init__(self):
         """Check ranges and names."""
@@ -61,6 +65,8 @@ class RiskConfig:
         check_interval(self, "alpha", "eta", low=0.0, high=1.0)
         if self.alpha == 0.0:
             raise ValueError("alpha is 0.0; it must lie in (0, 1]")
+        if not math.isfinite(self.wang_shift):
+            raise ValueError(f"wang_shift is {self.wang_shift}; it must be finite")
 
 
 @dataclass(frozen=True)
@@ -120,9 +126,7 @@ def advantages(config: DFPOConfig, frozen, quantiles: Array, samples: Array) -> 
     if policy.advantage == "rank":
         points = jnp.broadcast_to(current[:, :, None], (*samples.shape, current.shape[-1]))
         return jnp.mean(2.0 * ops.cdf(points, samples) - 1.0, axis=-1)
-    values = ops.risk_value(
-        quantiles, measure=config.risk.measure, alpha=config.risk.alpha, eta=config.risk.eta
-    )
+    values = ops.risk_value(quantiles, **dataclasses.asdict(config.risk))
     result, _ = ops.gae(
         frozen.rewards,
         values[:, :-1],

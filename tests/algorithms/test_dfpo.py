@@ -182,6 +182,17 @@ def test_mean_of_quantile_advantages_is_the_advantage_of_the_mean():
     np.testing.assert_allclose(found, each.mean(axis=-1), atol=1e-5)
 
 
+@pytest.mark.parametrize("shift", [0.4, -1.0])
+def test_values_under_wang_have_the_shift_of_the_settings(shift):
+    frozen, quantiles, samples = parts(bootstrap=False)
+    config = DFPOConfig(PolicyConfig(), risk=RiskConfig("wang", wang_shift=shift))
+    values = np.apply_along_axis(reference_critic.wang, -1, np.asarray(quantiles), shift)
+    end = after_last(values, np.asarray(frozen.mask), np.zeros(len(values)))
+    rewards, mask = np.asarray(frozen.rewards), np.asarray(frozen.mask)
+    expected, _ = reference.gae(rewards, values[:, :-1], mask, 1.0, 0.95, end)
+    np.testing.assert_allclose(advantages(config, frozen, quantiles, samples), expected, atol=1e-4)
+
+
 def test_rank_is_the_quantile_of_the_observed_return(variant):
     frozen, quantiles, samples = parts()
     config = DFPOConfig(PolicyConfig(advantage="rank"))
@@ -216,6 +227,7 @@ def test_rank_ignores_monotone_distortions():
         ({"alpha": 0.0}, "alpha is 0.0"),
         ({"alpha": 1.5}, "alpha is 1.5"),
         ({"eta": -0.5}, "eta is -0.5"),
+        ({"wang_shift": math.nan}, "wang_shift is nan"),
     ],
 )
 def test_bad_risk_settings_are_named(options, message):
