@@ -15,6 +15,12 @@ def free_bytes(device: jax.Device) -> int | None:
     return stats["bytes_limit"] - stats["bytes_in_use"]
 
 
+def needed_bytes(analysis: Any) -> int:
+    """What a compiled program takes beside its arguments, from its `memory_analysis()`."""
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return analysis.temp_size_in_bytes + results
+
+
 class Checked:
     """A jitted function that compiles ahead of its first call and refuses to run out of memory.
 
@@ -52,11 +58,7 @@ class Checked:
     def _check(self, analysis: Any, devices: set[jax.Device]) -> None:
         if analysis is None:
             return
-        needed = (
-            analysis.temp_size_in_bytes
-            + analysis.output_size_in_bytes
-            - analysis.alias_size_in_bytes
-        )
+        needed = needed_bytes(analysis)
         for device in devices:
             free = free_bytes(device)
             if free is not None and needed > free:

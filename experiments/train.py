@@ -5,12 +5,16 @@ Any key of the configuration can be overridden: --config.train.iterations=20. Se
 Runs of several processes start this same command once in each; `training/distributed.py` says by
 which environment they find each other.
 
+With --check nothing is trained and no directory touched: the program builds everything, prints the
+settings, parameters and the memory that each program needs, and ends.
+
 Exit codes: 0 done; 1 stopped by an error during training; 2 bad configuration or flags; 75 stopped
 by SIGTERM or SIGINT with its state saved, to be started again with --resume.
 """
 
 import logging
 import sys
+from collections.abc import Iterator
 
 from absl import flags
 
@@ -19,13 +23,24 @@ from dfpo_jax.training import command_line
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.")
 _RESUME = flags.DEFINE_bool("resume", False, "Continue from the newest checkpoint in the workdir.")
-flags.mark_flag_as_required("workdir")
+_CHECK = flags.DEFINE_bool("check", False, "Build and describe the run, without training it.")
+
+
+def _describe(lines: Iterator[str], shown: bool) -> None:
+    try:
+        for line in lines:
+            if shown:
+                print(line, flush=True)
+    except MemoryError as error:
+        raise ValueError(str(error)) from error
 
 
 def main():
     """Train, and say where the results are."""
     with command_line.user_errors():
-        from dfpo_jax.training import distributed
+        if not (_CHECK.value or _WORKDIR.value):
+            raise ValueError("--workdir must be set, or --check")
+        from dfpo_jax.training import check, distributed
         from dfpo_jax.training.config import parse_config
         from dfpo_jax.training.loop import train
         from dfpo_jax.training.preemption import EXIT_CODE, Preempted
@@ -35,6 +50,8 @@ def main():
         config = parse_config(_CONFIG.value)
         distributed.initialize()
         run = build_run(config)
+        if _CHECK.value:
+            return _describe(check.describe(run), distributed.is_main())
         open_workdir(_WORKDIR.value, run, _RESUME.value)
     main = distributed.is_main()
     if not main:

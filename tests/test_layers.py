@@ -61,8 +61,8 @@ training.optim training.metrics
 training.preemption training.distributed
 training.update
 training.learner training.checkpoint training.evaluate training.charts
-training.report training.run
-training.restore training.workdir
+training.report training.run training.programs
+training.restore training.workdir training.check
 training.loop
 training
 """

@@ -28,7 +28,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
       ValueError: one that a started run cannot change (in `FIXED` and not in `CHANGEABLE`).
     """
     changed, refused = [], []
-    flat_old, flat_new = _flatten(old), _flatten(new)
+    flat_old, flat_new = flatten(old), flatten(new)
     for key in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(key), flat_new.get(key)
         if before != after:
@@ -41,11 +41,12 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
     return changed
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names of settings and their values, from nested mappings."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

@@ -1,33 +1,22 @@
 """The programs of a run, ready to be lowered: abstract arguments with shardings, no arrays."""
 
-import functools
-import math
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dfpo_jax.models import decode
 from dfpo_jax.models.transformer import Transformer
-from dfpo_jax.rollout.generate import generate
 from dfpo_jax.rollout.sampling import draw
-from dfpo_jax.sharding import batch_devices, batch_sharding, mesh_context, replicated
+from dfpo_jax.sharding import mesh_context
 from dfpo_jax.training.config import Config
+from dfpo_jax.training.programs import Programs, bytes_per_chip
 from dfpo_jax.training.run import check_division, make_learner
 from dfpo_jax.training.update import Schedule
-from dfpo_jax.types import Rollout
 
 PROGRAMS = ("prefill", "decode", "sample", "prepare", "train")
 
 
-def bytes_per_chip(tree) -> int:
-    """Size of one chip's share of abstract arrays with shardings."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
-
-
-class Lowering:
+class Lowering(Programs):
     """Lowers the programs of one configuration on one mesh, whose devices need not exist.
 
     Args:
@@ -41,10 +30,9 @@ class Lowering:
     def __init__(self, config: Config, mesh: Mesh):
         """Builds the model and the abstract state; nothing is computed."""
         check_division(config, mesh)
-        self.config, self.mesh = config, mesh
-        self.model = Transformer(config.model)
         schedule = Schedule(microbatches=config.train.microbatches)
-        self.learner = make_learner(config, self.model, mesh, schedule)
+        learner = make_learner(config, Transformer(config.model), mesh, schedule)
+        super().__init__(config, learner, config.train.minibatches)
 
     def lower(self, name: str) -> jax.stages.Lowered:
         """One of `PROGRAMS`.
@@ -52,9 +40,8 @@ class Lowering:
         "prefill": the prompts that run at once through the model, with the gathering of the
         parameters for decoding. "decode": one token for every slot, the cache donated;
         prompts that wait for a slot take their own cache beside it, which is not counted.
-        "sample": the whole of sampling, in whose loop both are, without a stop text.
-        "prepare": targets and advantages of the iteration's rollout. "train": one update on one
-        minibatch, all its micro-batches, both optimizers, the state donated.
+        "sample": the whole of sampling, in whose loop both are. "prepare": as in a run. "train":
+        one update on one minibatch, all its micro-batches, both optimizers.
         """
         train = self.config.train
         with mesh_context(self.mesh):
@@ -62,17 +49,7 @@ class Lowering:
                 return self._prefill(train.prompts)
             if name == "decode":
                 return self._decode(train.prompts * train.samples)
-            if name == "sample":
-                return self._sample(train.prompts, train.samples)
-            programs, state = self.learner.programs, self.learner.abstract_state
-            rows = train.prompts * train.samples
-            if name == "prepare":
-                return programs["prepare"].lower(state, self._rollout(rows))
-            rollout = self._rollout(rows // train.minibatches)
-            batch, context = jax.eval_shape(programs["prepare"], state, rollout)
-            batch = self._placed(batch, batch_sharding(self.mesh))
-            context = self._placed(context, replicated(self.mesh))
-            return programs["update"].lower(state, batch, context)
+        return super().lower(name)
 
     def resident(self, name: str) -> int:
         """Bytes per chip of the train state that stay in memory beside a program's own.
@@ -90,7 +67,7 @@ class Lowering:
     def _prefill(self, prompts: int):
         """The prompts of one piece, and the parameters as decoding reads them."""
         sampling = self.config.sampling
-        prompts = self._divided(min(sampling.prefill_rows or prompts, prompts))
+        prompts = self.divided(min(sampling.prefill_rows or prompts, prompts))
         shape = (prompts, self.config.train.prompt_length)
 
         def prefill(params, tokens, mask):
@@ -98,11 +75,11 @@ class Lowering:
             return decode.hold(self.model, params), cache
 
         policy = self.learner.abstract_state.params["policy"]
-        return jax.jit(prefill).lower(policy, self._rows(shape, jnp.int32), self._rows(shape))
+        return jax.jit(prefill).lower(policy, self.rows(shape, jnp.int32), self.rows(shape))
 
     def _decode(self, rows: int):
         sampling, model = self.config.sampling, self.model
-        rows = self._divided(min(sampling.slots or rows, rows))
+        rows = self.divided(min(sampling.slots or rows, rows))
         columns = self.config.train.prompt_length + sampling.max_new_tokens
         policy = self.learner.abstract_state.params["policy"]
 
@@ -118,30 +95,9 @@ class Lowering:
             return *draw(keys, logits, sampling), cache
 
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-        keys = self._rows(keys.shape, keys.dtype)
-        token, alive = self._rows((rows,), jnp.int32), self._rows((rows,), bool)
+        keys = self.rows(keys.shape, keys.dtype)
+        token, alive = self.rows((rows,), jnp.int32), self.rows((rows,), bool)
         return jax.jit(advance, donate_argnums=1).lower(held, cache, token, alive, keys)
-
-    def _sample(self, prompts: int, samples: int):
-        prompts, ends = self._divided(prompts), (0,)
-        shape = (prompts, self.config.train.prompt_length)
-        run = functools.partial(
-            generate,
-            self.model,
-            config=self.config.sampling,
-            eos_ids=ends,
-            pad_id=0,
-            num_samples=samples,
-        )
-        policy = self.learner.abstract_state.params["policy"]
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(self.mesh))
-        return jax.jit(run).lower(policy, self._rows(shape, jnp.int32), self._rows(shape), key)
-
-    def _divided(self, rows: int) -> int:
-        """So many rows, or a few more that the mesh divides."""
-        parts = batch_devices()
-        return -(-rows // parts) * parts
 
     def _as_compiled(self, jitted, *inputs):
         """Abstract results of a program, with the shardings that its compilation gives them."""
@@ -150,26 +106,4 @@ class Lowering:
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             lowered.out_info,
             lowered.compile().output_shardings,
-        )
-
-    def _rows(self, shape, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
-
-    def _placed(self, tree, sharding):
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-        )
-
-    def _rollout(self, rows: int) -> Rollout:
-        prompt, response = self.config.train.prompt_length, self.config.sampling.max_new_tokens
-        return Rollout(
-            prompt_tokens=self._rows((rows, prompt), jnp.int32),
-            prompt_mask=self._rows((rows, prompt)),
-            tokens=self._rows((rows, response), jnp.int32),
-            mask=self._rows((rows, response)),
-            log_probs=self._rows((rows, response)),
-            truncated=self._rows((rows,), bool),
-            rewards=self._rows((rows,)),
-            clean_rewards=self._rows((rows,)),
-            groups=self._rows((rows,), jnp.int32),
         )

@@ -1,0 +1,103 @@
+"""The programs of a run on abstract arguments: to be lowered and compiled, with no array made."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dfpo_jax.rollout.generate import generate
+from dfpo_jax.sharding import batch_devices, batch_sharding, mesh_context, replicated
+from dfpo_jax.training.config import Config
+from dfpo_jax.training.learner import Learner
+from dfpo_jax.types import ArrayTree, Rollout
+
+
+def bytes_per_chip(tree: ArrayTree) -> int:
+    """Size of one chip's share of abstract arrays with shardings."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+class Programs:
+    """Lowers what an iteration runs; the devices of the learner's mesh need not exist.
+
+    Prompts have `train.prompt_length` slots.
+
+    Args:
+      config: the run; its model's `attention` names a back end of the mesh's platform.
+      learner: of that run.
+      minibatches: one update call gets the rows of an iteration divided by this.
+    """
+
+    def __init__(self, config: Config, learner: Learner, minibatches: int = 1):
+        """Nothing is lowered yet."""
+        self.config, self.learner, self.mesh = config, learner, learner.mesh
+        self.model, self._minibatches = learner.model, minibatches
+
+    def lower(self, name: str) -> jax.stages.Lowered:
+        """One program, which `compile` turns into one that says how much memory it needs.
+
+        Args:
+          name: "sample": the whole of sampling, without a stop text. "prepare": targets and
+            advantages of the iteration's rollout. "train": the updates on it, the state donated.
+        """
+        train, state = self.config.train, self.learner.abstract_state
+        rows = train.prompts * train.samples
+        with mesh_context(self.mesh):
+            if name == "sample":
+                return self._sample(train.prompts, train.samples)
+            prepare, update = self.learner.programs["prepare"], self.learner.programs["update"]
+            if name == "prepare":
+                return prepare.lower(state, self.rollout(rows))
+            rollout = self.rollout(rows // self._minibatches)
+            batch, context = jax.eval_shape(prepare, state, rollout)
+            batch = self._placed(batch, batch_sharding(self.mesh))
+            context = self._placed(context, replicated(self.mesh))
+            return update.lower(state, batch, context)
+
+    def rows(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        """An array whose first axis is split over the mesh's data axes."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
+
+    def divided(self, rows: int) -> int:
+        """So many rows, or a few more that the mesh in force divides."""
+        parts = batch_devices()
+        return -(-rows // parts) * parts
+
+    def rollout(self, rows: int) -> Rollout:
+        """A rollout of so many responses."""
+        prompt, response = self.config.train.prompt_length, self.config.sampling.max_new_tokens
+        return Rollout(
+            prompt_tokens=self.rows((rows, prompt), jnp.int32),
+            prompt_mask=self.rows((rows, prompt)),
+            tokens=self.rows((rows, response), jnp.int32),
+            mask=self.rows((rows, response)),
+            log_probs=self.rows((rows, response)),
+            truncated=self.rows((rows,), bool),
+            rewards=self.rows((rows,)),
+            clean_rewards=self.rows((rows,)),
+            groups=self.rows((rows,), jnp.int32),
+        )
+
+    def _sample(self, prompts: int, samples: int):
+        shape = (self.divided(prompts), self.config.train.prompt_length)
+        run = functools.partial(
+            generate,
+            self.model,
+            config=self.config.sampling,
+            eos_ids=(0,),
+            pad_id=0,
+            num_samples=samples,
+        )
+        policy = self.learner.abstract_state.params["policy"]
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(self.mesh))
+        return jax.jit(run).lower(policy, self.rows(shape, jnp.int32), self.rows(shape), key)
+
+    def _placed(self, tree, sharding):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
