@@ -4,6 +4,7 @@ python experiments/train.py --config=configs/quickstart.py --workdir=runs/quicks
 """
 
 import string
+from pathlib import Path
 
 from dfpo_jax.training.config import default_config
 
@@ -17,9 +18,15 @@ def get_config(arg=None):
     config.task.parameters = {"min_word_len": 4, "max_word_len": 5}
     config.task.partial_credit = False
     config.task.prompt = "{metadata[word]}="
-    config.out_of_domain = config.task.copy_and_resolve_references()
-    config.out_of_domain.parameters = {"min_word_len": 3, "max_word_len": 3}
-    config.out_of_domain.held_out_percent = 99
+    # Words of the same lengths that do not exist.
+    config.out_of_domain.update(
+        name="jsonl",
+        dataset=str(Path(__file__).with_name("quickstart_invented.jsonl")),
+        parameters={"answer": "backward"},
+        prompt="{word}=",
+        held_out_percent=99,
+    )
+    config.out_of_domain.verifier.name = "exact"
     config.tokenizer.alphabet = string.ascii_letters + "="
     config.model.update(
         vocab_size=64,
