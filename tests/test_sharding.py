@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax.models import PRESETS, QuantileHead, Transformer, ValueFlow
 from dfpo_jax.sharding import (
@@ -31,8 +30,6 @@ VALID = np.ones((8, 6), np.float32)
 VALID[0, :3] = 0
 VALID[3] = 0
 OPTIMIZER = optax.adamw(1e-2)
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 def init(key, config=TINY):

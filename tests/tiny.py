@@ -55,14 +55,6 @@ def widening(centre):
     return velocity
 
 
-@pytest.fixture(scope="module")
-def fast_compile():
-    """Programs run a few times only: compile them without most optimizations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Markov:
     """Stands in for the decoder; its state is an embedding of the last token alone.

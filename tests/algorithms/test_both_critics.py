@@ -7,11 +7,9 @@ import reference
 import tiny
 from critic_cases import KEY, POLICY, TEMPERATURE, critic_case
 from reference_policy import log_probs
-from tiny import fast_compile, ragged_rollout  # noqa: F401
+from tiny import ragged_rollout
 
 from dfpo_jax.algorithms.critic import TRUNKS
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 NAMES = ["ppo", "dfpo"]
 # What a loss must not differentiate by, and the loss that counts every valid token.

@@ -12,13 +12,10 @@ import reference
 import reference_critic
 from critic_cases import dfpo_case as case
 from reference_policy import after_last, shaped_rewards, state_tokens, valid_slots
-from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms.base import PolicyConfig
 from dfpo_jax.algorithms.dfpo import DFPOConfig, RiskConfig, advantages
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 def risk_of(measure, quantiles):

@@ -9,13 +9,10 @@ import tiny
 from critic_cases import KEY
 from critic_cases import dfpo_case as case
 from reference_policy import state_tokens, valid_slots
-from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms import flow_critic
 from dfpo_jax.models import ValueFlow
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 def scalar_fields(params, conditions, states):

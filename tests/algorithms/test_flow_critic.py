@@ -10,13 +10,11 @@ import pytest
 import reference
 import reference_critic
 import tiny
-from tiny import constant, fast_compile, widening  # noqa: F401
+from tiny import constant, widening
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms import flow_critic
 from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 BATCH, TIME = 6, 4
 

@@ -11,14 +11,12 @@ import optax
 import pytest
 import reference_critic
 import tiny
-from tiny import constant, fast_compile, widening  # noqa: F401
+from tiny import constant, widening
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms import flow_critic
 from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
 from dfpo_jax.models import ValueFlow, value_flow
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 BATCH, TIME = 6, 4
 WEIGHTS = {

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 import reference
 from reference_policy import log_probs
-from tiny import Markov, fast_compile, make_state, ragged_rollout  # noqa: F401
+from tiny import Markov, make_state, ragged_rollout
 from training import test_loop
 
 from dfpo_jax.algorithms import ALGORITHMS, GroupConfig, GRPOConfig, PolicyConfig, grpo
 from dfpo_jax.training.config import parse_config
 from dfpo_jax.training.metrics import read_metrics
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-compilation_cache = test_loop.compilation_cache
 TEMPERATURE, KEY = 0.7, jax.random.key(0)
 
 

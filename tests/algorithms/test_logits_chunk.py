@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms import DFPOConfig, PolicyConfig
@@ -19,8 +18,6 @@ from dfpo_jax.models import vocabulary
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.training.update import accumulate_gradients, init_policy
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 BATCH, LENGTH, TEMPERATURE = 3, 7, 0.7
 

@@ -10,7 +10,7 @@ import pytest
 import reference
 import tiny
 from reference_policy import after_last, kl, log_probs, shaped_rewards, valid_slots
-from tiny import Markov, fast_compile, ragged_rollout  # noqa: F401
+from tiny import Markov, ragged_rollout
 
 from dfpo_jax.algorithms.base import Batch, Context, PolicyConfig
 from dfpo_jax.algorithms.critic import CriticConfig, policy_scale
@@ -25,8 +25,6 @@ from dfpo_jax.algorithms.policy import (
     successor_index,
 )
 from dfpo_jax.algorithms.sft import sft
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 TEMPERATURE = 0.8
 

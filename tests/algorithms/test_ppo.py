@@ -7,12 +7,9 @@ import reference
 import tiny
 from critic_cases import ppo_case as case
 from reference_policy import after_last, shaped_rewards, state_tokens
-from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax.algorithms.base import PolicyConfig
 from dfpo_jax.algorithms.ppo import PPOConfig
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 def table_of_values(state, trunk="own"):

@@ -3,14 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import tiny
 from reference_policy import log_probs
-from tiny import Markov, fast_compile, ragged_rollout  # noqa: F401
+from tiny import Markov, ragged_rollout
 
 from dfpo_jax.algorithms.sft import sft
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 def run(rollout):

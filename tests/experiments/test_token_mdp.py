@@ -10,9 +10,6 @@ import pytest
 import token_mdp
 from _token_mdp import critics, mdp
 from absl.testing import flagsaver
-from tiny import fast_compile  # noqa: F401
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import fast_compile  # noqa: F401
 
 import dfpo_jax.models.attention as attention_module
 from dfpo_jax.models.attention import attention
 from dfpo_jax.sharding import create_mesh, mesh_context
 
 B, T, H = 3, 5, 8
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 def inputs(heads, kv_heads, seed=0, length=T):

@@ -9,11 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax.models import PRESETS, LoraConfig, Transformer, decode
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 TINY = PRESETS["tiny"]
 FULL = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, tie_embeddings=False)

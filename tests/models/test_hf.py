@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax.models import decode, weights
 from dfpo_jax.models.hf import INDEX, SINGLE, SafetensorsSource, check, load, model_config, save
@@ -31,8 +30,6 @@ from torch_models import (  # noqa: E402
     torch_logits,
     torch_model,
 )
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax.models import PRESETS, LoraConfig, Transformer, lora
 from dfpo_jax.models.transformer import Projection
 from dfpo_jax.models.weights import abstract_params
 from dfpo_jax.sharding import create_mesh, shardings
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 BASE = dataclasses.replace(PRESETS["tiny"], tie_embeddings=False, qkv_bias=True)
 LORA = LoraConfig(rank=3, alpha=6.0)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax.models import PRESETS, Transformer
 
@@ -15,8 +14,6 @@ CONFIG = dataclasses.replace(PRESETS["tiny"], num_layers=2, qk_norm=True)
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 9)).astype(np.int32)
 VALID = np.ones((2, 9), np.float32)
 VALID[0, :4] = 0
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax.models.config import PRESETS
 from dfpo_jax.models.transformer import Transformer
 
 TINY = PRESETS["tiny"]
 FULL = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, tie_embeddings=False)
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @functools.cache

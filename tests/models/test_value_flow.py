@@ -7,7 +7,6 @@ import numpy as np
 import optax
 import pytest
 from scipy.stats import norm
-from tiny import fast_compile  # noqa: F401
 
 from dfpo_jax.models.value_flow import (
     ValueFlow,
@@ -28,8 +27,6 @@ FEATURES = RNG.normal(size=(B, T, D)).astype(np.float32)
 Z = RNG.normal(size=(B, T, S)).astype(np.float32)
 TIME = RNG.uniform(size=(B, T, S)).astype(np.float32)
 STEP = RNG.uniform(size=(B, T, S)).astype(np.float32)
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 
 @pytest.fixture(scope="module")

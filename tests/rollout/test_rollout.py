@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from tiny import fast_compile, traced  # noqa: F401
+from tiny import traced  # noqa: F401
 
 from dfpo_jax.rollout import rollout as rollout_module
 from dfpo_jax.rollout.rollout import Sampler, collect, demonstrations, score
@@ -13,8 +13,6 @@ from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tasks.noise import RewardNoise
 from dfpo_jax.tokenizers import character_tokenizer
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 ALPHABET = "0123456789+="
 PROMPT, RESPONSE = 5, 3
@@ -61,7 +59,7 @@ def make_sampler(pad_is_eos=False, mesh=(1, 1, 1), **options):
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["pad", "pad_is_eos"])
-def plain(request, fast_compile):  # noqa: F811
+def plain(request):
     return make_sampler(request.param)
 
 

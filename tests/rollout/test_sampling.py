@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tiny import fast_compile, steps, traced  # noqa: F401
+from tiny import steps, traced  # noqa: F401
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms.policy import join_sequence, response_states, token_statistics
@@ -17,8 +17,6 @@ from dfpo_jax.models import LoraConfig
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
 from dfpo_jax.rollout.sampling import SamplingConfig, draw, sampling_log_probs
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 EOS = 2
 
@@ -345,7 +343,7 @@ class Decoder:
 
 
 @pytest.fixture(scope="module")
-def decoder(fast_compile):  # noqa: F811
+def decoder():
     return Decoder()
 
 

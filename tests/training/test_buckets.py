@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from tiny import fast_compile  # noqa: F401
 from training import test_loop
 
 from dfpo_jax import memory
@@ -18,8 +17,6 @@ from dfpo_jax.training.config import parse_config
 from dfpo_jax.training.metrics import read_metrics
 from dfpo_jax.training.run import build_run
 
-pytestmark = pytest.mark.usefixtures("fast_compile")
-compilation_cache = test_loop.compilation_cache
 BUCKETS, LONGEST = (6, 7), 8
 
 
@@ -50,7 +47,7 @@ class Lines(logging.Handler):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, fast_compile):  # noqa: F811
+def finished(tmp_path_factory):
     """A run's directory, results, and what it compiled."""
     workdir, handler = tmp_path_factory.mktemp("finished"), Lines()
     logger = logging.getLogger("jax")

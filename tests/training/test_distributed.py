@@ -29,7 +29,6 @@ def run_processes(workdir, count):
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # programs run a few times only
         }
         if count > 1:
             environment |= {

@@ -12,7 +12,6 @@ from tiny import (  # noqa: F401
     DECODER,
     FLOW,
     HEAD,
-    fast_compile,
     follow,
     ragged_rollout,
     table_model,
@@ -79,7 +78,6 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_solution(policy):
             pass_at_k(*policy, Equal(), items, jax.random.key(0), samples=6, ks=[k])
 
 
-@pytest.mark.usefixtures("fast_compile")
 def test_a_critic_is_read_at_any_number_of_rows():
     model, optimizer = Transformer(DECODER), optax.sgd(0.1)
     algorithm = dfpo(model, DFPOConfig(flow=FLOW, head=HEAD), 1.0)

@@ -10,7 +10,7 @@ import optax
 import pytest
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
-from tiny import Markov, fast_compile, ragged_rollout  # noqa: F401
+from tiny import Markov, ragged_rollout
 
 from dfpo_jax.algorithms import (
     DFPOConfig,
@@ -28,8 +28,6 @@ from dfpo_jax.training.config import OptimizerConfig
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.optim import make_optimizer
 from dfpo_jax.training.update import Schedule, accumulate_gradients
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 FLOW = FlowCriticConfig(
     num_samples=4,

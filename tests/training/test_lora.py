@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from tiny import fast_compile, ragged_rollout  # noqa: F401
-from training.test_loop import compilation_cache, run_in, without_times  # noqa: F401
+from tiny import ragged_rollout
+from training.test_loop import run_in, without_times
 from training.test_loop import tiny as tiny_run
 
 from dfpo_jax.algorithms import (
@@ -29,8 +29,6 @@ from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.metrics import read_metrics
 from dfpo_jax.training.update import Schedule, accumulate_gradients
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 LORA = LoraConfig(rank=2, alpha=3.0, targets=("query", "output", "up", "down"))
 MODEL = Transformer(dataclasses.replace(tiny.UNTIED, lora=LORA))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import Markov, fast_compile, ragged_rollout  # noqa: F401
+from tiny import Markov, ragged_rollout
 
 from dfpo_jax.algorithms import PPOConfig, ppo
 from dfpo_jax.algorithms.base import Algorithm, Batch, Context
@@ -16,8 +16,6 @@ from dfpo_jax.sharding import create_mesh
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.update import Schedule, init_state, update
 from dfpo_jax.types import Term
-
-pytestmark = pytest.mark.usefixtures("fast_compile")
 
 ONCE = Schedule()
 

@@ -6,7 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from training import test_loop
 from training.test_loop import run_in, tiny, without_times
 
 from dfpo_jax.training import config_diff, distributed
@@ -15,8 +14,6 @@ from dfpo_jax.training.metrics import read_metrics
 from dfpo_jax.training.restore import load_run
 from dfpo_jax.training.run import build_run
 from dfpo_jax.training.workdir import open_workdir
-
-compilation_cache = test_loop.compilation_cache
 
 
 @pytest.fixture(scope="module")
