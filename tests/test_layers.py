@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # for its __init__.py, (root) for that of dfpo_jax.
 LAYERS = """
 (root)
-types
+types published_files
 ops.masking
 ops.ode
 ops.advantages
@@ -42,6 +42,7 @@ tokenizers
 chat
 tasks.base
 tasks.noise tasks.extraction tasks.verifier_pool tasks.verifier_worker tasks.presets tasks.rows
+tasks.fields tasks.multiple_choice
 tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks
