@@ -27,7 +27,7 @@ ops.divergences
 ops
 models.lora
 models.config
-models.rope models.hf_config
+models.rope models.hf_config models.generation
 models.attention
 models.transformer
 models.decode
@@ -37,6 +37,7 @@ models
 sharding memory
 models.weights models.vocabulary
 models.hf models.gguf
+models.gguf_tokenizer
 models.pretrained
 tokenizers
 chat
