@@ -32,7 +32,7 @@ def broken(path: str | os.PathLike, kind: str, error: BaseException) -> ValueErr
         return pointer
     size = os.path.getsize(path)
     words = " ".join(str(error).split())
-    return ValueError(f"{path} ({size} bytes) is no {kind}, or is cut off: {words}")
+    return ValueError(f"{path} is no {kind}, or is cut off ({size} bytes): {words}")
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
