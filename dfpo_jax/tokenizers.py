@@ -121,6 +121,33 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     raise ValueError(f"the tokenizer has no token for part of {text!r}")
 
 
+BEGINNINGS = ("auto", "bos", "nothing")
+
+
+@functools.lru_cache(maxsize=8)
+def beginning(tokenizer: PreTrainedTokenizerBase, how: str = "auto") -> tuple[int, ...]:
+    """Token ids that a raw text begins with.
+
+    Args:
+      tokenizer: of the text.
+      how: "auto", as the tokenizer itself begins a text: with bos for Llama and Gemma, which write
+        garbage without it, with nothing for Qwen; "bos", its bos token; or "nothing".
+
+    Raises:
+      ValueError: `how` is none of these, or "bos" and the tokenizer has none.
+    """
+    if how not in BEGINNINGS:
+        raise ValueError(f"begin is {how!r}; it must be one of {', '.join(BEGINNINGS)}")
+    if how == "bos" and tokenizer.bos_token_id is None:
+        raise ValueError("begin is 'bos'; the tokenizer has no bos token")
+    if how != "auto":
+        return (tokenizer.bos_token_id,) if how == "bos" else ()
+    whole, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    places = range(len(whole) - len(bare) + 1)
+    start = next((n for n in places if whole[n : n + len(bare)] == bare), 0)
+    return tuple(whole[:start])
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:
     """The text of token ids [T], special tokens by their names.
 

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # for its __init__.py, (root) for that of dfpo_jax.
 LAYERS = """
 (root)
-types published_files
+types published_files template_dates
 ops.masking
 ops.ode
 ops.advantages
@@ -39,7 +39,7 @@ models.weights models.vocabulary
 models.hf models.gguf
 models.gguf_tokenizer
 models.pretrained
-tokenizers
+tokenizers control_tokens
 chat
 tasks.base
 tasks.noise tasks.extraction tasks.verifier_pool tasks.verifier_worker tasks.presets tasks.rows
@@ -47,7 +47,7 @@ tasks.fields tasks.multiple_choice
 tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks
-rollout.sampling rollout.stops
+rollout.sampling rollout.stops rollout.prompts
 rollout.generate
 rollout.rollout
 rollout

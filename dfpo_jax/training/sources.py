@@ -12,6 +12,7 @@ from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.tasks import TASKS, Item, Task
 from dfpo_jax.tasks.presets import PRESETS
 from dfpo_jax.tasks.verifiers import VerifierConfig
+from dfpo_jax.tokenizers import BEGINNINGS
 
 # Fields of config.model that hold for published weights too; the others come with the weights.
 KEPT = ("dtype", "param_dtype", "remat", "attention", "max_positions", "lora")
@@ -34,7 +35,8 @@ class TaskConfig:
       seed: seed of the prompts drawn.
       verifier: how responses are judged.
       overlong: what happens to a prompt of more than `train.prompt_length` tokens: "error" refuses
-        the run, "skip" passes it over (held-out ones too), "truncate" cuts its first tokens off.
+        the run, "skip" passes it over (held-out ones too), "truncate" cuts the beginning of its
+        text off: of a conversation, that of the user's longest message; the template stays whole.
       stop: "" or a text that ends a response and is no part of it, such as "\nQuestion:".
       chat: whether and how prompts are rendered by the tokenizer's chat template.
     """
@@ -98,11 +100,18 @@ class TokenizerConfig:
         or a directory, a hub id, a path ending in .gguf, or "smollm2".
       alphabet: characters of the character tokenizer.
       pad_is_eos: its one id for padding and end of sequence.
+      begin: what prompts without a chat template begin with: "auto", what the tokenizer itself
+        begins a text with; "bos"; or "nothing".
     """
 
     name: str = "character"
     alphabet: str = "0123456789+-*/=() "
     pad_is_eos: bool = False
+    begin: str = "auto"
+
+    def __post_init__(self):
+        """Check the choice."""
+        check_choice(self, "begin", BEGINNINGS)
 
 
 @dataclass(frozen=True)
