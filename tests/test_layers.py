@@ -64,6 +64,7 @@ training.preemption training.distributed
 training.update
 training.learner training.checkpoint training.evaluate training.charts
 training.report training.run
+training.run_data
 training.restore training.workdir
 training.loop
 training

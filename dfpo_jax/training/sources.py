@@ -39,6 +39,8 @@ class TaskConfig:
         text off: of a conversation, that of the user's longest message; the template stays whole.
       stop: "" or a text that ends a response and is no part of it, such as "\nQuestion:".
       chat: whether and how prompts are rendered by the tokenizer's chat template.
+      accept_changed_data: whether a resumed run goes on where a file of its data has changed since
+        it was started; its held-out prompts may then be others than before.
     """
 
     preset: str = ""
@@ -54,6 +56,7 @@ class TaskConfig:
     overlong: str = "error"
     stop: str = ""
     chat: ChatConfig = field(default_factory=ChatConfig)
+    accept_changed_data: bool = False
 
     def __post_init__(self):
         """Check the name; the task checks the rest when it is built."""
@@ -65,7 +68,7 @@ class TaskConfig:
         """The task for "train" or "held_out" prompts, less the items that are not accepted."""
         section = self.resolved()
         options = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
-        for name in ("preset", "chat", "overlong", "stop"):
+        for name in ("preset", "chat", "overlong", "stop", "accept_changed_data"):
             del options[name]
         return TASKS[options.pop("name")](**options, split=split, accepts=accepts)
 
