@@ -292,9 +292,15 @@ def _marked(content: str, mark: str) -> str:
 
 
 def _free(text: str) -> tuple[str, str]:
-    """Two marks that a text does not hold."""
-    first, second, *_ = (mark for mark in MARKS[:-2] if mark not in text)
-    return first, second
+    """Two marks that a text does not hold.
+
+    Raises:
+      ValueError: it holds nearly all of them.
+    """
+    free = [mark for mark in MARKS[:-2] if mark not in text]
+    if len(free) < 2:
+        raise ValueError("a message holds U+FDD0 to U+FDED, which are no characters of Unicode")
+    return free[0], free[1]
 
 
 def _replace(text: str, table: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import tokenizers
@@ -78,6 +78,8 @@ class ControlTokens:
     def _encode_apart(self, pieces: Sequence[Piece]) -> list[int]:
         """By a copy of the tokenizer whose control tokens have names that no text can spell."""
         backend, names, cut = self._renamed
+        if any(mark in piece.text for piece in pieces for mark in MARKS[-2:]):
+            raise ValueError("a message holds U+FDEE or U+FDEF, which are no characters of Unicode")
         original = {backend.token_to_id(new): self.ids[old] for old, new in names.items()}
         for spelled in (lambda name: name, lambda name: name[0] + cut + name[1:]):
             text = "".join(
@@ -106,16 +108,18 @@ class ControlTokens:
         backend = tokenizers.Tokenizer.from_str(json.dumps(content))
         names = {name: f"{MARKS[-1]}{i}{MARKS[-1]}" for i, name in enumerate(self.ids)}
         cut = MARKS[-2]
-        strips = {
-            name: {k: flags.get(name, {}).get(k, False) for k in ("lstrip", "rstrip")}
-            for name in names
-        }
+        strips = {name: _strips(flags.get(name, {})) for name in names}
         backend.add_special_tokens(
             [AddedToken(new, normalized=False, **strips[old]) for old, new in names.items()]
             + [AddedToken(cut, normalized=False)]
         )
         backend.encode_special_tokens = False
         return backend, names, cut
+
+
+def _strips(entry: Mapping[str, object]) -> dict[str, bool]:
+    """Whether a token of tokenizer.json takes the blanks around it away."""
+    return {side: bool(entry.get(side)) for side in ("lstrip", "rstrip")}
 
 
 def _names(tokenizer: PreTrainedTokenizerBase, written: str) -> list[str]:
