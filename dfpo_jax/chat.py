@@ -1,5 +1,7 @@
 """Chat templates: messages to prompt tokens, as `transformers` renders them."""
 
+import bisect
+import datetime
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,9 +9,12 @@ from dataclasses import dataclass
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from dfpo_jax.control_tokens import MARKS, ControlTokens, Piece
+from dfpo_jax.template_dates import dated
+
 Messages = Sequence[Mapping[str, str]]
 
-_SENTINELS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # noncharacters of Unicode
+_QUESTION, _ANSWER = "dfpo asks", "dfpo answers"  # stand for texts where a template is looked at
 
 
 @dataclass(frozen=True)
@@ -22,12 +27,26 @@ class ChatConfig:
       thinking: given to the template as `enable_thinking`; templates that do not know it ignore it.
       check_prefix: refuse a template under which a prompt is not how the prompt and its answer
         begin, since supervised and sampled responses would then follow different prompts.
+      date: the day, YYYY-MM-DD, that a template takes for today where it writes the date, so that
+        prompts do not change from day to day. By default the one Llama 3.1's template falls back
+        to.
+
+    Raises:
+      ValueError: `date` is no such day.
     """
 
     enabled: bool = False
     system: str = ""
     thinking: bool = False
     check_prefix: bool = True
+    date: str = "2024-07-26"
+
+    def __post_init__(self):
+        """Check the date."""
+        try:
+            datetime.date.fromisoformat(self.date)
+        except ValueError:
+            raise ValueError(f"date is {self.date!r}; it must be a day, YYYY-MM-DD") from None
 
 
 @dataclass(frozen=True)
@@ -54,56 +73,63 @@ class Chat:
         """The prompt as text up to where the assistant writes; with `answer`, the whole turn.
 
         Raises:
-          ValueError: the template refuses the messages.
+          ValueError: the template refuses the messages, drops one of the system or the user, or
+            has no generation prompt.
         """
-        messages = [dict(message) for message in messages]
-        if self.config.system and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": self.config.system})
-        if answer is not None:
-            messages.append({"role": "assistant", "content": answer})
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                add_generation_prompt=answer is None,
-                tokenize=False,
-                enable_thinking=self.config.thinking,
-            )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise ValueError(f"the chat template refuses {messages!r}: {error}") from error
+        if answer is None and self._fault:
+            raise ValueError(self._fault)
+        messages = self._with_system(messages)
+        turns = [] if answer is None else [{"role": "assistant", "content": answer}]
+        rendered = self._apply([*messages, *turns], answer is None)
+        _check_kept(messages, rendered)
+        return rendered
 
-    def encode(self, messages: Messages) -> list[int]:
+    def encode(self, messages: Messages, limit: int | None = None) -> list[int]:
         """Token ids of the rendered prompt.
 
-        The template's special tokens become their ids. A message that spells one is hidden while
-        the template renders, and encoded as text.
+        The template's control tokens become their ids; what a message spells stays text, see
+        `control_tokens`.
+
+        Args:
+          messages: the conversation.
+          limit: None, or the most tokens there may be: the longest message of the user loses its
+            beginning, as much as it must, then the next longest one; the frame stays whole.
+
+        Raises:
+          ValueError: as `render`; or the frame alone has more than `limit` tokens.
         """
-        used = [name for name in self._special if any(name in m["content"] for m in messages)]
-        if not used:
-            return self.tokenizer.encode(self.render(messages), add_special_tokens=False)
-        everything = "".join(message["content"] for message in messages)
-        sentinel = next(mark for mark in _SENTINELS if mark not in everything)
-        hidden = {name: f"{sentinel}{index}{sentinel}" for index, name in enumerate(used)}
-        masked = [{**m, "content": _replace(m["content"], hidden)} for m in messages]
-        ids = []
-        for piece in self._split(self.render(masked)):
-            if piece in self._special:
-                ids.append(self._special[piece])
-            elif piece:
-                text = _replace(piece, {mark: name for name, mark in hidden.items()})
-                ids += self.tokenizer.encode(
-                    text, add_special_tokens=False, split_special_tokens=True
-                )
-        return ids
+        ids = self._encode(messages)
+        if limit is None or len(ids) <= limit:
+            return ids
+        messages = [dict(message) for message in messages]
+        users = [message for message in messages if message["role"] == "user"]
+        for message in sorted(users, key=lambda m: len(m["content"]), reverse=True):
+            text = message["content"]
+
+            def shortened(cut: int, message=message, text=text) -> list[int]:
+                message["content"] = text[cut:]
+                return self._encode(messages)
+
+            cuts = range(len(text))
+            first = bisect.bisect_left(cuts, True, key=lambda cut: len(shortened(cut)) <= limit)
+            ids = shortened(first)
+            if len(ids) <= limit:
+                return ids
+        raise ValueError(
+            f"the chat template writes {len(ids)} tokens around an empty prompt; "
+            f"prompt_length is {limit}"
+        )
 
     def check(self, messages: Messages, answer: str) -> None:
         """Raise unless the rendered prompt is how prompt and answer together begin.
 
         Raises:
-          ValueError: it is not, and `check_prefix` is set; shows where they part.
+          ValueError: it is not, and `check_prefix` is set; shows where they part. Or as `render`.
         """
+        prompt = self.render(messages)
         if not self.config.check_prefix:
             return
-        prompt, whole = self.render(messages), self.render(messages, answer)
+        whole = self.render(messages, answer)
         if not whole.startswith(prompt):
             same = next(
                 (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
@@ -115,34 +141,166 @@ class Chat:
                 "set chat.check_prefix to False"
             )
 
+    def check_mark(self, mark: str) -> None:
+        """Raise where responses are judged behind a mark that the prompt has written already.
+
+        Args:
+          mark: `verifier.after`, such as "</think>"; "" for none.
+
+        Raises:
+          ValueError: the template's generation prompt holds the mark.
+        """
+        question = [{"role": "user", "content": _QUESTION}]
+        if mark and mark in self.render(question).rpartition(_QUESTION)[2]:
+            raise ValueError(
+                f"verifier.after is {mark!r}, which the chat template writes at the end of every "
+                "prompt, so that no response would hold it; set chat.thinking to True, or "
+                "verifier.after to ''"
+            )
+
     def turn_end(self) -> int | None:
-        """The special token right after an answer, None where the template writes none."""
-        answer = "dfpo"
-        whole = self.render([{"role": "user", "content": "?"}], answer)
-        rest = whole[whole.rindex(answer) + len(answer) :].lstrip()
-        names = sorted(self._special, key=len, reverse=True)
-        return next((self._special[name] for name in names if rest.startswith(name)), None)
+        """The control token that ends an answer, None where the template writes none.
+
+        It is the first one after an answer, in a conversation that ends there; or in one that goes
+        on, where the next turn's first token is what a model ends with. That is never bos.
+        """
+        question = {"role": "user", "content": _QUESTION}
+        talk = [question, {"role": "assistant", "content": _ANSWER}]
+        end = self._control.first(_behind(_ANSWER, self._apply(talk, False)))
+        if end is None:
+            try:
+                longer = self._apply([*talk, question], False)
+            except ValueError:
+                return None
+            end = self._control.first(_behind(_ANSWER, longer))
+            end = None if end == self.tokenizer.bos_token_id else end
+        return end
+
+    def _with_system(self, messages: Messages) -> list[dict[str, str]]:
+        messages = [dict(message) for message in messages]
+        if self.config.system and messages[0]["role"] != "system":
+            messages.insert(0, {"role": "system", "content": self.config.system})
+        return messages
+
+    def _apply(self, messages: Messages, generation_prompt: bool) -> str:
+        """What the template makes of the messages.
+
+        Raises:
+          ValueError: it refuses them.
+        """
+        template, variables = self._template
+        try:
+            return self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=template,
+                add_generation_prompt=generation_prompt,
+                tokenize=False,
+                enable_thinking=self.config.thinking,
+                **variables,
+            )
+        except (jinja2.TemplateError, TypeError) as error:
+            raise ValueError(f"the chat template refuses {messages!r}: {error}") from error
+
+    def _encode(self, messages: Messages) -> list[int]:
+        rendered, whole = self.render(messages), self._with_system(messages)
+        return self._control.encode(self._pieces(whole, rendered))
+
+    def _pieces(self, messages: Messages, rendered: str) -> list[Piece]:
+        """A rendered prompt in parts: what the messages say, and what the template writes.
+
+        Marks around the messages' texts show it, where the template renders these as it does
+        others; else only the control tokens that a message spells are told apart.
+        """
+        everything = "".join(message["content"] for message in messages)
+        mark, other = _free(everything)
+        text = self._apply([{**m, "content": _marked(m["content"], mark)} for m in messages], True)
+        parts = text.split(mark)
+        if len(parts) % 2 and "".join(parts) == rendered:
+            return [Piece(part, index % 2 == 0) for index, part in enumerate(parts) if part]
+        names = [name for name in self._control.ids if name in everything]
+        hidden = {name: f"{mark}{other}{index}{mark}" for index, name in enumerate(names)}
+        text = self._apply(
+            [{**m, "content": _replace(m["content"], hidden)} for m in messages], True
+        )
+        spelled = {f"{other}{index}": name for index, name in enumerate(names)}
+        return [Piece(spelled.get(part, part), part not in spelled) for part in text.split(mark)]
 
     @functools.cached_property
-    def _special(self) -> dict[str, int]:
-        names = dict.fromkeys(self.tokenizer.all_special_tokens)
-        return {name: self.tokenizer.convert_tokens_to_ids(name) for name in names}
+    def _template(self) -> tuple[str, dict[str, str]]:
+        """The template's text with the day it is given, and variables."""
+        return dated(self.tokenizer.get_chat_template(), self.config.date)
 
-    def _split(self, text: str) -> list[str]:
-        """The text in pieces: special tokens and what lies between."""
-        pieces = [text]
-        for name in sorted(self._special, key=len, reverse=True):
-            split = []
-            for piece in pieces:
-                if piece in self._special:
-                    split.append(piece)
-                    continue
-                first, *rest = piece.split(name)
-                split.append(first)
-                for part in rest:
-                    split += [name, part]
-            pieces = split
-        return pieces
+    @functools.cached_property
+    def _control(self) -> ControlTokens:
+        """The control tokens; some templates put their names together, as <| + role + |>."""
+        written, talk = [self.tokenizer.get_chat_template()], []
+        for role in ("user", "assistant", "user"):
+            talk.append({"role": role, "content": "?"})
+            for start in ([], [{"role": "system", "content": "?"}]):
+                try:
+                    written.append(self._apply([*start, *talk], role == "user"))
+                except ValueError:  # it knows no such conversation
+                    pass
+        return ControlTokens(self.tokenizer, "\n".join(written))
+
+    @functools.cached_property
+    def _fault(self) -> str:
+        """Why no prompt can be made by this template, or ""."""
+        question = [{"role": "user", "content": _QUESTION}]
+        try:
+            prompt, plain = self._apply(question, True), self._apply(question, False)
+            whole = self._apply([*question, {"role": "assistant", "content": _ANSWER}], False)
+        except ValueError:  # it may want other conversations
+            return ""
+        between = whole[len(prompt) :].partition(_ANSWER)
+        if prompt != plain or not whole.startswith(prompt) or not between[0].strip():
+            return ""
+        return (
+            "the chat template has no generation prompt: it writes "
+            f"{between[0]!r} before an answer, and not where add_generation_prompt asks for it"
+        )
+
+
+def _check_kept(messages: Messages, rendered: str) -> None:
+    """Raise where a message of the system or the user is not in what was rendered."""
+    text = "".join(rendered.split())
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if role != "assistant" and "".join(content.split()) not in text:
+            raise ValueError(f"the chat template drops the message of role {role!r}: {content!r}")
+
+
+def _behind(answer: str, rendered: str) -> str:
+    """The text behind the answer.
+
+    Raises:
+      ValueError: it is not there.
+    """
+    _, found, rest = rendered.rpartition(answer)
+    if not found:
+        raise ValueError("the chat template does not write what the assistant says")
+    return rest
+
+
+def _marked(content: str, mark: str) -> str:
+    """A text between marks, blanks at its ends outside, since templates strip them."""
+    core = content.strip()
+    if not core:
+        return content
+    start = content.index(core)
+    return f"{content[:start]}{mark}{core}{mark}{content[start + len(core) :]}"
+
+
+def _free(text: str) -> tuple[str, str]:
+    """Two marks that a text does not hold.
+
+    Raises:
+      ValueError: it holds nearly all of them.
+    """
+    free = [mark for mark in MARKS[:-2] if mark not in text]
+    if len(free) < 2:
+        raise ValueError("a message holds U+FDD0 to U+FDED, which are no characters of Unicode")
+    return free[0], free[1]
 
 
 def _replace(text: str, table: Mapping[str, str]) -> str:

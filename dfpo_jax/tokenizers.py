@@ -5,6 +5,7 @@ tokenizer works wherever one is asked for; `character_tokenizer` is the small de
 """
 
 import functools
+import pathlib
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,6 +14,8 @@ import tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dfpo_jax.models import pretrained
+from dfpo_jax.models.gguf_tokenizer import gguf_tokenizer
+from dfpo_jax.published_files import read_json, refuse_pointer
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 NO_TOKEN = "\ufffd"  # the text of an id that a tokenizer has no token for
@@ -57,28 +60,44 @@ def character_tokenizer(alphabet: str, *, pad_is_eos: bool = False) -> PreTraine
 
 
 def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A published tokenizer, as `transformers` reads it; one without a pad token pads with eos.
+    """A published tokenizer; one without a pad token pads with eos.
+
+    `transformers` reads a directory or hub id, `models.gguf_tokenizer` a GGUF file.
 
     Args:
       name: a directory, a hub id, a path ending in .gguf, or "smollm2".
 
     Raises:
       ImportError: a package that reads the file is not installed.
-      ValueError: there is no such tokenizer, or it has no eos token.
+      ValueError: there is no such tokenizer, a file of it is a git-lfs pointer, cut off or no JSON,
+        or it has no eos token; one line.
     """
-    where, options = name, {}
     if pretrained.is_gguf(name):
-        path = pretrained.locate(name)
-        where, options = str(path.parent), {"gguf_file": path.name}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)
-    except OSError as error:
-        raise ValueError(f"no tokenizer {name!r}: {error}") from error
+        tokenizer = gguf_tokenizer(pretrained.locate(name))
+    else:
+        tokenizer = _from_transformers(name)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer {name!r} has no eos token; responses could not end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _from_transformers(name: str) -> PreTrainedTokenizerBase:
+    directory = pathlib.Path(name)
+    for path in sorted(directory.iterdir()) if directory.is_dir() else []:
+        # A template or a list of words that is a pointer would be read as the text it is.
+        if path.is_file() and path.suffix != ".safetensors":
+            refuse_pointer(path)
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except ImportError:
+        raise
+    except Exception as error:  # the package tokenizers raises plain Exceptions
+        for path in sorted(directory.glob("*.json")) if directory.is_dir() else []:
+            read_json(path)
+        words = " ".join(str(error).split())
+        raise ValueError(f"no tokenizer {name!r}: {words}") from error
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -100,6 +119,33 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
                 "tokenizer's alphabet"
             )
     raise ValueError(f"the tokenizer has no token for part of {text!r}")
+
+
+BEGINNINGS = ("auto", "bos", "nothing")
+
+
+@functools.lru_cache(maxsize=8)
+def beginning(tokenizer: PreTrainedTokenizerBase, how: str = "auto") -> tuple[int, ...]:
+    """Token ids that a raw text begins with.
+
+    Args:
+      tokenizer: of the text.
+      how: "auto", as the tokenizer itself begins a text: with bos for Llama and Gemma, which write
+        garbage without it, with nothing for Qwen; "bos", its bos token; or "nothing".
+
+    Raises:
+      ValueError: `how` is none of these, or "bos" and the tokenizer has none.
+    """
+    if how not in BEGINNINGS:
+        raise ValueError(f"begin is {how!r}; it must be one of {', '.join(BEGINNINGS)}")
+    if how == "bos" and tokenizer.bos_token_id is None:
+        raise ValueError("begin is 'bos'; the tokenizer has no bos token")
+    if how != "auto":
+        return (tokenizer.bos_token_id,) if how == "bos" else ()
+    whole, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    places = range(len(whole) - len(bare) + 1)
+    start = next((n for n in places if whole[n : n + len(bare)] == bare), 0)
+    return tuple(whole[:start])
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:

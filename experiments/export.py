@@ -32,8 +32,7 @@ def define_flags() -> None:
 def generation_config(run: Run) -> GenerationConfig:
     """What was published with the weights, with the run's own special tokens."""
     source = run.config.weights.source
-    found = pretrained.generation_config(source) if source else None
-    found = found or GenerationConfig()
+    found = pretrained.generation_config(source) if source else GenerationConfig()
     found.eos_token_id = list(run.sampler.eos_ids)
     found.pad_token_id = run.tokenizer.pad_token_id
     if found.bos_token_id is None:

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # for its __init__.py, (root) for that of dfpo_jax.
 LAYERS = """
 (root)
-types
+types published_files template_dates
 ops.masking
 ops.ode
 ops.advantages
@@ -27,7 +27,7 @@ ops.divergences
 ops
 models.lora
 models.config
-models.rope models.hf_config
+models.rope models.hf_config models.generation
 models.attention
 models.transformer
 models.decode
@@ -37,15 +37,17 @@ models
 sharding memory
 models.weights models.vocabulary
 models.hf models.gguf
+models.gguf_tokenizer
 models.pretrained
-tokenizers
+tokenizers control_tokens
 chat
 tasks.base
 tasks.noise tasks.extraction tasks.verifier_pool tasks.verifier_worker tasks.presets tasks.rows
+tasks.fields tasks.multiple_choice
 tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks
-rollout.sampling rollout.stops
+rollout.sampling rollout.stops rollout.prompts
 rollout.generate
 rollout.rollout
 rollout
@@ -62,6 +64,7 @@ training.preemption training.distributed
 training.update
 training.learner training.checkpoint training.evaluate training.charts
 training.report training.run training.programs
+training.run_data
 training.restore training.workdir training.check
 training.loop
 training

@@ -1,5 +1,6 @@
 """Weights from GGUF files of the Llama architecture."""
 
+import functools
 import importlib.util
 import os
 import pathlib
@@ -12,6 +13,7 @@ from dfpo_jax.models import weights
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.models.rope import rope_frequencies
 from dfpo_jax.models.weights import load_params
+from dfpo_jax.published_files import broken
 from dfpo_jax.sharding import LOGICAL_RULES, Rules
 from dfpo_jax.types import ArrayTree
 
@@ -75,10 +77,29 @@ def model_config(path: str | os.PathLike, **overrides) -> TransformerConfig:
 
 def _read_config(path, overrides):
     """The open file and its configuration."""
-    reader = _open(path)
+    reader = open_file(path)
     fields = {key: _value(field) for key, field in reader.fields.items() if _is_setting(key)}
     source = GGUFSource(reader)
     return source, _config(fields, source, overrides)
+
+
+def special_tokens(path: str | os.PathLike) -> dict[str, Any]:
+    """The ids of the special tokens a file declares: bos_token_id, pad_token_id, eos_token_id.
+
+    The last is a list of every token that ends a text, a turn or a message, or None.
+    """
+    fields = open_file(path).fields
+
+    def declared(name: str) -> int | None:
+        field = fields.get(f"tokenizer.ggml.{name}_token_id")
+        return None if field is None else int(field.contents())
+
+    ends = [declared(name) for name in ("eos", "eot", "eom")]
+    return {
+        "bos_token_id": declared("bos"),
+        "pad_token_id": declared("padding"),
+        "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)) or None,
+    }
 
 
 def smollm2_path() -> pathlib.Path:
@@ -96,18 +117,33 @@ def smollm2_path() -> pathlib.Path:
     return path
 
 
-def _open(path: str | os.PathLike):
-    """A reader of the file."""
+def open_file(path: str | os.PathLike) -> Any:
+    """A `gguf.GGUFReader` of the file.
+
+    Raises:
+      ImportError: the package gguf is not installed.
+      ValueError: there is no such file, it is a git-lfs pointer, cut off, or no GGUF file.
+    """
     try:
-        import gguf
+        import gguf  # noqa: F401
     except ImportError:
         raise ImportError("gguf is not installed: pip install 'dfpo-jax[gguf]'") from None
     if not pathlib.Path(path).is_file():
         raise ValueError(f"{path} is no file")
+    status = os.stat(path)
+    return _reader(os.path.abspath(path), status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _reader(path: str, *version: int) -> Any:
+    """A reader of one version of a file, kept: the package takes seconds to walk over its keys."""
+    import gguf
+
     try:
         return gguf.GGUFReader(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is no GGUF file: {error}") from None
+    except (ValueError, LookupError, OverflowError, MemoryError) as error:
+        # What the package raises on a file that is cut off depends on where the file ends.
+        raise broken(path, "GGUF file", error) from error
 
 
 def _is_setting(key: str) -> bool:

@@ -21,6 +21,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from dfpo_jax.models import weights
 from dfpo_jax.models.config import TransformerConfig
+from dfpo_jax.models.generation import made_valid
 from dfpo_jax.models.hf_config import from_hf, to_hf
 from dfpo_jax.models.weights import (
     abstract_params,
@@ -29,6 +30,7 @@ from dfpo_jax.models.weights import (
     load_params,
     to_file_layout,
 )
+from dfpo_jax.published_files import broken, read_json
 from dfpo_jax.sharding import LOGICAL_RULES, Rules
 from dfpo_jax.types import ArrayTree
 
@@ -95,7 +97,11 @@ def model_config(path_or_hub_id: str | os.PathLike, **overrides: Any) -> Transfo
     path = directory_of(path_or_hub_id) / "config.json"
     if not path.is_file():
         raise ValueError(f"{path.parent} has no config.json")
-    return from_hf(json.loads(path.read_text()), **overrides)
+    declared = read_json(path)
+    try:
+        return from_hf(declared, **overrides)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def directory_of(path_or_hub_id: str | os.PathLike, with_weights: bool = False) -> pathlib.Path:
@@ -131,8 +137,8 @@ class SafetensorsSource:
       stack: closes the files.
 
     Raises:
-      ValueError: there are no such files, the index disagrees with them, or a tensor is twice
-        there.
+      ValueError: there are no such files, one is a git-lfs pointer or cut off, the index disagrees
+        with them, or a tensor is twice there.
     """
 
     naming, interleaved = "hf", False
@@ -143,7 +149,9 @@ class SafetensorsSource:
         if (directory / SINGLE).is_file():
             files = [SINGLE]
         elif (directory / INDEX).is_file():
-            index = json.loads((directory / INDEX).read_text())["weight_map"]
+            index = read_json(directory / INDEX).get("weight_map")
+            if not isinstance(index, dict) or not index:
+                raise ValueError(f"{directory / INDEX} has no weight_map")
             files = sorted(set(index.values()))
         else:
             raise ValueError(f"{directory} has neither {SINGLE} nor {INDEX}")
@@ -152,7 +160,7 @@ class SafetensorsSource:
         for file in files:
             if not (directory / file).is_file():
                 raise ValueError(f"{directory} has no {file}, which {INDEX} names")
-            opened = stack.enter_context(safetensors.safe_open(directory / file, "numpy"))
+            opened = stack.enter_context(_open(directory / file))
             for name in opened.keys():
                 if name in where:
                     raise ValueError(f"tensor {name} is in both {where[name]} and {file}")
@@ -181,6 +189,14 @@ class SafetensorsSource:
                 f"{', '.join(_FLOATS)}"
             )
         return tensor[index]
+
+
+def _open(path: pathlib.Path) -> Any:
+    """A safetensors file whose header and length are sound."""
+    try:
+        return safetensors.safe_open(path, "numpy")
+    except safetensors.SafetensorError as error:
+        raise broken(path, "safetensors file", error) from error
 
 
 def _check_tied(source: SafetensorsSource, rows: int = 4096) -> None:
@@ -219,7 +235,8 @@ def save(
       tokenizer: written too, with its chat template; its special tokens end generation. Where the
         family is Qwen2, `transformers.AutoTokenizer` makes a Qwen2 tokenizer of any; read another
         kind with `PreTrainedTokenizerFast.from_pretrained`.
-      generation_config: written instead of one made from the tokenizer's special tokens.
+      generation_config: written instead of one made from the tokenizer's special tokens, less
+        what `generation.made_valid` leaves out.
       max_file_bytes: no file holds more than this, but for a single tensor that does.
 
     Raises:
@@ -243,7 +260,7 @@ def save(
         place = pathlib.Path(temporary) / "model"
         place.mkdir()
         hf_config.save_pretrained(place)
-        (generation_config or GenerationConfig(**special)).save_pretrained(place)
+        made_valid(generation_config or GenerationConfig(**special)).save_pretrained(place)
         if tokenizer is not None:
             tokenizer.save_pretrained(place)
         _write_tensors(place, config, params, max_file_bytes)

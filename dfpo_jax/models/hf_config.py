@@ -49,12 +49,25 @@ FAMILIES = {
 }
 
 
+# What files of a family leave out, as the first two generations of Llama do.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "llama": {
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 2048,
+    }
+}
+
+
 def from_hf(hf_config: PretrainedConfig | Mapping[str, Any], **overrides: Any) -> TransformerConfig:
     """The configuration of a Llama, Qwen2 (2.5) or Qwen3 model of `transformers`.
 
     Reads the old keys of the rotary embedding (`rope_theta`, `rope_scaling`) and the new one
-    (`rope_parameters`). The compute type is the one the source declares, float32 where it declares
-    none; parameters are stored in float32 unless overridden.
+    (`rope_parameters`). What Llama 1 and 2 leave out has the value they were trained with: theta
+    10000, as many key-value heads as heads, an untied head, 2,048 positions (or
+    `max_sequence_length`). Of the other families every field must be there. The compute type is
+    the one the source declares, float32 where it declares none; parameters are stored in float32
+    unless overridden.
 
     Args:
       hf_config: a `transformers` configuration, or a mapping such as a parsed config.json.
@@ -84,20 +97,25 @@ def from_hf(hf_config: PretrainedConfig | Mapping[str, Any], **overrides: Any) -
         values["dtype"] = str(declared).removeprefix("torch.")
         if values["dtype"] not in DTYPES:
             raise ValueError(f"dtype is {declared}; it must be one of {', '.join(DTYPES)}")
-    return TransformerConfig(**{**values, **_rope_fields(source, overrides), **overrides})
+    return TransformerConfig(**{**values, **_rope_fields(source, family, overrides), **overrides})
 
 
 def _field(source: Mapping[str, Any], family: str, key: str) -> Any:
-    """One needed value. Null key-value heads stand for all heads; most families derive head_dim."""
-    if key == "head_dim" and family != "qwen3" and source.get(key) is None:
+    """One needed value, or what stands for it where it is null or left out."""
+    if source.get(key) is not None:
+        return source[key]
+    if key == "head_dim" and family != "qwen3":
         return _field(source, family, "hidden_size") // _field(
             source, family, "num_attention_heads"
         )
-    if key == "num_key_value_heads" and key in source and source[key] is None:
+    if key == "num_key_value_heads" and (key in source or family == "llama"):
         return _field(source, family, "num_attention_heads")
-    if source.get(key) is None:
+    if key == "max_position_embeddings" and source.get("max_sequence_length") is not None:
+        return source["max_sequence_length"]  # its name in files of Llama 1
+    default = DEFAULTS.get(family, {}).get(key)
+    if default is None:
         raise ValueError(f"{key} is missing from the model's configuration; pass an override")
-    return source[key]
+    return default
 
 
 def _refuse(source: Mapping[str, Any], family: str) -> None:
@@ -122,16 +140,17 @@ def _refuse(source: Mapping[str, Any], family: str) -> None:
         )
 
 
-def _rope_fields(source: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _rope_fields(
+    source: Mapping[str, Any], family: str, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
     """Our fields of the rotary embedding, less those overridden."""
     rope = {**(source.get("rope_scaling") or {}), **(source.get("rope_parameters") or {})}
-    theta = rope.get("rope_theta", source.get("rope_theta"))
-    if theta is None and "rope_theta" not in overrides:
-        raise ValueError("rope_theta is missing from the model's configuration; pass an override")
+    theta = overrides.get("rope_theta", rope.get("rope_theta"))
+    theta = _field(source, family, "rope_theta") if theta is None else theta
     partial = rope.get("partial_rotary_factor", source.get("partial_rotary_factor"))
     if partial not in (None, 1.0):
         raise ValueError(f"partial_rotary_factor is {partial}; only whole heads are rotated")
-    values = {} if theta is None else {"rope_theta": float(theta)}
+    values = {"rope_theta": float(theta)}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if overrides.get("rope_type", kind) != kind:
         return values  # the scaling is replaced as a whole

@@ -1,6 +1,5 @@
 """Published models by one name: a directory, a hub id, a GGUF file, or the word smollm2."""
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -10,6 +9,7 @@ from transformers import GenerationConfig
 
 from dfpo_jax.models import gguf, hf
 from dfpo_jax.models.config import TransformerConfig
+from dfpo_jax.models.generation import made_valid, read_generation_config
 from dfpo_jax.types import ArrayTree
 
 SMOLLM2 = "smollm2"
@@ -68,22 +68,26 @@ def load(
 
 
 def check(source: str, **overrides: Any) -> None:
-    """Raises what `load` would, from names and shapes; weights of a hub id are downloaded."""
+    """Raises what `load` would, from names and shapes; weights of a hub id are downloaded.
+
+    Raises ValueError too where the generation settings could not be exported again.
+    """
     path = locate(source, with_weights=True)
     reader = gguf if is_gguf(path) else hf
     reader.check(path, **overrides)
+    made_valid(generation_config(source))
 
 
-def generation_config(source: str) -> GenerationConfig | None:
-    """The generation settings published with a model; None where there are none.
+def generation_config(source: str) -> GenerationConfig:
+    """The generation settings published with a model, its special tokens among them.
 
-    A directory without generation_config.json gives the special tokens of its config.json.
+    A GGUF file gives its special tokens alone: the end of a text, of a turn and of a message are
+    its ends. See `generation.read_generation_config` for a directory.
+
+    Raises:
+      ValueError: a file is broken; names it.
     """
     path = locate(source)
     if is_gguf(path):
-        return None
-    if (path / "generation_config.json").is_file():
-        return GenerationConfig.from_pretrained(path)
-    declared = json.loads((path / "config.json").read_text())
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return GenerationConfig(**{name: declared.get(name) for name in names})
+        return GenerationConfig(**gguf.special_tokens(path))
+    return read_generation_config(path)

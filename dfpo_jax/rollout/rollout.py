@@ -13,6 +13,7 @@ from dfpo_jax.chat import Chat
 from dfpo_jax.memory import Checked
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
+from dfpo_jax.rollout.prompts import check_length, prompt_ids, shortened_ids
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.rollout.stops import stop_table
 from dfpo_jax.sharding import (
@@ -41,9 +42,10 @@ class Sampler:
       mesh: device mesh the rows are spread over.
       eos_ids: tokens that end a response; () for the tokenizer's own.
       chat: renders prompts; None for prompts as they are.
-      truncate_prompts: whether a prompt that is too long loses its first tokens.
+      truncate_prompts: whether a prompt that is too long is cut, see `prompts.prompt_ids`.
       stop: "" or a text that ends a response with the token that completes it.
       prompt_buckets: smaller numbers of slots, for prompts that all fit one.
+      begin: how a prompt without a chat template begins, see `tokenizers.beginning`.
     """
 
     model: Transformer
@@ -56,10 +58,11 @@ class Sampler:
     truncate_prompts: bool = False
     stop: str = ""
     prompt_buckets: tuple[int, ...] = ()
+    begin: str = "auto"
 
     def encode(self, item: Item) -> list[int]:
         """Token ids of an item's prompt."""
-        return prompt_ids(self.tokenizer, self.chat, item)
+        return prompt_ids(self.tokenizer, self.chat, item, self.begin)
 
     def prompts(
         self, items: Sequence[Item], tally: Counter | None = None
@@ -75,10 +78,10 @@ class Sampler:
         Raises:
           ValueError: a prompt longer than `prompt_length`, named with both lengths.
         """
-        ids = [self.encode(item) for item in items]
         if tally is not None and self.truncate_prompts:
-            tally["rollout/shortened_prompts"] += sum(len(x) > self.prompt_length for x in ids)
-        ids = _fitted(self.tokenizer, items, ids, self.prompt_length, self.truncate_prompts)
+            tally["rollout/shortened_prompts"] += 0  # the metric is there without any
+        encoder, limit = (self.tokenizer, self.chat, self.begin), self.prompt_length
+        ids = _fitted(*encoder, items, limit, self.truncate_prompts, tally)
         longest = max(map(len, ids), default=0)
         slots = min(n for n in (*self.prompt_buckets, self.prompt_length) if n >= longest)
         return left_pad(ids, slots, self.tokenizer.pad_token_id)
@@ -167,29 +170,20 @@ class Sampler:
         return texts
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, chat: Chat | None, item: Item) -> list[int]:
-    """Token ids of an item's prompt, rendered by the chat template if there is one."""
-    if chat is None:
-        return encode(tokenizer, item.prompt)
-    return chat.encode(item.conversation)
-
-
-def _fitted(tokenizer, items, ids: list[list[int]], length: int, truncate: bool) -> list[list[int]]:
-    """Token ids of prompts of 1 to `length` tokens; ValueError where that is not to be.
-
-    The first state is that of a prompt's token: an empty prompt becomes one that begins a text.
-    """
-    start = tokenizer.bos_token_id
-    start = tokenizer.pad_token_id if start is None else start
-    ids = [row or [start] for row in ids]
-    if truncate:
-        ids = [row[-length:] for row in ids]
-    for item, row in zip(items, ids, strict=True):
-        if len(row) > length:
-            raise ValueError(
-                f"prompt {item.prompt!r} has {len(row)} tokens; prompt_length is {length}"
-            )
-    return ids
+def _fitted(
+    tokenizer, chat, begin, items, length: int, truncate: bool, tally=None
+) -> list[list[int]]:
+    """Token ids of prompts of 1 to `length` tokens; ValueError where that is not to be."""
+    rows = []
+    for item in items:
+        ids = prompt_ids(tokenizer, chat, item, begin)
+        if truncate and len(ids) > length:
+            ids = shortened_ids(tokenizer, chat, item, ids, length, begin)
+            if tally is not None:
+                tally["rollout/shortened_prompts"] += 1
+        check_length(item, ids, length)
+        rows.append(ids)
+    return rows
 
 
 def _sample(params, prompt_tokens, prompt_mask, key, stops, *, model, **options) -> Generation:
@@ -346,6 +340,7 @@ def demonstrations(
     chat: Chat | None = None,
     eos_id: int | None = None,
     truncate_prompts: bool = False,
+    begin: str = "auto",
 ) -> Rollout:
     """The task's own answers as a rollout, for supervised warm starts: answer, then eos.
 
@@ -356,14 +351,14 @@ def demonstrations(
       response_length: response slots.
       chat: renders prompts, if given.
       eos_id: ends an answer; the tokenizer's own by default.
-      truncate_prompts: whether a prompt that is too long loses its first tokens.
+      truncate_prompts: whether a prompt that is too long is cut, see `prompts.prompt_ids`.
+      begin: how a prompt without a chat template begins.
 
     Raises:
       ValueError: a prompt or an answer (with its eos) does not fit; lengths are named.
     """
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id if eos_id is None else eos_id
-    ids = [prompt_ids(tokenizer, chat, item) for item in items]
-    ids = _fitted(tokenizer, items, ids, prompt_length, truncate_prompts)
+    ids = _fitted(tokenizer, chat, begin, items, prompt_length, truncate_prompts)
     prompts, prompt_mask = left_pad(ids, prompt_length, pad)
     answers = [[*encode(tokenizer, i.answer), eos] for i in items]
     for item, row in zip(items, answers, strict=True):

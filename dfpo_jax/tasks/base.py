@@ -58,11 +58,14 @@ class Task(abc.ABC):
       name: short name for logs and reports.
       reward_range: (lowest, highest) reward of `score`, or None where it is unbounded.
       solved_at: the reward from which a response counts as correct.
+      digests: of the data it read, by split, so that a change of it is noticed; {} where there is
+        no data to change.
     """
 
     name: str
     reward_range: tuple[float, float] | None
     solved_at: float = 1.0
+    digests: Mapping[str, str] = {}
 
     @abc.abstractmethod
     def batch(self, step: int, size: int) -> list[Item]:

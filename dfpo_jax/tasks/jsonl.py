@@ -1,11 +1,7 @@
 """Questions and answers from JSONL files or the Hugging Face hub."""
 
 import dataclasses
-import hashlib
-import json
 import logging
-import random
-import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +9,9 @@ import numpy as np
 
 from dfpo_jax.tasks.base import SPLITS, Item, is_held_out
 from dfpo_jax.tasks.extraction import extractor
-from dfpo_jax.tasks.rows import Entry, is_file, read_hub, read_jsonl
+from dfpo_jax.tasks.fields import Prompt, lookup, text_of
+from dfpo_jax.tasks.multiple_choice import lettered, right_choice
+from dfpo_jax.tasks.rows import Entry, Rows, is_file, read_hub, read_jsonl
 from dfpo_jax.tasks.verifiers import VerifiedTask, Verifier, VerifierConfig, check_name
 
 _LOG = logging.getLogger(__name__)
@@ -25,17 +23,20 @@ _EXACT = VerifierConfig("exact")
 class Columns:
     """Where a row keeps what: the keys of `task.parameters`.
 
+    A column may lie inside others: "reward_model.ground_truth", "messages.0.content"; see
+    `fields.lookup`. Answers and choices must be texts or finite numbers.
+
     Attributes:
-      answer: column of the reference answer; "" for none.
+      answer: column of the reference answer, which task.prompt cannot name; "" for none.
       answer_extract: how the answer is found in that column, see `extraction.extractor`.
       messages: "" or a column with a conversation, a list of {"role", "content"} that ends with the
         user; it replaces the prompt.
       verifier: "" or a column that names each row's verifier.
       verifiers: from values of that column to names of verifiers; {} where they are names.
       choices: columns of the choices of a multiple-choice question, the right one first, or one
-        column with a list of them whose right one `answer` gives by text, index or letter. They
-        are shuffled by a hash of the row and stand in the prompt as {choices}; the answer is a
-        letter.
+        column with a list of them whose right one `answer` gives: an integer is an index, a text
+        may be text or letter, see `multiple_choice.right_choice`. They are shuffled by a hash of
+        the row and stand in the prompt as {choices}; the answer is a letter.
       empty: "" or a column; rows in which it holds something are passed over.
       held_out: "" or another JSONL file, which is then the held-out split.
       subset: configuration of a data set on the hub.
@@ -69,6 +70,7 @@ class JsonlTask(VerifiedTask):
       solved_at: the reward from which a response counts as correct.
       verifier: judges responses, and counts its failures.
       passed_over: rows of the split that were not accepted, or that repeat an earlier row's prompt.
+      digests: of all the data that was read, by "train" and "held_out"; see `rows.Rows`.
     """
 
     def __init__(
@@ -122,12 +124,12 @@ class JsonlTask(VerifiedTask):
         self.verifier = Verifier(verifier, self.name)
         self.reward_range = (verifier.low, verifier.high)
         self.solved_at, self._partial_credit, self._seed = solved_at, partial_credit, seed
-        build = _Builder(columns, prompt, verifier.name)
-        items = build.items(_read(dataset, columns, held_out))
+        build, self.digests = _Builder(columns, prompt, verifier.name), {}
+        items = build.items(self._read(dataset, columns, held_out))
         if not own_file:
             items = [i for i in items if is_held_out(i.prompt, held_out_percent) == held_out]
         elif not held_out:
-            items = self._less(items, build.items(_read(dataset, columns, True)))
+            items = self._less(items, build.items(self._read(dataset, columns, True)))
         distinct = _distinct(items)
         self._items = distinct if accepts is None else [i for i in distinct if accepts(i)]
         self.passed_over = len(items) - len(self._items)
@@ -141,6 +143,12 @@ class JsonlTask(VerifiedTask):
             )
         for name in {item.payload["verifier"] for item in self._items}:
             self.verifier.prepare(name)
+
+    def _read(self, dataset: str, columns: Columns, held_out: bool) -> list[Entry]:
+        own = columns.held_out if is_file(dataset) else columns.held_out_split
+        rows = _rows(dataset, columns, held_out)
+        self.digests["held_out" if held_out and own else "train"] = rows.digest
+        return rows.entries
 
     def _less(self, items: list[Item], held_out: list[Item]) -> list[Item]:
         prompts = {item.prompt for item in held_out}
@@ -194,7 +202,7 @@ def _columns(parameters: Mapping[str, Any]) -> Columns:
     return columns
 
 
-def _read(dataset: str, columns: Columns, held_out: bool) -> list[Entry]:
+def _rows(dataset: str, columns: Columns, held_out: bool) -> Rows:
     if is_file(dataset):
         return read_jsonl(columns.held_out if held_out and columns.held_out else dataset)
     split = columns.held_out_split if held_out and columns.held_out_split else columns.split
@@ -205,8 +213,10 @@ class _Builder:
     """From rows to items."""
 
     def __init__(self, columns: Columns, prompt: str, verifier: str):
-        self._columns, self._prompt, self._verifier = columns, prompt, verifier
+        self._columns, self._verifier = columns, verifier
         self._extract = extractor(columns.answer_extract)
+        listed = columns.choices if len(columns.choices) > 1 else ()
+        self._prompt = Prompt(prompt, tuple(filter(None, (columns.answer, *listed[:1]))))
 
     def items(self, entries: list[Entry]) -> list[Item]:
         """An item for each row.
@@ -216,7 +226,7 @@ class _Builder:
         """
         found = []
         for index, (where, row) in enumerate(entries):
-            if self._columns.empty and self._field(where, row, self._columns.empty):
+            if self._columns.empty and _holds(lookup(where, row, self._columns.empty)):
                 continue
             found.append(self._item(where, row, index))
         return found
@@ -229,84 +239,48 @@ class _Builder:
             text, answer = self._choices(where, row, answer)
             row = {**row, "choices": text}
         if columns.messages:
-            messages = _messages(where, self._field(where, row, columns.messages))
+            messages = _messages(where, lookup(where, row, columns.messages))
             prompt = "\n\n".join(message["content"] for message in messages)
         else:
-            prompt = self._format(where, row)
+            prompt = self._prompt.fill(where, row)
         extracted = self._extract(answer)
         if extracted is None:
             raise ValueError(f"{where}: {columns.answer_extract} finds no answer in {answer!r}")
-        verifier = self._verifier
-        if columns.verifier:
-            verifier = str(self._field(where, row, columns.verifier))
-            if columns.verifiers:
-                verifier = self._field(where, columns.verifiers, verifier)
-            try:
-                check_name(verifier)
-            except ValueError as error:
-                raise ValueError(f"{where}: verifier {error}") from error
-        payload = {"verifier": verifier, "row": dict(row)}
+        payload = {"verifier": self._verifier_of(where, row), "row": dict(row)}
         return Item(prompt, extracted, payload, index, messages)
 
-    def _field(self, where: str, row: Mapping[str, Any], name: str) -> Any:
-        if name not in row:
-            raise ValueError(f"{where} has no {name!r}; it has {', '.join(map(str, row))}")
-        return row[name]
-
     def _text(self, where: str, row: Mapping[str, Any], name: str) -> str:
-        return _text(f"{where}: column {name!r}", self._field(where, row, name))
+        return text_of(f"{where}: column {name!r}", lookup(where, row, name))
 
-    def _format(self, where: str, row: Mapping[str, Any]) -> str:
+    def _verifier_of(self, where: str, row: Mapping[str, Any]) -> str:
+        columns = self._columns
+        if not columns.verifier:
+            return self._verifier
+        name = self._text(where, row, columns.verifier)
+        if columns.verifiers and name not in columns.verifiers:
+            known = ", ".join(columns.verifiers)
+            raise ValueError(f"{where} has no verifier for {name!r}; task.parameters has {known}")
+        name = columns.verifiers.get(name, name)
         try:
-            return self._prompt.format_map(row)
-        except KeyError as error:
-            raise ValueError(
-                f"{where} has no {error}, which task.prompt names; it has {', '.join(row)}"
-            ) from error
-        except (AttributeError, IndexError, TypeError, ValueError) as error:
-            raise ValueError(f"{where}: prompt={self._prompt!r} does not fit: {error}") from error
+            check_name(name)
+        except ValueError as error:
+            raise ValueError(f"{where}: verifier {error}") from error
+        return name
 
     def _choices(self, where: str, row: Mapping[str, Any], answer: str) -> tuple[str, str]:
-        """Lettered choices, shuffled by a hash of them, and the letter of the right one."""
+        """Lettered choices, and the letter of the right one."""
         columns = self._columns.choices
-        listed = self._field(where, row, columns[0]) if len(columns) == 1 else None
-        if isinstance(listed, list):
-            texts = [_text(f"{where}: column {columns[0]!r}", value) for value in listed]
-            right = _right_choice(where, texts, answer)
-        else:
-            texts = [self._text(where, row, name) for name in columns]
-            right = texts[0]
-        if len(texts) > len(string.ascii_uppercase) or len(set(texts)) < len(texts):
-            raise ValueError(f"{where}: choices must differ and be at most 26: {texts}")
-        digest = hashlib.blake2b(json.dumps(texts).encode(), digest_size=8).digest()
-        random.Random(int.from_bytes(digest, "little")).shuffle(texts)
-        letters = string.ascii_uppercase[: len(texts)]
-        lines = [f"{letter}) {text}" for letter, text in zip(letters, texts, strict=True)]
-        return "\n".join(lines), letters[texts.index(right)]
+        listed = lookup(where, row, columns[0]) if len(columns) == 1 else None
+        if not isinstance(listed, list):
+            return lettered(where, [self._text(where, row, name) for name in columns], 0)
+        texts = [text_of(f"{where}: column {columns[0]!r}", value) for value in listed]
+        value = lookup(where, row, self._columns.answer) if self._columns.answer else answer
+        return lettered(where, texts, right_choice(where, texts, value, answer))
 
 
-def _text(where: str, value: Any) -> str:
-    """An answer or a choice as text, whole numbers without a fraction: 28.0 is "28".
-
-    Raises:
-      ValueError: there is none.
-    """
-    if value is None:
-        raise ValueError(f"{where} is null; it must hold a text or a number")
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value)
-
-
-def _right_choice(where: str, texts: list[str], answer: str) -> str:
-    if answer in texts:
-        return answer
-    letters = string.ascii_uppercase[: len(texts)]
-    if len(answer) == 1 and answer in letters:
-        return texts[letters.index(answer)]
-    if answer.isdigit() and int(answer) < len(texts):
-        return texts[int(answer)]
-    raise ValueError(f"{where}: answer {answer!r} is none of the choices {texts}")
+def _holds(value: Any) -> bool:
+    """Whether a cell holds something; NaN is how tables write that it does not."""
+    return bool(value) and value == value
 
 
 def _messages(where: str, value: Any) -> tuple[dict[str, str], ...]:
@@ -320,4 +294,10 @@ def _messages(where: str, value: Any) -> tuple[dict[str, str], ...]:
             f"{where}: messages must be a list of objects with role and content, the last one of "
             f"role user; it is {value!r}"
         )
-    return tuple({"role": m["role"], "content": m["content"]} for m in value)
+    return tuple(
+        {
+            name: text_of(f"{where}: {name} of message {index}", message[name])
+            for name in ("role", "content")
+        }
+        for index, message in enumerate(value)
+    )

@@ -208,6 +208,11 @@ class ReasoningGymTask(VerifiedTask):
             raise ValueError(
                 f"prompt={self._prompt!r} names no field of the entry, such as {{question}}"
             )
+        if any(field.partition("[")[0] == "answer" for field in fields):
+            raise ValueError(
+                f"prompt={self._prompt!r} puts 'answer', the reference answer, into the prompt; "
+                "write {{answer}} where the word in braces is meant"
+            )
         next(item for item in map(self._item, range(self._size)) if item is not None)
 
 

@@ -1,9 +1,12 @@
 """Rows of a data set: JSONL files, or the hub by the package datasets; errors name the line."""
 
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from dfpo_jax.published_files import refuse_pointer
 
 
 class Entry(NamedTuple):
@@ -13,40 +16,62 @@ class Entry(NamedTuple):
     row: Mapping[str, Any]
 
 
+class Rows(NamedTuple):
+    """Rows in their order, and a digest that any change of their source changes.
+
+    Of a file the digest is the SHA-256 of its bytes, of a data set on the hub that of its rows.
+    """
+
+    entries: list[Entry]
+    digest: str
+
+
 def is_file(source: str) -> bool:
     """Whether a name means a file here rather than an id on the hub."""
     path = pathlib.Path(source)
     return path.suffix in (".jsonl", ".json") or path.exists()
 
 
-def read_jsonl(source: str) -> list[Entry]:
+def read_jsonl(source: str) -> Rows:
     """The objects of a JSONL file; empty lines are passed over.
 
     Raises:
-      ValueError: there is no such file, it is empty, or a line is no JSON object; names the line.
+      ValueError: there is no such file, it is a git-lfs pointer, it is empty, or a line is no JSON
+        object or holds a key twice; names the line.
     """
     path = pathlib.Path(source)
     if not path.is_file():
         raise ValueError(f"dataset {source!r} is no file")
-    entries = []
+    refuse_pointer(path)
+    entries, digest = [], hashlib.sha256()
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
+            digest.update(line)
             if not line.strip():
                 continue
             where = f"{source}, line {number}"
             try:
-                row = json.loads(line)
-            except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+                row = json.loads(line, object_pairs_hook=_object)
+            except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
                 raise ValueError(f"{where} is no JSON: {error}") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{where} is {type(row).__name__}; it must be an object")
             entries.append(Entry(where, row))
     if not entries:
         raise ValueError(f"dataset {source!r} has no rows")
-    return entries
+    return Rows(entries, digest.hexdigest())
 
 
-def read_hub(name: str, subset: str, split: str) -> list[Entry]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose keys must differ: of two values one would be lost silently."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+    return found
+
+
+def read_hub(name: str, subset: str, split: str) -> Rows:
     """The rows of a split of a data set on the Hugging Face hub.
 
     Raises:
@@ -64,4 +89,13 @@ def read_hub(name: str, subset: str, split: str) -> list[Entry]:
         rows = datasets.load_dataset(name, subset or None, split=split)
     except (FileNotFoundError, ValueError, ConnectionError) as error:
         raise ValueError(f"dataset {name!r} ({subset!r}, {split!r}): {error}") from error
-    return [Entry(f"{name} {split}, row {i}", row) for i, row in enumerate(rows)]
+    entries, digest = [], hashlib.sha256()
+    for number, row in enumerate(rows):
+        digest.update(json.dumps(row, sort_keys=True, default=_type_name).encode() + b"\n")
+        entries.append(Entry(f"{name} {split}, row {number}", row))
+    return Rows(entries, digest.hexdigest())
+
+
+def _type_name(value: Any) -> str:
+    """What stands for an image or the like in a digest: its text may hold an address in memory."""
+    return type(value).__name__

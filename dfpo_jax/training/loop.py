@@ -22,7 +22,8 @@ from dfpo_jax.training.metrics import MetricsWriter, Progress, peak_memory_bytes
 from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report
 from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run, first_policy
-from dfpo_jax.training.workdir import BEFORE, digests, write_json
+from dfpo_jax.training.run_data import digests
+from dfpo_jax.training.workdir import BEFORE, write_json
 from dfpo_jax.types import Rollout, TrainState
 
 _LOG = logging.getLogger(__name__)

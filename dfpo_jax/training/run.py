@@ -17,7 +17,7 @@ from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.rollout import Sampler, demonstrations
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.tasks.base import Item, Task
-from dfpo_jax.tokenizers import character_tokenizer, pretrained_tokenizer
+from dfpo_jax.tokenizers import beginning, character_tokenizer, pretrained_tokenizer
 from dfpo_jax.training.config import Config, TaskConfig
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.optim import make_optimizer
@@ -99,9 +99,10 @@ def build_run(config: Config, training: bool = True) -> Run:
     length = config.train.prompt_length
     shorten = config.task.overlong == "truncate"
     stop = config.task.stop
-    buckets = config.train.prompt_buckets
+    buckets, begin = config.train.prompt_buckets, config.tokenizer.begin
+    beginning(tokenizer, begin)
     sampler = Sampler(
-        model, tokenizer, length, config.sampling, mesh, ends, chat, shorten, stop, buckets
+        model, tokenizer, length, config.sampling, mesh, ends, chat, shorten, stop, buckets, begin
     )
     tasks = {"in_domain": config.task}
     if config.evaluation.out_of_domain:
@@ -202,7 +203,16 @@ def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
 
 
 def _chat(section: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> Chat | None:
-    return Chat(tokenizer, section.chat) if section.chat.enabled else None
+    """What renders the prompts of a task.
+
+    Raises:
+      ValueError: the tokenizer has no template, or one that does not fit the verifier.
+    """
+    if not section.chat.enabled:
+        return None
+    chat = Chat(tokenizer, section.chat)
+    chat.check_mark(section.resolved().verifier.after)
+    return chat
 
 
 def _accepts(section: TaskConfig, sampler: Sampler) -> Callable[[Item], bool] | None:
@@ -215,11 +225,8 @@ def _accepts(section: TaskConfig, sampler: Sampler) -> Callable[[Item], bool] | 
 def _eos_ids(config: Config, tokenizer, chat: Chat | None) -> tuple[int, ...]:
     """What ends a response: the template's end of a turn first, the tokenizer's, the model's."""
     ends = [chat and chat.turn_end(), tokenizer.eos_token_id]
-    published = None
     if config.weights.source:
-        published = pretrained.generation_config(config.weights.source)
-    if published is not None and published.eos_token_id is not None:
-        more = published.eos_token_id
+        more = pretrained.generation_config(config.weights.source).eos_token_id
         ends += more if isinstance(more, list) else [more]
     return tuple(dict.fromkeys(end for end in ends if end is not None))
 
@@ -248,6 +255,7 @@ def _demonstrations(config: Config, sampler: Sampler, items: list[Item]) -> Roll
         chat=sampler.chat,
         eos_id=sampler.eos_ids[0],
         truncate_prompts=sampler.truncate_prompts,
+        begin=sampler.begin,
     )
 
 

@@ -12,6 +12,7 @@ from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.tasks import TASKS, Item, Task
 from dfpo_jax.tasks.presets import PRESETS
 from dfpo_jax.tasks.verifiers import VerifierConfig
+from dfpo_jax.tokenizers import BEGINNINGS
 
 # Fields of config.model that hold for published weights too; the others come with the weights.
 KEPT = ("dtype", "param_dtype", "remat", "attention", "max_positions", "lora")
@@ -34,9 +35,12 @@ class TaskConfig:
       seed: seed of the prompts drawn.
       verifier: how responses are judged.
       overlong: what happens to a prompt of more than `train.prompt_length` tokens: "error" refuses
-        the run, "skip" passes it over (held-out ones too), "truncate" cuts its first tokens off.
+        the run, "skip" passes it over (held-out ones too), "truncate" cuts the beginning of its
+        text off: of a conversation, that of the user's longest message; the template stays whole.
       stop: "" or a text that ends a response and is no part of it, such as "\nQuestion:".
       chat: whether and how prompts are rendered by the tokenizer's chat template.
+      accept_changed_data: whether a resumed run goes on where a file of its data has changed since
+        it was started; its held-out prompts may then be others than before.
     """
 
     preset: str = ""
@@ -52,6 +56,7 @@ class TaskConfig:
     overlong: str = "error"
     stop: str = ""
     chat: ChatConfig = field(default_factory=ChatConfig)
+    accept_changed_data: bool = False
 
     def __post_init__(self):
         """Check the name; the task checks the rest when it is built."""
@@ -63,7 +68,7 @@ class TaskConfig:
         """The task for "train" or "held_out" prompts, less the items that are not accepted."""
         section = self.resolved()
         options = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
-        for name in ("preset", "chat", "overlong", "stop"):
+        for name in ("preset", "chat", "overlong", "stop", "accept_changed_data"):
             del options[name]
         return TASKS[options.pop("name")](**options, split=split, accepts=accepts)
 
@@ -98,11 +103,18 @@ class TokenizerConfig:
         or a directory, a hub id, a path ending in .gguf, or "smollm2".
       alphabet: characters of the character tokenizer.
       pad_is_eos: its one id for padding and end of sequence.
+      begin: what prompts without a chat template begin with: "auto", what the tokenizer itself
+        begins a text with; "bos"; or "nothing".
     """
 
     name: str = "character"
     alphabet: str = "0123456789+-*/=() "
     pad_is_eos: bool = False
+    begin: str = "auto"
+
+    def __post_init__(self):
+        """Check the choice."""
+        check_choice(self, "begin", BEGINNINGS)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,19 @@
 """The directory of a run: its configuration, and whether a run in it may begin or go on."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dfpo_jax.tasks.base import Item
 from dfpo_jax.training import distributed
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.config import Config, parse_config
 from dfpo_jax.training.config_diff import changed_settings
 from dfpo_jax.training.run import Run
+from dfpo_jax.training.run_data import FILE as DATA
+from dfpo_jax.training.run_data import check_data, check_prompts, data_digests, digests
 
 _LOG = logging.getLogger(__name__)
 BEFORE = "before.json"
@@ -43,16 +42,16 @@ def open_workdir(workdir: str | Path, run: Run, resume: bool = False) -> None:
 
     Raises:
       ValueError: it is a file; it holds a run already and `resume` is False; `run` differs in a
-        setting that a started run cannot change, has a train state of another structure, or other
-        held-out prompts; or the processes of this run have different prompts.
+        setting that a started run cannot change, has a train state of another structure, changed
+        data, or other held-out prompts; or the processes of this run have different prompts.
     """
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"workdir {workdir} is a file; it must be a directory or not exist")
-    prompts = digests(run)
+    prompts, data = digests(run), data_digests(run)
     distributed.check_same(
         "prompts",
-        prompts,
+        prompts | data,
         "; all need the same data, and PYTHONHASHSEED=0 where a data set depends on it",
     )
     started = _has_run(workdir)
@@ -66,7 +65,8 @@ def open_workdir(workdir: str | Path, run: Run, resume: bool = False) -> None:
         old = _plain(parse_config(json.loads(path.read_text())))  # with settings that are newer
         changed = changed_settings(old, new)
         _check_state(workdir, run, changed)
-        _check_prompts(workdir / BEFORE, prompts)
+        check_data(workdir, run.config, data)
+        check_prompts(workdir / BEFORE, run.config, prompts)
     distributed.barrier("workdir is looked at")
     workdir.mkdir(parents=True, exist_ok=True)
     for line in changed:
@@ -75,6 +75,7 @@ def open_workdir(workdir: str | Path, run: Run, resume: bool = False) -> None:
         count = len(list(workdir.glob("config.*.json")))
         write_json(workdir / f"config.{count}.json", old)
     write_json(path, new)
+    write_json(workdir / DATA, data)
 
 
 def _has_run(workdir: Path) -> bool:
@@ -101,28 +102,3 @@ def _check_state(workdir: Path, run: Run, changed: list[str]) -> None:
             )
     finally:
         checkpoints.close()
-
-
-def digests(run: Run) -> dict[str, str]:
-    """Of the prompts and answers of each evaluation set, and of the first training batch."""
-    found = {name: _digest(held_out.items) for name, held_out in run.evaluations.items()}
-    return found | {"train": _digest(run.train_task.batch(0, run.config.train.prompts))}
-
-
-def _digest(items: Iterable[Item]) -> str:
-    texts = [[str(item.conversation), item.answer] for item in items]
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
-
-
-def _check_prompts(path: Path, new: Mapping[str, str]) -> None:
-    """Compares with the prompts that a run began with, where its file holds their digests."""
-    old = json.loads(path.read_text()).get("prompts", {}) if path.exists() else {}
-    different = sorted(name for name in old if old[name] != new.get(name))
-    if set(different) - {"train"}:
-        raise ValueError(
-            f"the held-out prompts of {', '.join(different)} are not those that the run began "
-            "with, so that accuracies before and after would not compare; task, out_of_domain, "
-            "evaluation.prompts and their files must stay"
-        )
-    if different:
-        _LOG.warning("changed since the run was started: the training prompts")

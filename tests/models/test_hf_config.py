@@ -115,11 +115,53 @@ def test_overrides_replace_and_stand_in():
     config = from_hf(QWEN3, param_dtype="bfloat16", dtype="float32", max_positions=99)
     assert (config.param_dtype, config.dtype, config.max_positions) == ("bfloat16", "float32", 99)
     assert from_hf(without(LLAMA, "rope_theta"), rope_theta=5e5) == PRESETS["llama3_8b"]
+    assert from_hf(without(QWEN3, "rope_theta"), rope_theta=1e6) == from_hf(QWEN3)
     assert from_hf(without(LLAMA, "torch_dtype")).dtype == "float32"
     plain = from_hf({**LLAMA, "rope_scaling": LLAMA31_ROPE}, rope_type="default")
     assert plain == PRESETS["llama3_8b"]
     with pytest.raises(ValueError, match="d_modle is not a field of TransformerConfig: .*d_model"):
         from_hf(QWEN3, d_modle=3)
+
+
+# As published: Llama 1 (two conversions), Llama 2 (7B).
+OLD = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "pad_token_id": -1,
+    "rms_norm_eps": 1e-06,
+    "torch_dtype": "float16",
+    "vocab_size": 32000,
+}
+LLAMA1 = {**OLD, "max_sequence_length": 2048}
+LLAMA1_AGAIN = {**LLAMA1, "max_position_embeddings": 2048, "pad_token_id": 0}
+LLAMA2 = {
+    **OLD,
+    "max_position_embeddings": 4096,
+    "num_key_value_heads": 32,
+    "pretraining_tp": 1,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "positions"),
+    [(LLAMA1, 2048), (LLAMA1_AGAIN, 2048), (OLD, 2048), (LLAMA2, 4096)],
+)
+def test_what_old_files_leave_out_is_as_in_transformers(source, positions):
+    found, theirs = from_hf(source), transformers.AutoConfig.for_model(**source)
+    assert found.num_kv_heads == theirs.num_key_value_heads == 32
+    assert found.rope_theta == theirs.rope_parameters["rope_theta"] == 10000.0
+    assert found.tie_embeddings is theirs.tie_word_embeddings is False
+    assert (found.head_dim, found.dtype, found.max_positions) == (128, "float16", positions)
+    scaled = {**source, "rope_scaling": {"type": "linear", "factor": 4.0}}
+    assert (from_hf(scaled).rope_theta, from_hf(scaled).rope_factor) == (10000.0, 4.0)
+    assert from_hf(source, rope_theta=7.0).rope_theta == 7.0
 
 
 def test_null_heads_are_all_heads_and_no_head_dim_is_derived():
@@ -134,7 +176,10 @@ def test_a_missing_field_is_named(source):
         *("torch_dtype", "attention_bias", "pretraining_tp", "rope_scaling"),
         *("sliding_window", "use_sliding_window", "max_window_layers"),
     }
-    assert len(needed) >= 11
+    if source is LLAMA:  # what the first two generations leave out
+        needed -= {"rope_theta", "num_key_value_heads", "tie_word_embeddings"}
+        needed -= {"max_position_embeddings"}
+    assert len(needed) >= 8
     for key in needed:
         with pytest.raises(ValueError, match=f"{key} is "):
             from_hf(without(source, key))

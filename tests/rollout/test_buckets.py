@@ -113,9 +113,9 @@ def test_rollouts_differ_in_padding_alone(params):
 def test_prompts_are_encoded_once_and_shortened_ones_are_counted(params, monkeypatch):
     encoded, real = [], rollout.prompt_ids
 
-    def counted(tokenizer, chat, item):
+    def counted(tokenizer, chat, item, begin):
         encoded.append(item.prompt)
-        return real(tokenizer, chat, item)
+        return real(tokenizer, chat, item, begin)
 
     monkeypatch.setattr(rollout, "prompt_ids", counted)
     for truncate, lengths, shortened in (

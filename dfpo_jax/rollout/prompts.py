@@ -1,0 +1,58 @@
+"""Token ids of prompts: raw or rendered by a chat template, of a length that fits."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from dfpo_jax.chat import Chat
+from dfpo_jax.tasks.base import Item
+from dfpo_jax.tokenizers import beginning, encode
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, chat: Chat | None, item: Item, begin: str = "auto"
+) -> list[int]:
+    """Token ids of an item's prompt; never none, since the first state is that of a token.
+
+    Args:
+      tokenizer: encodes.
+      chat: renders the conversation; None for the prompt as it is.
+      item: has the prompt.
+      begin: how a prompt without a chat template begins, see `tokenizers.beginning`.
+
+    Raises:
+      ValueError: the prompt cannot be encoded or rendered.
+    """
+    if chat is not None:
+        return chat.encode(item.conversation)
+    ids = [*beginning(tokenizer, begin), *encode(tokenizer, item.prompt)]
+    bos = tokenizer.bos_token_id
+    return ids or [tokenizer.pad_token_id if bos is None else bos]
+
+
+def shortened_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat | None,
+    item: Item,
+    ids: list[int],
+    limit: int,
+    begin: str = "auto",
+) -> list[int]:
+    """At most `limit` token ids of a prompt whose `prompt_ids` are more.
+
+    Of a raw prompt the last tokens stay, behind what a text begins with; of a conversation the
+    template's frame stays, see `Chat.encode`.
+
+    Raises:
+      ValueError: the frame alone has more.
+    """
+    if chat is not None:
+        return chat.encode(item.conversation, limit)
+    start = beginning(tokenizer, begin)[:limit]
+    return [*start, *ids[len(ids) - limit + len(start) :]]
+
+
+def check_length(item: Item, ids: Sequence[int], length: int) -> None:
+    """Raise ValueError where a prompt has more than `length` tokens."""
+    if len(ids) > length:
+        raise ValueError(f"prompt {item.prompt!r} has {len(ids)} tokens; prompt_length is {length}")
