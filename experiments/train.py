@@ -6,7 +6,8 @@ Runs of several processes start this same command once in each; `training/distri
 which environment they find each other.
 
 Exit codes: 0 done; 1 stopped by an error during training; 2 bad configuration or flags; 75 stopped
-by SIGTERM or SIGINT with its state saved, to be started again with --resume.
+by SIGTERM or SIGINT with its state saved, to be started again with --resume. All processes of a run
+end with the code and the message of the first that fails.
 """
 
 import logging
@@ -19,14 +20,14 @@ from dfpo_jax.training import command_line
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.")
-_RESUME = flags.DEFINE_bool("resume", False, "Continue from the newest checkpoint in the workdir.")
+_RESUME = flags.DEFINE_bool("resume", False, "Continue from the newest intact checkpoint.")
 flags.mark_flag_as_required("workdir")
 
 
 def main():
     """Train, and say where the results are."""
     with command_line.user_errors():
-        from dfpo_jax.training import distributed
+        from dfpo_jax.training import distributed, failures
         from dfpo_jax.training.config import parse_config
         from dfpo_jax.training.loop import train
         from dfpo_jax.training.preemption import EXIT_CODE, Preempted
@@ -35,8 +36,9 @@ def main():
 
         config = parse_config(_CONFIG.value)
         distributed.initialize()
-        run = build_run(config)
-        open_workdir(_WORKDIR.value, run, _RESUME.value)
+        with failures.shared(code=2):
+            run = build_run(config)
+            open_workdir(_WORKDIR.value, run, _RESUME.value)
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells its every move otherwise
     main = distributed.is_main()
     logging.getLogger("dfpo_jax").setLevel(logging.INFO if main else logging.ERROR)
@@ -45,9 +47,10 @@ def main():
     except Preempted as stop:
         print(f"{stop}; the same command with --resume goes on", file=sys.stderr)
         sys.exit(EXIT_CODE)
-    except (FloatingPointError, MemoryError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        print("the newest complete checkpoint is intact; --resume goes on from it", file=sys.stderr)
+    except (FloatingPointError, ImportError, MemoryError, OSError, ValueError) as error:
+        logging.getLogger("dfpo_jax").debug("it came from", exc_info=True)
+        words = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {words}; --resume goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(1)
     if not main:
         return
