@@ -129,7 +129,8 @@ def _read_arrays(directory: Path, index: int, count: int) -> None:
 
     item = directory / "default"
     metadata = ["_CHECKPOINT_METADATA", "default/_METADATA"]
-    for name in [*metadata, "default/_sharding", "metrics/metrics"]:
+    described = (path.relative_to(directory) for path in item.glob("array_metadatas/*"))
+    for name in [*metadata, "default/_sharding", "metrics/metrics", *map(str, described)]:
         if name in metadata or (directory / name).exists():
             try:
                 json.loads((directory / name).read_bytes())
