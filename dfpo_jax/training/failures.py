@@ -105,11 +105,13 @@ class _Watcher(threading.Thread):
         self.join()
 
     def _end(self, failure: dict[str, Any]) -> None:
-        if self._code is not None:  # its main thread is on its way out, unless that waits
+        failed = self._code is not None
+        if failed:  # the main thread is on its way out, unless it waits for another process
             time.sleep(_GRACE)
-        if self._code is None or failure["process"] == self._index:
+        if not failed or failure["process"] == self._index:
             who = f"process {failure['process']} of {self._count} on host {failure['host']}"
-            print(f"error: {who}: {failure['words']}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # the disk that is full may hold the log
+                print(f"error: {who}: {failure['words']}", file=sys.stderr)
         self._leave(failure["code"])
 
     def _leave(self, code: int) -> None:
