@@ -126,7 +126,9 @@ class Checkpointer:
 
         Reads every file of every checkpoint once.
         """
-        return {step: self._fault(step) for step in self.listed()}
+        found = {step: self._fault(step) for step in self.listed()}
+        # Those that their run deleted meanwhile are left out.
+        return {s: f for s, f in found.items() if os.path.lexists(self.directory / str(s))}
 
     def steps(self) -> list[int]:
         """Iterations of the intact checkpoints, ascending; reads like `faults`."""
@@ -202,12 +204,11 @@ class Checkpointer:
         self._recorder.start()
 
     def _writer(self) -> ocp.CheckpointManager:
-        """What saves and deletes; it takes all there is under a number for a checkpoint."""
+        """What saves and deletes; it counts and reads all there is under a number."""
         if self._manager is not None:
             return self._manager
         for step in self.listed():
-            path = self.directory / str(step)
-            damaged = self._faults.get(step) or checksums.outline_fault(path, step)
+            path, damaged = self.directory / str(step), self._fault(step)
             if damaged and distributed.is_main():
                 names = (f"{step}{_DAMAGED}" + (f".{n}" if n else "") for n in itertools.count())
                 aside = next(x for x in map(path.with_name, names) if not os.path.lexists(x))

@@ -41,15 +41,6 @@ def record(directory: Path, step: int, index: int = 0, count: int = 1) -> None:
     os.replace(temporary, path)
 
 
-def outline_fault(directory: Path, step: int) -> str | None:
-    """What is wrong with a checkpoint by its marks and the sizes of its files, or None."""
-    try:
-        _outline(directory, step)
-    except (ValueError, OSError) as error:
-        return _words(error, directory)
-    return None
-
-
 def fault(directory: Path, step: int, index: int = 0, count: int = 1) -> str | None:
     """What is wrong with a checkpoint, or None; reads this process's share of it whole.
 

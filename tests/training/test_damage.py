@@ -174,6 +174,7 @@ def test_a_save_sets_damaged_ones_aside_and_keeps_the_intact(workdir, learner, s
     flipped(directory / "3", random.Random(0))
     damaged = content(directory / "3")
     (directory / "7").mkdir()
+    (directory / "1" / "metrics" / "metrics").write_bytes(b'{"accuracy":?0.1}')  # same size
     (directory / "3.damaged").mkdir()  # of an earlier time
     checkpoints = Checkpointer(workdir, keep=2)
     assert checkpoints.newest() == 2
@@ -181,6 +182,7 @@ def test_a_save_sets_damaged_ones_aside_and_keeps_the_intact(workdir, learner, s
     checkpoints.save(at(state, 4), 0.0)
     checkpoints.close()
     assert content(directory / "3.damaged.1") == damaged
+    assert (directory / "1.damaged").is_dir()
     assert (directory / "7.damaged").is_dir() and not (directory / "7").exists()
     assert "3 is set aside as 3.damaged.1: " in caplog.text
     # 2 is the best of the intact ones, 3 and 4 are the newest.
