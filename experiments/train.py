@@ -2,6 +2,9 @@
 
 Any key of the configuration can be overridden: --config.train.iterations=20. See `configs/`.
 
+The directory is locked while the run lasts; a second run there is refused. --resume goes on from
+the newest intact checkpoint, and names those that are damaged.
+
 Runs of several processes start this same command once in each; `training/distributed.py` says by
 which environment they find each other.
 
@@ -40,6 +43,8 @@ def main():
             run = build_run(config)
             open_workdir(_WORKDIR.value, run, _RESUME.value)
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells its every move otherwise
+    for name in ("absl", "asyncio"):  # they print the traces of what Orbax raises as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     main = distributed.is_main()
     logging.getLogger("dfpo_jax").setLevel(logging.INFO if main else logging.ERROR)
     try:

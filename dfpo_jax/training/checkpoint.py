@@ -20,6 +20,7 @@ from dfpo_jax.types import TrainState
 
 _LOG = logging.getLogger(__name__)
 _UNFINISHED, _DAMAGED = ".orbax-checkpoint-tmp", ".damaged"
+_warned: set[tuple[Path, str]] = set()  # once a process, though a run opens its directory twice
 
 
 def _to_storage(state: TrainState) -> dict:
@@ -56,6 +57,12 @@ def left_over(directory: Path) -> list[str]:
     words = {_UNFINISHED: "incomplete", _DAMAGED: "damaged, set aside"}
     names = sorted(path.name for path in directory.glob("*"))
     return [f"{n}: {text}" for n in names for part, text in words.items() if part in n]
+
+
+def _warn(path: Path, words: str) -> None:
+    if (path, words) not in _warned:
+        _warned.add((path, words))
+        _LOG.warning("checkpoint %s is %s", path, words)
 
 
 class _Told:
@@ -116,10 +123,8 @@ class Checkpointer:
         self._saved: int | None = None
         self._recorder: threading.Thread | None = None
         self._failed = threading.Event()
-        for line in left_over(self.directory):
-            if _UNFINISHED in line:
-                name = line.partition(":")[0]
-                _LOG.warning("%s is incomplete and passed over", self.directory / name)
+        for path in self.directory.glob(f"*{_UNFINISHED}*"):
+            _warn(path, "incomplete and passed over")
 
     def faults(self) -> dict[int, str | None]:
         """Iteration -> what is wrong with its checkpoint, None if it is intact; ascending.
@@ -139,15 +144,12 @@ class Checkpointer:
         if self._saved is not None:
             return self._saved
         for step in reversed(self.listed()):
-            known = step in self._faults
             if (fault := self._fault(step)) is None:
                 return step
             if not os.path.lexists(self.directory / str(step)):  # its run deleted it meanwhile
                 del self._faults[step]
                 return self.latest_step()
-            if not known:
-                where = self.directory / str(step)
-                _LOG.warning("checkpoint %s is damaged and passed over: %s", where, fault)
+            _warn(self.directory / str(step), f"damaged and passed over: {fault}")
         return None
 
     def newest(self) -> int:

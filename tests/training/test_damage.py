@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from training import test_checkpoint
 
-from dfpo_jax.training import checksums
+from dfpo_jax.training import checkpoint, checksums
 from dfpo_jax.training.checkpoint import Checkpointer
 
 from training.test_checkpoint import assert_same, at  # isort: skip
@@ -109,6 +109,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
         damage(directory / "3", random.Random(seed))
         before = content(directory)
         caplog.clear()
+        checkpoint._warned.clear()
         checkpoints = Checkpointer(workdir)
         assert checkpoints.latest_step() == 2 and checkpoints.steps() == [1, 2]
         (line,) = caplog.messages
