@@ -17,7 +17,7 @@ from dfpo_jax.training.evaluate import greedy_accuracy, pass_at_k
 from dfpo_jax.training.restore import load_run
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
-_STEP = flags.DEFINE_integer("step", None, "Iteration of the checkpoint; the newest by default.")
+_STEP = flags.DEFINE_integer("step", None, "Iteration; the newest intact checkpoint by default.")
 _K = flags.DEFINE_list("k", ["1", "4", "16"], "Values of k for pass@k, sampled as in training.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the samples.")
 _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")

@@ -25,7 +25,7 @@ def define_flags() -> None:
     """Not at import: flags are global, and tests import this file."""
     flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
     flags.DEFINE_string("directory", None, "Where to write; new or empty.", required=True)
-    flags.DEFINE_integer("step", None, "Iteration of the checkpoint; the newest by default.")
+    flags.DEFINE_integer("step", None, "Iteration; the newest intact checkpoint by default.")
     flags.DEFINE_enum("dtype", None, DTYPES, "Type of the weights; as trained by default.")
 
 

@@ -3,7 +3,8 @@
     python experiments/generate.py --workdir=runs/smollm2 --states=weights,newest
     python experiments/generate.py --weights=smollm2 --prompt="What is 2 + 3?"
 
-States of a run are "weights" (what it started from), "newest" or the iteration of a checkpoint.
+States of a run are "weights" (what it started from), "newest" (the newest intact checkpoint) or the
+iteration of a checkpoint.
 Prompts are held-out items of the run, or those given by --prompt. Greedy unless --temperature.
 """
 

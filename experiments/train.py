@@ -2,6 +2,9 @@
 
 Any key of the configuration can be overridden: --config.train.iterations=20. See `configs/`.
 
+The directory is locked while the run lasts; a second run there is refused. --resume goes on from
+the newest intact checkpoint, and names those that are damaged.
+
 Runs of several processes start this same command once in each; `training/distributed.py` says by
 which environment they find each other.
 
@@ -9,7 +12,8 @@ With --check nothing is trained and no directory touched: the program builds eve
 settings, parameters and the memory that each program needs, and ends.
 
 Exit codes: 0 done; 1 stopped by an error during training; 2 bad configuration or flags; 75 stopped
-by SIGTERM or SIGINT with its state saved, to be started again with --resume.
+by SIGTERM or SIGINT with its state saved, to be started again with --resume. All processes of a run
+end with the code and the message of the first that fails.
 """
 
 import logging
@@ -22,7 +26,7 @@ from dfpo_jax.training import command_line
 
 _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.")
-_RESUME = flags.DEFINE_bool("resume", False, "Continue from the newest checkpoint in the workdir.")
+_RESUME = flags.DEFINE_bool("resume", False, "Continue from the newest intact checkpoint.")
 _CHECK = flags.DEFINE_bool("check", False, "Build and describe the run, without training it.")
 
 
@@ -40,7 +44,7 @@ def main():
     with command_line.user_errors():
         if not (_CHECK.value or _WORKDIR.value):
             raise ValueError("--workdir must be set, or --check")
-        from dfpo_jax.training import check, distributed
+        from dfpo_jax.training import check, distributed, failures
         from dfpo_jax.training.config import parse_config
         from dfpo_jax.training.loop import train
         from dfpo_jax.training.preemption import EXIT_CODE, Preempted
@@ -49,10 +53,11 @@ def main():
 
         config = parse_config(_CONFIG.value)
         distributed.initialize()
-        run = build_run(config)
-        if _CHECK.value:
-            return _describe(check.describe(run), distributed.is_main())
-        open_workdir(_WORKDIR.value, run, _RESUME.value)
+        with failures.shared(code=2):
+            run = build_run(config)
+            if _CHECK.value:
+                return _describe(check.describe(run), distributed.is_main())
+            open_workdir(_WORKDIR.value, run, _RESUME.value)
     main = distributed.is_main()
     if not main:
         logging.getLogger("dfpo_jax").setLevel(logging.ERROR)
@@ -61,9 +66,10 @@ def main():
     except Preempted as stop:
         print(f"{stop}; the same command with --resume goes on", file=sys.stderr)
         sys.exit(EXIT_CODE)
-    except (FloatingPointError, MemoryError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        print("the newest complete checkpoint is intact; --resume goes on from it", file=sys.stderr)
+    except (FloatingPointError, ImportError, MemoryError, OSError, ValueError) as error:
+        logging.getLogger("dfpo_jax").debug("it came from", exc_info=True)
+        words = " ".join(str(error).split()) or type(error).__name__
+        print(f"error: {words}; --resume goes on from the newest checkpoint", file=sys.stderr)
         sys.exit(1)
     if not main:
         return

@@ -60,7 +60,8 @@ training.sources training.config_keys
 training.config training.config_diff
 training.json_lines training.command_line
 training.optim training.metrics
-training.preemption training.distributed
+training.preemption training.failures training.lock training.checksums
+training.distributed
 training.update
 training.learner training.checkpoint training.evaluate training.charts
 training.report training.run training.programs

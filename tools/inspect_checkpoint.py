@@ -1,19 +1,21 @@
-"""Print what is inside the checkpoints of a run, without reading the arrays.
+"""Print what is inside the checkpoints of a run, and which are damaged.
 
     python tools/inspect_checkpoint.py --workdir=runs/quickstart
     python tools/inspect_checkpoint.py --workdir=runs/quickstart --step=26 --arrays
 
-Lists the iterations that are complete, with the held-out accuracy they were saved with, those whose
-writing was cut off, and the arrays of one checkpoint: by part of the train state, or each.
+Lists the iterations that are intact, with the held-out accuracy they were saved with, those that
+are damaged and how, those whose writing was cut off, and the arrays of one checkpoint: by part of
+the train state, or each. Reads every file once and changes nothing.
 """
 
+import logging
 import math
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from dfpo_jax.training import command_line
-from dfpo_jax.training.checkpoint import Checkpointer, unfinished
+from dfpo_jax.training.checkpoint import Checkpointer, left_over
 
 FLAGS = flags.FLAGS
 
@@ -21,18 +23,18 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Not at import: flags are global, and tests import this file."""
     flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
-    flags.DEFINE_integer("step", None, "Iteration to look into; the newest by default.")
+    flags.DEFINE_integer("step", None, "Iteration to look into; the newest intact one by default.")
     flags.DEFINE_bool("arrays", False, "One line per array instead of one per part.")
 
 
 def describe_steps(checkpoints: Checkpointer) -> list[str]:
-    """One line per checkpoint, complete or not."""
+    """One line per checkpoint, intact or not."""
     lines = []
-    for step in checkpoints.steps():
-        accuracy = checkpoints.accuracy(step)
+    for step, fault in checkpoints.faults().items():
+        accuracy = None if fault else checkpoints.accuracy(step)
         known = "" if accuracy is None else f", held-out accuracy {accuracy:.1%}"
-        lines.append(f"iteration {step}: complete{known}")
-    return lines + [f"{name}: incomplete" for name in unfinished(checkpoints.directory)]
+        lines.append(f"iteration {step}: " + (f"damaged, {fault}" if fault else f"intact{known}"))
+    return lines + left_over(checkpoints.directory)
 
 
 def describe_arrays(arrays: dict, each: bool) -> list[str]:
@@ -60,19 +62,17 @@ def _bytes(size: float) -> str:
 
 def main():
     """Print both lists."""
-    logging.set_verbosity(logging.ERROR)
+    logging.getLogger("dfpo_jax").setLevel(logging.ERROR)  # what it warns of is printed below
     with command_line.user_errors():
         if not (Path(FLAGS.workdir) / "checkpoints").is_dir():
             raise FileNotFoundError(f"workdir {FLAGS.workdir} holds no checkpoints")
         checkpoints = Checkpointer(FLAGS.workdir)
         print("\n".join(describe_steps(checkpoints)))
-        steps = checkpoints.steps()
-        step = FLAGS.step if FLAGS.step is not None else checkpoints.latest_step()
-        if step not in steps:
-            raise ValueError(f"step is {step}; complete checkpoints are {steps}")
+        step = FLAGS.step if FLAGS.step is not None else checkpoints.newest()
+        if step not in checkpoints.steps():
+            raise ValueError(f"step is {step}; intact checkpoints are {checkpoints.steps()}")
         print(f"\niteration {step}")
         print("\n".join(describe_arrays(checkpoints.describe(step), FLAGS.arrays)))
-        checkpoints.close()
 
 
 if __name__ == "__main__":

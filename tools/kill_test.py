@@ -5,7 +5,8 @@
 Trains the configuration once undisturbed in WORKDIR/whole, then in WORKDIR/killed, where the
 process is killed `--kills` times and started again with --resume, with a checkpoint after every
 iteration. Every row of metrics.jsonl (but for timings) and the accuracies in results.json must be
-equal; exit code 1 if not. Configuration overrides are passed on: --config.train.iterations=40.
+equal; exit code 1 if not, or if a run fails. Configuration overrides are passed on:
+--config.train.iterations=40.
 """
 
 import json
@@ -56,7 +57,7 @@ def finish(workdir: Path, overrides: list[str]) -> float:
     """Run to the end; seconds from the start of the process to the first row of metrics.
 
     Raises:
-      RuntimeError: the run failed; names its log.
+      RuntimeError: the run failed; says with which words, and names its log.
     """
     begun, first = time.perf_counter(), None
     process = start(workdir, overrides)
@@ -65,8 +66,15 @@ def finish(workdir: Path, overrides: list[str]) -> float:
             first = time.perf_counter() - begun
         time.sleep(0.05)
     if process.returncode != 0:
-        raise RuntimeError(f"the run in {workdir} failed; see {workdir}.log")
+        raise RuntimeError(ended(workdir, process.returncode))
     return first or time.perf_counter() - begun
+
+
+def ended(workdir: Path, code: int) -> str:
+    """How a run ended: its exit code and the last line of its log."""
+    lines = Path(f"{workdir}.log").read_text(errors="replace").split("\n")
+    said = next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "no word")
+    return f"the run in {workdir} ended with code {code}: {said} (see {workdir}.log)"
 
 
 def count_rows(workdir: Path) -> int:
@@ -92,8 +100,8 @@ def kill_at_random(
             process.wait()
         else:
             raise RuntimeError(
-                f"start {number} ended with code {code} before its kill; a run that is done needs "
-                f"more iterations, for any other reason see {workdir}.log"
+                f"start {number} needed no kill, and a run that is done needs more iterations: "
+                + ended(workdir, code)
             )
         seen.append(count_rows(workdir))
         print(f"kill {number + 1}/{kills}: after {seen[-1]} rows", flush=True)
@@ -128,6 +136,26 @@ def differences(whole: Path, killed: Path) -> list[str]:
 
 def main(overrides: list[str]):
     """Run both, compare, report."""
+    try:
+        found, seen = compare(overrides)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    for line in found[:10]:
+        print(line)
+    print(
+        f"{len(seen)} kills, after {min(seen, default=0)} to {max(seen, default=0)} rows; "
+        + (f"{len(found)} differences" if found else "metrics and results are equal")
+    )
+    sys.exit(1 if found else 0)
+
+
+def compare(overrides: list[str]) -> tuple[list[str], list[int]]:
+    """What differs between the two runs, and the rows of metrics at each kill.
+
+    Raises:
+      RuntimeError: a run failed.
+    """
     directory = Path(FLAGS.workdir).absolute()
     whole, killed = directory / "whole", directory / "killed"
     directory.mkdir(parents=True, exist_ok=True)
@@ -136,14 +164,7 @@ def main(overrides: list[str]):
     seconds = finish(directory / "again", overrides)
     seen = kill_at_random(killed, overrides, FLAGS.kills, 1.3 * seconds, random.Random(FLAGS.seed))
     finish(killed, overrides)
-    found = differences(whole, killed)
-    for line in found[:10]:
-        print(line)
-    print(
-        f"{len(seen)} kills, after {min(seen, default=0)} to {max(seen, default=0)} rows; "
-        + (f"{len(found)} differences" if found else "metrics and results are equal")
-    )
-    sys.exit(1 if found else 0)
+    return differences(whole, killed), seen
 
 
 if __name__ == "__main__":

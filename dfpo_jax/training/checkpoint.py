@@ -2,7 +2,12 @@
 
 import contextlib
 import dataclasses
+import itertools
+import json
 import logging
+import os
+import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +15,12 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from dfpo_jax.training import checksums, distributed, failures
 from dfpo_jax.types import TrainState
 
 _LOG = logging.getLogger(__name__)
-_UNFINISHED = ".orbax-checkpoint-tmp"
+_UNFINISHED, _DAMAGED = ".orbax-checkpoint-tmp", ".damaged"
+_warned: set[tuple[Path, str]] = set()  # once a process, though a run opens its directory twice
 
 
 def _to_storage(state: TrainState) -> dict:
@@ -45,56 +52,131 @@ def _shape(described: dict[str, jax.ShapeDtypeStruct], path: str) -> str:
     return "absent" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def unfinished(directory: Path) -> list[str]:
-    """Names of checkpoints under `directory` whose writing was cut off."""
-    return sorted(path.name for path in directory.glob("*") if _UNFINISHED in path.name)
+def left_over(directory: Path) -> list[str]:
+    """One line on each entry of `directory` whose writing was cut off or that was set aside."""
+    words = {_UNFINISHED: "incomplete", _DAMAGED: "damaged, set aside"}
+    names = sorted(path.name for path in directory.glob("*"))
+    return [f"{n}: {text}" for n in names for part, text in words.items() if part in n]
+
+
+def _warn(path: Path, words: str) -> None:
+    if (path, words) not in _warned:
+        _warned.add((path, words))
+        _LOG.warning("checkpoint %s is %s", path, words)
+
+
+class _Told:
+    """A commit under way whose failure the other processes hear of at once."""
+
+    def __init__(self, commit):
+        self._commit = commit
+
+    def result(self, timeout: int | None = None) -> Any:
+        with failures.shared():
+            return self._commit.result(timeout)
+
+
+def _handler() -> ocp.StandardCheckpointHandler:
+    """Orbax's, which would wait for the other processes before it says that a disk is full."""
+    handler = ocp.StandardCheckpointHandler()
+    save, finalize = handler.async_save, handler.finalize
+
+    async def async_save(*inputs, **options):
+        return [_Told(commit) for commit in await save(*inputs, **options) or []]
+
+    def told(*inputs):
+        with failures.shared():
+            finalize(*inputs)
+
+    handler.async_save, handler.finalize = async_save, told
+    return handler
 
 
 class Checkpointer:
     """Saves and restores train states under `workdir/checkpoints`, one per iteration number.
 
     Saving is asynchronous; `close` waits for it. A checkpoint appears under its number once it is
-    complete, so a process may be killed at any moment: what it was writing is passed over.
+    complete, so a process may be killed at any moment: what it was writing is passed over. Then
+    checksums of its files are written beside them, see `checksums`. A checkpoint that lacks its
+    mark of completeness, or whose files are not those that were written, is damaged. Damaged ones
+    are passed over with a warning and do not count among those kept; the first save renames them
+    to NUMBER.damaged. Reading changes nothing.
+
+    In a run of several processes all of them call the same methods in the same order.
 
     Args:
       workdir: the run's directory.
       keep: newest checkpoints kept; the one of highest accuracy stays beside them.
 
     Raises:
-      OSError: the directory cannot be made or read.
+      OSError: the directory is a file.
     """
 
     def __init__(self, workdir: str | Path, keep: int = 2):
-        """Open or create the directory."""
+        """Look at the directory; the first save makes it."""
         self.directory = Path(workdir).absolute() / "checkpoints"
-        self.directory.mkdir(parents=True, exist_ok=True)
+        if self.directory.exists() and not self.directory.is_dir():
+            raise NotADirectoryError(f"{self.directory} is no directory")
+        self._keep = keep
+        self._manager: ocp.CheckpointManager | None = None
+        self._faults: dict[int, str | None] = {}
+        self._saved: int | None = None
+        self._recorder: threading.Thread | None = None
+        self._failed = threading.Event()
+        for path in self.directory.glob(f"*{_UNFINISHED}*"):
+            _warn(path, "incomplete and passed over")
 
-        def accuracy(metrics):
-            return metrics["accuracy"]
+    def faults(self) -> dict[int, str | None]:
+        """Iteration -> what is wrong with its checkpoint, None if it is intact; ascending.
 
-        best = checkpoint_managers.BestN(
-            get_metric_fn=accuracy,
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        newest = checkpoint_managers.LatestN(keep)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, best]),
-            best_fn=accuracy,  # without it the figures are not written beside the arrays
-        )
-        self._manager = ocp.CheckpointManager(
-            self.directory, item_handlers=ocp.StandardCheckpointHandler(), options=options
-        )
-        for name in unfinished(self.directory):
-            _LOG.warning("%s is incomplete and passed over", self.directory / name)
+        Reads every file of every checkpoint once.
+        """
+        found = {step: self._fault(step) for step in self.listed()}
+        # Those that their run deleted meanwhile are left out.
+        return {s: f for s, f in found.items() if os.path.lexists(self.directory / str(s))}
 
     def steps(self) -> list[int]:
-        """Iterations of the complete checkpoints, ascending."""
-        return sorted(self._manager.all_steps())
+        """Iterations of the intact checkpoints, ascending; reads like `faults`."""
+        return [step for step, fault in self.faults().items() if fault is None]
 
     def latest_step(self) -> int | None:
-        """Iteration of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        """Iteration of the newest intact checkpoint, or None; warns of those passed over."""
+        if self._saved is not None:
+            return self._saved
+        for step in reversed(self.listed()):
+            if (fault := self._fault(step)) is None:
+                return step
+            if not os.path.lexists(self.directory / str(step)):  # its run deleted it meanwhile
+                del self._faults[step]
+                return self.latest_step()
+            _warn(self.directory / str(step), f"damaged and passed over: {fault}")
+        return None
+
+    def newest(self) -> int:
+        """As `latest_step`.
+
+        Raises:
+          FileNotFoundError: there is no intact checkpoint; says what is wrong with each.
+        """
+        if (step := self.latest_step()) is None:
+            found = "; ".join(f"{step}: {fault}" for step, fault in self.faults().items())
+            raise FileNotFoundError(
+                f"no intact checkpoint in {self.directory}" + (f" ({found})" if found else "")
+            )
+        return step
+
+    def listed(self) -> list[int]:
+        """Iterations of all checkpoints by their names, as the main process sees them."""
+        names = (path.name for path in self.directory.glob("*"))
+        found = [int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name)]
+        return distributed.gather(sorted(found))[0]
+
+    def _fault(self, step: int) -> str | None:
+        if step not in self._faults:
+            share = jax.process_index(), jax.process_count()
+            own = checksums.fault(self.directory / str(step), step, *share)
+            self._faults[step] = next(filter(None, distributed.gather(own)), None)
+        return self._faults[step]
 
     def save(self, state: TrainState, accuracy: float | None = None) -> None:
         """Save under the state's own iteration number; one that is there already stays.
@@ -105,36 +187,100 @@ class Checkpointer:
 
         Raises:
           OSError: this checkpoint, or the one before, could not be written; names those that are
-            intact.
+            complete.
+          ValueError: there is an intact one of a later iteration.
         """
-        step = int(state.step)
-        if step == self.latest_step():
+        step, latest = int(state.step), self.latest_step()
+        if step == latest:
             return
+        if latest is not None and step < latest:
+            raise ValueError(f"iteration is {step}; checkpoint {latest} is in {self.directory}")
+        if self._manager is not None:
+            self._guarded(self._manager.wait_until_finished, step)
+        self._join()
         arguments = ocp.args.StandardSave(_to_storage(state))
         metrics = None if accuracy is None else {"accuracy": accuracy}
-        self._guarded(lambda: self._manager.save(step, args=arguments, metrics=metrics), step)
+        self._guarded(lambda: self._writer().save(step, args=arguments, metrics=metrics), step)
+        self._saved, self._faults[step] = step, None
+        self._recorder = threading.Thread(target=self._record, args=(step,), daemon=True)
+        self._recorder.start()
+
+    def _writer(self) -> ocp.CheckpointManager:
+        """What saves and deletes; it counts and reads all there is under a number."""
+        if self._manager is not None:
+            return self._manager
+        for step in self.listed():
+            path, damaged = self.directory / str(step), self._fault(step)
+            if damaged and distributed.is_main():
+                names = (f"{step}{_DAMAGED}" + (f".{n}" if n else "") for n in itertools.count())
+                aside = next(x for x in map(path.with_name, names) if not os.path.lexists(x))
+                path.rename(aside)
+                _LOG.warning("checkpoint %s is set aside as %s: %s", path, aside.name, damaged)
+        distributed.barrier("damaged checkpoints are set aside")
+
+        def accuracy(metrics):
+            return metrics["accuracy"]
+
+        best = checkpoint_managers.BestN(
+            get_metric_fn=accuracy,
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        newest = checkpoint_managers.LatestN(self._keep)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, best]),
+            best_fn=accuracy,  # without it the figures are not written beside the arrays
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory, item_handlers=_handler(), options=options
+        )
+        return self._manager
+
+    def _record(self, step: int) -> None:
+        """In a thread: the checksums, once the checkpoint is complete."""
+        directory = self.directory / str(step)
+        while not directory.is_dir():
+            if self._failed.wait(0.1):
+                return
+        try:
+            checksums.record(directory, step, jax.process_index(), jax.process_count())
+        except OSError as error:
+            _LOG.warning("the checksums of %s could not be written: %s", directory, error)
+
+    def _join(self) -> None:
+        if self._recorder is not None:
+            self._recorder.join()
 
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
         """Restore a state straight to its place on the mesh, whatever mesh it was saved from.
 
         Args:
           abstract: shapes, types and shardings, `Learner.abstract_state`.
-          step: iteration; the newest by default.
+          step: iteration; the newest intact one by default.
 
         Raises:
-          FileNotFoundError: there is no such checkpoint; names the directory and those there are.
+          FileNotFoundError: there is no such checkpoint, or none is intact; names those there are.
+          OSError: the one asked for is damaged; says how.
           ValueError: shapes or structure differ from `abstract`.
         """
-        steps = self.steps()
-        step = self.latest_step() if step is None else step
-        if step is None or step not in steps:
+        step, there = self.newest() if step is None else step, self.listed()
+        if step not in there:
             raise FileNotFoundError(
-                f"no checkpoint of iteration {step} in {self.directory}; there are {steps}"
+                f"no checkpoint of iteration {step} in {self.directory}; there are {there}"
             )
-        like = _abstract_storage(abstract)
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(like))
+        if fault := self._fault(step):
+            others = [other for other in there if other != step]
+            raise OSError(
+                f"checkpoint {self.directory / str(step)} is damaged: {fault}; others are {others}"
+            )
+        like = ocp.args.StandardRestore(_abstract_storage(abstract))
+        with contextlib.closing(ocp.Checkpointer(ocp.StandardCheckpointHandler())) as reader:
+            restored = reader.restore(self._item(step), args=like)
         restored["key"] = jax.random.wrap_key_data(restored["key"])
         return TrainState(**restored)
+
+    def _item(self, step: int) -> Path:
+        return self.directory / str(step) / "default"
 
     def differences(self, abstract: TrainState) -> list[str]:
         """Arrays of the newest checkpoint that `abstract` lacks, has besides, or has otherwise.
@@ -153,12 +299,13 @@ class Checkpointer:
 
     def describe(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Path -> shape and type of every array in a checkpoint, read from its metadata."""
-        tree = self._manager.item_metadata(step)
+        tree = ocp.StandardCheckpointHandler().metadata(self._item(step))
         return _described(getattr(tree, "tree", tree))
 
     def accuracy(self, step: int) -> float | None:
         """The accuracy a checkpoint was saved with, if it was."""
-        return (self._manager.metrics(step) or {}).get("accuracy")
+        path = self.directory / str(step) / "metrics" / "metrics"
+        return json.loads(path.read_bytes()).get("accuracy") if path.exists() else None
 
     def close(self) -> None:
         """Wait for saves under way.
@@ -166,22 +313,28 @@ class Checkpointer:
         Raises:
           OSError: the last one could not be written.
         """
+        if self._manager is None:
+            return
         try:
             self._guarded(self._manager.wait_until_finished, None)
         except OSError:
             with contextlib.suppress(Exception):  # it reports the same error once more
                 self._manager.close()
             raise
+        self._join()
         self._manager.close()
 
     def _guarded(self, action, step: int | None) -> None:
         try:
             action()
         except Exception as error:  # the storage library raises what its layers happen to raise
+            self._failed.set()
             which = (
                 "the last checkpoint" if step is None else f"checkpoint {step} or its predecessor"
             )
+            intact = (s for s, fault in self._faults.items() if fault is None)
+            complete = sorted(s for s in intact if (self.directory / str(s)).is_dir())
             raise OSError(
                 f"{which} could not be written to {self.directory}: "
-                f"{(str(error) or repr(error)).splitlines()[0]}; complete: {self.steps()}"
+                f"{(str(error) or repr(error)).splitlines()[0]}; complete: {complete}"
             ) from error

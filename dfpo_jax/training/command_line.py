@@ -37,6 +37,9 @@ def _set_up_logging() -> None:
     level = absl_logging.INFO if _VERBOSE.value else absl_logging.WARNING
     absl_logging.set_verbosity(level)
     absl_logging.get_absl_handler().setFormatter(_Words())
+    if not _VERBOSE.value:  # Orbax prints traces of what it raises, which we say in our own words
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("dfpo_jax").setLevel(logging.INFO)
 
 

@@ -3,12 +3,17 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dfpo_jax.training import failures
+
+# Seconds without a sign of life after which JAX ends all processes; 100 by default.
+_HEARTBEAT = {"heartbeat_timeout_seconds": 45}
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 AUTOMATIC = "DFPO_MULTIHOST"
 
@@ -16,7 +21,8 @@ AUTOMATIC = "DFPO_MULTIHOST"
 def initialize(environment: dict[str, str] | None = None) -> str:
     """Connect the processes of a run, if the environment says that there are several.
 
-    Call it before anything else touches JAX's devices. In this order:
+    From then on a failure of one ends them all, see `failures`. Call it before anything else
+    touches JAX's devices. In this order:
 
       explicit   JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID, all three
       SLURM      SLURM_JOB_ID with SLURM_NTASKS above 1
@@ -33,7 +39,12 @@ def initialize(environment: dict[str, str] | None = None) -> str:
       ValueError: some but not all of the three explicit variables are set, or one is no number or
         out of range.
     """
-    found = os.environ if environment is None else environment
+    how = _connect(os.environ if environment is None else environment)
+    failures.watch()
+    return how
+
+
+def _connect(found: Mapping[str, str]) -> str:
     explicit = [name for name in (ADDRESS, COUNT, INDEX) if found.get(name)]
     if explicit:
         if len(explicit) < 3:
@@ -49,14 +60,14 @@ def initialize(environment: dict[str, str] | None = None) -> str:
             ) from None
         if not 0 <= index < count:
             raise ValueError(f"{INDEX} is {index}; it must lie in [0, {count}), {COUNT}")
-        jax.distributed.initialize(found[ADDRESS], count, index)
+        jax.distributed.initialize(found[ADDRESS], count, index, **_HEARTBEAT)
         return "explicit"
     if found.get("SLURM_JOB_ID") and int(found.get("SLURM_NTASKS") or 1) > 1:
-        jax.distributed.initialize()
+        jax.distributed.initialize(**_HEARTBEAT)
         return "slurm"
     several = "," in found.get("TPU_WORKER_HOSTNAMES", "") or found.get(AUTOMATIC) == "1"
     if several or found.get("MEGASCALE_COORDINATOR_ADDRESS"):
-        jax.distributed.initialize()
+        jax.distributed.initialize(**_HEARTBEAT)
         return "tpu"
     return "single"
 
@@ -81,6 +92,18 @@ def check_same(name: str, value: Any, advice: str = "") -> None:
     everyones = multihost_utils.process_allgather(own)
     if (everyones != everyones[0]).any():
         raise ValueError(f"the processes of this run have different {name}{advice}")
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's value, anything that JSON holds, in order; all processes must call it."""
+    if jax.process_count() == 1:
+        return [value]
+    own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(own.size))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: own.size] = own
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def barrier(name: str) -> None:

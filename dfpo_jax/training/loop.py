@@ -1,7 +1,6 @@
 """The training loop: warm up, iterate, evaluate, checkpoint, report."""
 
 import dataclasses
-import json
 import logging
 import time
 from collections import Counter
@@ -14,10 +13,10 @@ import numpy as np
 from dfpo_jax import ops
 from dfpo_jax.rollout.rollout import collect
 from dfpo_jax.sharding import put_replicated
-from dfpo_jax.training import distributed
+from dfpo_jax.training import distributed, failures
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed_returns
-from dfpo_jax.training.json_lines import JsonLines
+from dfpo_jax.training.json_lines import JsonLines, read_json
 from dfpo_jax.training.metrics import MetricsWriter, Progress, peak_memory_bytes, read_metrics
 from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report
@@ -198,9 +197,9 @@ class _Silent:
 
 def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[TrainState, MetricsWriter]:
     """The state to go on from, and metrics.jsonl cut to it (row 0 comes before checkpoint 0)."""
-    newest = checkpoints.latest_step()
-    if newest is not None:
-        state = checkpoints.restore(run.learner.abstract_state)
+    if checkpoints.listed():
+        newest = checkpoints.newest()
+        state = checkpoints.restore(run.learner.abstract_state, newest)
         if run.config.policy.kl_target == 0.0:  # else it is the controller's
             fixed = np.float32(run.config.policy.kl_coefficient)
             state = state.replace(kl_coefficient=put_replicated(fixed, run.learner.mesh))
@@ -230,7 +229,9 @@ def _writer(run: Run, workdir: Path, resume_step: int) -> "MetricsWriter | _Sile
 
 
 def train(run: Run, workdir: str | Path) -> dict[str, Any]:
-    """Run from the warm start, or from the newest checkpoint in `workdir`, to the report.
+    """Run from the warm start, or from the newest intact checkpoint in `workdir`, to the report.
+
+    What is raised in one of several processes ends the others too, see `failures`.
 
     Args:
       run: from `build_run`.
@@ -242,13 +243,28 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
       memory in bytes, configuration and seed.
 
     Raises:
+      FileNotFoundError: there are checkpoints, but none is intact.
       FloatingPointError: too many updates in a row were not finite; the newest checkpoint is the
         last good state.
       MemoryError: sampling or the train step does not fit the devices; nothing of it has run.
       OSError: a checkpoint could not be written.
       Preempted: SIGTERM or SIGINT; the state after the last iteration is saved.
     """
-    workdir, config = Path(workdir), run.config
+    with failures.shared():
+        state, seconds, stopped = _iterate(run, Path(workdir))
+        if not stopped:
+            return _finish(run, state, Path(workdir), seconds)
+    iterations = run.config.train.iterations
+    raise Preempted(f"stopped after iteration {int(state.step)} of {iterations}; state saved")
+
+
+def _iterate(run: Run, workdir: Path) -> tuple[TrainState, float, bool]:
+    """The last state, the seconds that earlier parts of the run took, whether a signal stopped it.
+
+    Raises:
+      As `train`.
+    """
+    config = run.config
     checkpoints = Checkpointer(workdir, config.checkpoint.keep)
     state, writer = _begin(run, checkpoints, workdir)
     start, iterations = int(state.step), config.train.iterations
@@ -259,7 +275,7 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
         if start > 0:
             before = read_metrics(workdir)[-1]["time/elapsed_seconds"]
     try:
-        with StopSignals() as signals:
+        with failures.shared(), StopSignals() as signals:
             for step in range(start + 1, iterations + 1):
                 state, metrics, responses = iteration(run, state)
                 for response in responses:
@@ -268,8 +284,10 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
                 if step == iterations or _due(step, config.evaluation.every):
                     try:
                         metrics |= evaluate(run, state)[0] | evaluate_critic(run, state)[0]
-                    except Exception as error:  # raised again once the iteration is saved
-                        failure = error
+                    except Exception as error:
+                        if jax.process_count() > 1:  # the others wait for it in there
+                            raise
+                        failure = error  # raised again once the iteration is saved
                 metrics["time/elapsed_seconds"] = before + time.perf_counter() - run.started
                 writer.write(step, metrics)
                 progress.update(step, metrics)
@@ -286,9 +304,7 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
         samples.close()
         writer.close()
         checkpoints.close()
-    if stopped:
-        raise Preempted(f"stopped after iteration {int(state.step)} of {iterations}; state saved")
-    return _finish(run, state, workdir, before)
+    return state, before, stopped
 
 
 def _due(step: int, every: int) -> bool:
@@ -298,7 +314,7 @@ def _due(step: int, every: int) -> bool:
 def _finish(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict[str, Any]:
     """Compare before and after on clean held-out data; write results.json and report.html."""
     distributed.barrier("before.json is written")
-    before = json.loads((workdir / BEFORE).read_text())
+    before = read_json(workdir / BEFORE)
     after, details = evaluate(run, state)
     _, snapshot = evaluate_critic(run, state)
     results = {

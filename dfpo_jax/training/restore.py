@@ -1,7 +1,6 @@
 """A run and a checkpoint of it, from its directory."""
 
 import dataclasses
-import json
 import logging
 import math
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.config import Config, MeshConfig, parse_config
+from dfpo_jax.training.json_lines import read_json
 from dfpo_jax.training.run import Run, build_run
 from dfpo_jax.types import TrainState
 
@@ -28,7 +28,7 @@ def read_run(workdir: str | Path) -> Run:
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"workdir {workdir} holds no run: {path} does not exist")
-    config = parse_config(json.loads(path.read_text()))
+    config = parse_config(read_json(path))
     return build_run(_on_these_devices(config), training=False)
 
 
@@ -41,22 +41,21 @@ def _on_these_devices(config: Config) -> Config:
 
 
 def restore_state(run: Run, workdir: str | Path, step: int | None = None) -> TrainState:
-    """The train state of a checkpoint of `run`; the newest unless `step` is given.
+    """The train state of a checkpoint of `run`; the newest intact one unless `step` is given.
 
     Raises:
-      FileNotFoundError: no such checkpoint there.
+      FileNotFoundError: no such checkpoint there, or none that is intact.
+      OSError: the one that `step` names is damaged.
     """
-    checkpoints = Checkpointer(workdir)
-    state = checkpoints.restore(run.learner.abstract_state, step)
-    checkpoints.close()
-    return state
+    return Checkpointer(workdir).restore(run.learner.abstract_state, step)
 
 
 def load_run(workdir: str | Path, step: int | None = None) -> tuple[Run, TrainState]:
     """The run of a directory and the train state of a checkpoint, as the two functions above.
 
     Raises:
-      FileNotFoundError: no run or no such checkpoint there.
+      FileNotFoundError: no run or no such checkpoint there, or none that is intact.
+      OSError: the one that `step` names is damaged.
     """
     run = read_run(workdir)
     return run, restore_state(run, workdir, step)

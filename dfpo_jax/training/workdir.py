@@ -1,16 +1,19 @@
 """The directory of a run: its configuration, and whether a run in it may begin or go on."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dfpo_jax.training import distributed
+from dfpo_jax.training import distributed, failures, lock
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.config import Config, parse_config
 from dfpo_jax.training.config_diff import changed_settings
+from dfpo_jax.training.json_lines import read_json
 from dfpo_jax.training.run import Run
 from dfpo_jax.training.run_data import FILE as DATA
 from dfpo_jax.training.run_data import check_data, check_prompts, data_digests, digests
@@ -24,12 +27,18 @@ def write_json(path: Path, value: Any) -> None:
     if not distributed.is_main():
         return
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2))
+    with open(temporary, "w") as file:
+        file.write(json.dumps(value, indent=2))
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
 def open_workdir(workdir: str | Path, run: Run, resume: bool = False) -> None:
-    """Create the work directory and write `config.json`; or change nothing there, and say why.
+    """Create and lock the work directory, write `config.json`; or change nothing, and say why.
+
+    The directory stays locked until this process ends, see `lock`; of several processes of a run
+    the main one holds the lock. A run goes on from its newest intact checkpoint.
 
     A resumed run says which settings differ from those it was started with; the file of the
     earlier ones stays as config.0.json, config.1.json, ... A directory whose run ended before it
@@ -41,9 +50,11 @@ def open_workdir(workdir: str | Path, run: Run, resume: bool = False) -> None:
       resume: whether a run there goes on.
 
     Raises:
-      ValueError: it is a file; it holds a run already and `resume` is False; `run` differs in a
-        setting that a started run cannot change, has a train state of another structure, changed
-        data, or other held-out prompts; or the processes of this run have different prompts.
+      ValueError: it is a file; another run uses it; it holds a run already and `resume` is False;
+        `run` differs in a setting that a started run cannot change, has a train state of another
+        structure, changed data, or other held-out prompts; or the processes of this run have
+        different prompts.
+      FileNotFoundError: it holds checkpoints, of which none is intact.
     """
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
@@ -54,7 +65,19 @@ def open_workdir(workdir: str | Path, run: Run, resume: bool = False) -> None:
         prompts | data,
         "; all need the same data, and PYTHONHASHSEED=0 where a data set depends on it",
     )
-    started = _has_run(workdir)
+    with failures.shared(code=2), contextlib.ExitStack() as on_error:
+        if distributed.is_main():
+            workdir.mkdir(parents=True, exist_ok=True)
+            on_error.enter_context(lock.kept(workdir))
+        distributed.barrier("workdir is locked")
+        _begin(workdir, run, resume, prompts, data)
+
+
+def _begin(
+    workdir: Path, run: Run, resume: bool, prompts: Mapping[str, str], data: Mapping[str, str]
+) -> None:
+    """What `open_workdir` does in a directory that is locked."""
+    started = distributed.gather(_has_run(workdir))[0]
     if started and not resume:
         raise ValueError(
             f"workdir {workdir} already holds a run; pass --resume to continue it, or name "
@@ -62,13 +85,12 @@ def open_workdir(workdir: str | Path, run: Run, resume: bool = False) -> None:
         )
     path, new, old, changed = workdir / "config.json", _plain(run.config), None, []
     if started and path.exists():
-        old = _plain(parse_config(json.loads(path.read_text())))  # with settings that are newer
+        old = _plain(parse_config(read_json(path)))  # with settings that are newer
         changed = changed_settings(old, new)
         _check_state(workdir, run, changed)
         check_data(workdir, run.config, data)
         check_prompts(workdir / BEFORE, run.config, prompts)
     distributed.barrier("workdir is looked at")
-    workdir.mkdir(parents=True, exist_ok=True)
     for line in changed:
         _LOG.warning("changed since the run was started: %s", line)
     if changed and distributed.is_main():
@@ -90,15 +112,13 @@ def _plain(config: Config) -> dict[str, Any]:
 
 
 def _check_state(workdir: Path, run: Run, changed: list[str]) -> None:
-    if not any(workdir.glob("checkpoints/*")):
-        return
     checkpoints = Checkpointer(workdir)
-    try:
-        if differences := checkpoints.differences(run.learner.abstract_state):
-            more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-            raise ValueError(
-                f"workdir {workdir} cannot go on with {'; '.join(changed) or 'this version'}: of "
-                f"the train state that was saved, {', '.join(differences[:3])}{more} would differ"
-            )
-    finally:
-        checkpoints.close()
+    if not checkpoints.listed():
+        return
+    checkpoints.newest()
+    if differences := checkpoints.differences(run.learner.abstract_state):
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ValueError(
+            f"workdir {workdir} cannot go on with {'; '.join(changed) or 'this version'}: of "
+            f"the train state that was saved, {', '.join(differences[:3])}{more} would differ"
+        )

@@ -30,7 +30,7 @@ def test_what_is_there_is_listed(tmp_path):
     (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir()
     checkpoints = Checkpointer(tmp_path)
     assert inspect_checkpoint.describe_steps(checkpoints) == [
-        "iteration 0: complete, held-out accuracy 25.0%",
+        "iteration 0: intact, held-out accuracy 25.0%",
         "1.orbax-checkpoint-tmp: incomplete",
     ]
     arrays = checkpoints.describe(0)

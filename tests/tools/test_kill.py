@@ -1,12 +1,14 @@
 """tools/kill_test.py, shortened: a run that is killed ends like one that is not."""
 
 import json
+import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import kill_test
+import pytest
 
 CONFIG = Path(__file__).with_name("tiny_config.py")
 
@@ -28,3 +30,26 @@ def test_killed_runs_end_like_whole_ones(tmp_path):
     assert any(line.startswith("steps in metrics.jsonl") for line in found)
     assert any(line.startswith("row 2, rollout/reward") for line in found)
     assert len(found) == 2
+
+
+def test_a_run_that_fails_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    def start(workdir, overrides):
+        code = "import sys; print('Traceback'); print('error: no such\\tset'); print(); sys.exit(2)"
+        with open(f"{workdir}.log", "a") as log:
+            return subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log)
+
+    monkeypatch.setattr(kill_test, "start", start)
+    ended = f"run in {tmp_path / 'whole'} ended with code 2: error: no such set (see "
+    with pytest.raises(RuntimeError) as caught:
+        kill_test.finish(tmp_path / "whole", [])
+    assert ended in str(caught.value)
+    with pytest.raises(RuntimeError, match="start 0 needed no kill, .* ended with code 2: error"):
+        kill_test.kill_at_random(tmp_path / "killed", [], 1, 60.0, random.Random(0))
+
+    def fails(overrides):
+        raise RuntimeError("the run failed")
+
+    monkeypatch.setattr(kill_test, "compare", fails)
+    with pytest.raises(SystemExit) as left:
+        kill_test.main([])
+    assert left.value.code == 1 and capsys.readouterr().err == "error: the run failed\n"

@@ -76,7 +76,7 @@ def test_several_processes_equal_one(count, alone, tmp_path):
 
 def test_the_environment_says_how_processes_meet(monkeypatch):
     calls = []
-    monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *a: calls.append(a))
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *a, **_: calls.append(a))
     explicit = {distributed.ADDRESS: "h:1", distributed.COUNT: "4", distributed.INDEX: "3"}
     assert distributed.initialize(explicit) == "explicit"
     assert distributed.initialize({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}) == "slurm"

@@ -5,7 +5,11 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +124,51 @@ def test_a_stopped_run_resumes_exactly(finished, tmp_path, monkeypatch):
     assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(finished[0]))
     for name in ("in_domain", "out_of_domain"):
         assert resumed[name] == finished[1][name]
+
+
+def test_a_damaged_newest_checkpoint_costs_its_iterations_alone(finished, tmp_path):
+    copy = shutil.copytree(finished[0], tmp_path / "copy")
+    newest = copy / "checkpoints" / "4"
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=os.path.getsize)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    resumed = run_in(copy, tiny(), resume=True)
+    samples = [(path / "samples.jsonl").read_bytes() for path in (copy, finished[0])]
+    assert samples[0] == samples[1]
+    assert without_times(read_metrics(copy)) == without_times(read_metrics(finished[0]))
+    assert resumed["in_domain"] == finished[1]["in_domain"]
+    aside = newest.with_name("4.damaged") / largest.relative_to(newest)
+    assert aside.read_bytes() == data and newest.is_dir()
+
+
+@pytest.mark.slow  # a start of the program
+def test_a_second_run_is_refused_and_does_not_disturb_the_first(finished, tmp_path, monkeypatch):
+    from dfpo_jax.training import loop
+
+    real, root = loop.iteration, Path(__file__).resolve().parents[2]
+    command = [sys.executable, "experiments/train.py", "--config=tests/tools/tiny_config.py"]
+    refused = []
+
+    def disturbed(run, state):
+        if int(state.step) == 2:
+            for resume in (False, True):
+                arguments = [f"--workdir={tmp_path}/../{tmp_path.name}", f"--resume={resume}"]
+                done = subprocess.run(
+                    [*command, *arguments], cwd=root, capture_output=True, text=True, timeout=300
+                )
+                refused.append((done.returncode, done.stderr))
+        return real(run, state)
+
+    monkeypatch.setattr(loop, "iteration", disturbed)
+    run_in(tmp_path, tiny())
+    assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(finished[0]))
+    samples = [(path / "samples.jsonl").read_bytes() for path in (tmp_path, finished[0])]
+    assert samples[0] == samples[1]
+    assert [code for code, _ in refused] == [2, 2]
+    for _, words in refused:
+        assert words.splitlines()[-1].startswith("error: workdir ")
+        assert f"is in use by process {os.getpid()} on host " in words
 
 
 def test_a_run_moves_from_eight_devices_to_four_to_one(finished, tmp_path):

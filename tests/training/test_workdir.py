@@ -6,10 +6,12 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from training import test_lock
 from training.test_loop import run_in, tiny, without_times
 
 from dfpo_jax.training import config_diff, distributed
 from dfpo_jax.training.config import parse_config
+from dfpo_jax.training.loop import train
 from dfpo_jax.training.metrics import read_metrics
 from dfpo_jax.training.restore import load_run
 from dfpo_jax.training.run import build_run
@@ -44,6 +46,39 @@ def test_a_used_directory_is_refused_and_left_alone(copy):
     with pytest.raises(ValueError, match="metrics.jsonl is a file"):
         open_workdir(copy / "metrics.jsonl", build_run(parse_config(tiny())))
     assert content(copy) == before
+
+
+def test_a_directory_in_use_is_refused_and_left_alone(copy):
+    holder, _ = test_lock.hold(copy)
+    try:
+        before = content(copy)
+        with pytest.raises(ValueError, match=f"is in use by process {holder.pid} on host "):
+            reopen(copy, tiny(iterations=2))
+        assert content(copy) == before
+    finally:
+        test_lock.end(holder)
+    reopen(copy, tiny(iterations=2))
+    assert json.loads((copy / "config.json").read_text())["train"]["iterations"] == 2
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_alone(copy):
+    for step in (copy / "checkpoints").iterdir():
+        (step / "commit_success.txt").unlink()
+    before = content(copy)
+    message = r"no intact checkpoint in .* \(0: commit_success.txt is missing.*; 1: commit_success"
+    with pytest.raises(FileNotFoundError, match=message):
+        reopen(copy, tiny(iterations=2))
+    (copy / "config.json").unlink()  # nothing says then what the run was
+    with pytest.raises(FileNotFoundError, match=message):
+        train(build_run(parse_config(tiny(iterations=2))), copy)
+    assert content(copy) == {k: v for k, v in before.items() if not k.endswith("/config.json")}
+
+
+@pytest.mark.parametrize("name", ["config.json", "before.json"])
+def test_a_damaged_file_of_the_run_is_named(copy, name):
+    (copy / name).write_text("")
+    with pytest.raises(ValueError, match=rf"{name} is damaged: "):
+        reopen(copy, tiny(iterations=2))
 
 
 def test_a_directory_in_which_nothing_began_is_free(tmp_path, monkeypatch):
