@@ -26,6 +26,7 @@ flags.mark_flag_as_required("workdir")
 def main():
     """Train, and say where the results are."""
     with command_line.user_errors():
+        from dfpo_jax.tasks.base import VerifierFailure
         from dfpo_jax.training import distributed
         from dfpo_jax.training.config import parse_config
         from dfpo_jax.training.loop import train
@@ -45,7 +46,7 @@ def main():
     except Preempted as stop:
         print(f"{stop}; the same command with --resume goes on", file=sys.stderr)
         sys.exit(EXIT_CODE)
-    except (FloatingPointError, MemoryError, OSError) as error:
+    except (FloatingPointError, MemoryError, OSError, VerifierFailure) as error:
         print(f"error: {error}", file=sys.stderr)
         print("the newest complete checkpoint is intact; --resume goes on from it", file=sys.stderr)
         sys.exit(1)

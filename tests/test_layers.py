@@ -41,7 +41,11 @@ models.pretrained
 tokenizers
 chat
 tasks.base
+tasks.dress
+tasks.numbers
+tasks.choices tasks.texts
 tasks.noise tasks.extraction tasks.verifier_pool tasks.verifier_worker tasks.presets tasks.rows
+tasks.judges
 tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks

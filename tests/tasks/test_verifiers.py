@@ -12,7 +12,7 @@ import pytest
 from dfpo_jax.tasks import Item, ReasoningGymTask
 from dfpo_jax.tasks.extraction import extractor
 from dfpo_jax.tasks.verifier_pool import Pool, shared_pool
-from dfpo_jax.tasks.verifiers import Verifier, VerifierConfig, letter, parse_number
+from dfpo_jax.tasks.verifiers import Verifier, VerifierConfig
 
 
 def item(answer, index=0, payload=None):

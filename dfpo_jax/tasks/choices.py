@@ -1,0 +1,184 @@
+r"""Multiple choice: the letter that a response declares, and the right choice of a row.
+
+| a response | its letter |
+|---|---|
+| B; (B); B.; B) text; **B**; $B$; \boxed{B}; \text{(B)}; Ｂ | B |
+| b | none: a bare small letter is a word; a declared one is read: "Answer: b", \boxed{b}, (b) |
+| Answer: B; the answer is (B); the correct option is B; my answer: I would choose B | B |
+| several declarations | the last one: "Answer: A ... I correct this. Answer: B" is B |
+| Answer: B. Option A fails. | B: an option that is only mentioned is no answer |
+| B is correct; I choose B; so B. | B, where no answer is declared otherwise |
+| ... (B) ... | B, where the last sentence with letters in brackets names one that is not rejected |
+| A or B; A and B; (A) or (D); AB; None of the above; not A | none |
+| The answer is a dog; The answer I found ... | none: an article or a pronoun is no letter |
+"""
+
+import re
+import string
+from collections.abc import Sequence
+from typing import Any
+
+from dfpo_jax.tasks.dress import plain
+
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\b")
+_CLOSING_TAG = re.compile(r"</\w+>")
+# Every repetition is bounded, so that no text takes more than linear time.
+_WRAP = r"[\s(\[{\"'$:=>-]{0,10}"
+_ENDS = r"(?=[\s)\]}]{0,9}(?:[.,;:!?\"'$<)\]}]|\n|$))"
+# A or I before a small letter is a word, unless a reason follows.
+_REASON = r"(?:because|since|as|for|which|due|by|and|but|with|not|from|or)\b"
+_CAPITAL = rf"(?:[B-HJ-Z](?!'?[A-Za-z])|[AI](?!'?[A-Za-z])(?![ ]{{1,9}}(?!{_REASON})[a-z]))"
+_SMALL = rf"(?:[a-z](?!'?[A-Za-z])){_ENDS}"
+_LETTER = rf"(?P<letter>{_CAPITAL}|{_SMALL})"
+_MEANS = (
+    r"(?:is|was|be|are|=|:|choose|chose|pick|select|say|guess|go with|going with|opt for"
+    r"|conclude|would|must|should)"
+)
+_FILLER = (
+    r"(?:(?:I|i|we|you|would|will|should|must|be|is|to|have|has|found|the|my|our|a|option|choice"
+    r"|letter|answer|final|correct|right|best|choose|chose|pick|select|say|think|believe|go|with"
+    r"|definitely|clearly|most|likely|probably|therefore|thus|indeed|again|still|simply|just"
+    r"|obviously|that|it|it's|given|by)\b[\s:*=-]{0,6}){0,8}"
+    r"(?:not\s(?:option\s)?\W{0,2}[A-Z]\W{1,4}but\s(?:rather\s)?)?"
+)
+_DECLARED = re.compile(
+    rf"(?i:\banswers?\b)(?:[^.\n!?]{{0,60}}?(?<![A-Za-z])(?i:{_MEANS})(?![A-Za-z])[\s:=*-]{{0,6}}"
+    rf"|[\s:=>*-]{{0,6}}){_FILLER}{_WRAP}{_LETTER}"
+)
+_CORRECT = re.compile(
+    rf"(?i:\b(?:correct|right|best|final|my)\s(?:option|choice|letter|one|statement)\s?(?:is|:|=))\s?"
+    rf"{_FILLER}{_WRAP}{_LETTER}"
+)
+_CHOSEN = re.compile(
+    rf"(?:\b(?i:choose|chose|pick|select|opt for|go with|going with|conclude)\s{_FILLER}{_WRAP}"
+    rf"{_LETTER}"
+    rf"|(?P<option>\b[A-Z])\)?\s+(?:is|must be|has to be)\s+(?:therefore\s+|thus\s+|clearly\s+)?"
+    r"(?:the\s+)?(?:correct|right|true|best|answer)\b"
+    r"|(?i:\b(?:so|thus|hence|therefore))[\s,:]+(?:(?:it|the answer) is\s+|it's\s+)?(?:option\s+"
+    r"|choice\s+)?\(?(?P<so>[A-Z])\)?\s*(?:[.!]|$))"
+)
+_FIRST = re.compile(
+    rf"{_WRAP}([A-Z])(?:[)\]}}$\"'\s]{{0,9}}(?:[.):][\s)].*|[.):,])?[\s)\]}}$.\"']{{0,9}})",
+    re.DOTALL,
+)
+_SMALL_FIRST = re.compile(rf"{_WRAP}([a-z])[)\]}}$.:\"'\s]{{0,9}}")
+_BRACKETED_SMALL = re.compile(r"\W*\(([a-z])\)\W*")
+_LISTED = re.compile(r"^\W{0,3}[A-Z][.):]\s", re.MULTILINE)
+_TAIL = 2000  # characters in which letters in brackets are looked for
+_IN_BRACKETS = re.compile(r"\(([A-Z])\)")
+_REJECTS = (
+    r"(?:is|are|was|were|seems?|looks?|must be|would be)\s+(?:\w+ly\s+)?(?:wrong|incorrect|not"
+    r"|false|impossible|out|ruled|eliminated|excluded|invalid|no\b|never|n't|inconsistent)"
+    r"|isn't|can't|cannot|can not|fails?|forgets?|ignores?|contradicts?|violates?|does(?:n't| not)"
+    r"|won't|would not|overlooks?|confuses?"
+)
+_REJECTED_AFTER = re.compile(rf"[\s)\]}}*\"'$,]{{0,9}}(?:{_REJECTS})", re.IGNORECASE)
+_REJECTED_BEFORE = re.compile(
+    r"(?:\bnot|\bcannot|n't|\bnever|\bnor|\bneither|\bwithout|\bthan|\bunlike|\binstead of"
+    r"|\brul\w+ out|\beliminat\w+|\bexclud\w+|\breject\w*|\bagainst|\bexcept)[\s(\[*\"'$]*"
+    r"(?:(?:be|the|option|choice|answer|letter)[\s(\[*\"'$]*)*\Z",
+    re.IGNORECASE,
+)
+_JOINED_AFTER = re.compile(
+    r"[\s)\]}*\"'$]{0,9}(?:(?i:or|and)\b|[/&,]|\+)[\s(\[{*\"'$]{0,9}"
+    r"(?:(?i:option|choice|possibly|maybe|perhaps)\s+)?[(\[]?"
+    r"(?:both\b|[A-HJ-Z](?!'?[A-Za-z])(?!\)?\s(?:is|was|are|being|having|fails?|isn't|cannot)\b))"
+)
+
+
+def letter(text: str, declared: bool = False) -> str | None:
+    """The letter that a text declares, a capital; None if it declares none.
+
+    Args:
+      text: a response, or the part of it that holds the answer.
+      declared: whether the text is known to be an answer, such as a reference or what stands in a
+        box: then a small letter counts too.
+    """
+    if "A" <= text <= "Z" and len(text) == 1:
+        return text
+    boxes = _BOX.search(text)
+    text = _CLOSING_TAG.sub(" .\n", _BOX.sub(" answer: ", text) if boxes else text)
+    text = plain(text).strip()
+    for pattern in (_DECLARED, _CORRECT):
+        if (found := _accepted(text, pattern)) is not None:
+            return found or None
+    if declared and (first := _SMALL_FIRST.fullmatch(text)):
+        return first[1].upper()
+    if bracketed := _BRACKETED_SMALL.fullmatch(text):
+        return bracketed[1].upper()
+    if first := _first(text):
+        return first
+    if (chosen := _accepted(text, _CHOSEN)) is not None:
+        return chosen or None
+    return _bracketed(text[-_TAIL:])
+
+
+def _first(text: str) -> str | None:
+    """The letter that a text begins with, unless it lists the choices or names two."""
+    first = _FIRST.fullmatch(text)
+    if not first or len(_LISTED.findall(text)) > 1:
+        return None
+    joined = _JOINED_AFTER.match(text, first.end(1))
+    return None if joined or _REJECTED_AFTER.match(text, first.end(1)) else first[1]
+
+
+def _accepted(text: str, pattern: re.Pattern) -> str | None:
+    """The last letter that a pattern declares and nothing rejects; "" for one of several."""
+    for match in reversed(list(pattern.finditer(text))):
+        start, end = match.span(match.lastgroup)
+        before = text[max(start - 40, 0) : start]
+        if not _REJECTED_AFTER.match(text, end) and not _REJECTED_BEFORE.search(before):
+            return "" if _JOINED_AFTER.match(text, end) else match[match.lastgroup].upper()
+    return None
+
+
+def _bracketed(text: str) -> str | None:
+    for sentence in reversed(re.split(r"[.!?]\s+|\n", text)):
+        found = {
+            match[1]
+            for match in _IN_BRACKETS.finditer(sentence)
+            if not _REJECTED_AFTER.match(sentence, match.end())
+            and not _REJECTED_BEFORE.search(sentence[max(match.start() - 40, 0) : match.start()])
+        }
+        if found:
+            return found.pop() if len(found) == 1 else None
+    return None
+
+
+def right_choice(choices: Sequence[Any], answer: Any) -> int:
+    """The index of the right one of the choices of a row, from what the row gives as its answer.
+
+    An integer is an index from 0, a text the text of a choice, else a letter or the digits of an
+    index. Where choices are numbers themselves, an integer may be one of them, too.
+
+    Args:
+      choices: texts or numbers, as the row has them.
+      answer: text or number, as the row has it.
+
+    Raises:
+      ValueError: it names no choice, or can be read as two different ones; says which.
+    """
+    texts = [_text(choice) for choice in choices]
+    letters = string.ascii_uppercase[: len(texts)]
+    readings: dict[str, int] = {}
+    if isinstance(answer, bool) or not isinstance(answer, int | float | str):
+        raise ValueError(f"answer {answer!r} must be a text or a number")
+    numeric = not isinstance(answer, str)
+    typed = numeric and all(isinstance(choice, str) for choice in choices)
+    name = _text(answer)
+    if name in texts and not (typed and name.isdigit() and int(name) < len(texts)):
+        readings["the text"] = texts.index(name)
+    if name.isascii() and name.isdigit() and int(name[:9]) < len(texts):
+        readings["the index"] = int(name)
+    if len(name) == 1 and name in letters:
+        readings["the letter"] = letters.index(name)
+    if len(set(readings.values())) > 1:
+        said = " and ".join(f"{kind} of {texts[index]!r}" for kind, index in readings.items())
+        raise ValueError(f"answer {answer!r} can be {said} among the choices {texts}")
+    if not readings:
+        raise ValueError(f"answer {answer!r} is none of the choices {texts}")
+    return next(iter(readings.values()))
+
+
+def _text(value: Any) -> str:
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
