@@ -3,7 +3,7 @@ r"""Finding the answer in a response.
 | method | finds |
 |---|---|
 | none | the whole response |
-| boxed | what the last complete \boxed{...}, \fbox{...} or "\boxed 42" holds; of nested, the inner |
+| boxed | what the last complete \boxed{...}, \fbox{...} or "\boxed 42" holds, of nested the inner |
 | hashes | the rest of the line after the last "####" that something follows, else the next line |
 | tags | what the last <answer>...</answer> holds |
 | last_number | the last number in the text, see `numbers.last_number` |

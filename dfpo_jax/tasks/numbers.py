@@ -297,7 +297,7 @@ def bare_number(text: str) -> Fraction | None:
 
 _OR_BETWEEN = re.compile(r"[ }$%]*(?:[A-Za-z]+ ){0,3}or (?:[a-z]+ ){0,2}[ $]*")
 _ASIDE_OPENS = re.compile(r"\d[%$} ]*(?:[A-Za-z/.]+ ?){0,3}\(\Z")
-_TAIL = 200  # characters of a response in which its last number usually stands
+_TAIL = 120  # characters of a response in which its last number usually stands
 
 
 def last_number(text: str) -> str | None:
@@ -307,7 +307,7 @@ def last_number(text: str) -> str | None:
     asides in brackets behind a number ("18 (that is, 2 times 9)"). None where the last is no number
     but a part of an expression or a range, or one of two that "or" joins.
     """
-    if len(text) > 2 * _TAIL:
+    if len(text) > 160:
         cut = text.find(" ", len(text) - _TAIL)
         if cut > 0 and (found := _last(prepare(text[cut:]))) is not None:
             return found

@@ -29,6 +29,7 @@ _MATHEMATICAL = re.compile(
     r"[\^=+<>\\_|√π∞±×#]|\d\s?[*(]|[(\[{]-?\w+,|\d,\s?-?\d|(?<!\w)[a-z]\s?[-*/]\s?[a-z\d](?!\w)"
     r"|\d\s?-\s?[a-z\d]"
 )
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)[^\w\s]+(?=\d)")
 _SINGLE = re.compile(r"([\^_])\{(-?\w)\}")
 
@@ -52,7 +53,8 @@ def _reference(answer: str):
     value = bare_number(answer)
     if value is not None:
         return value, None
-    forms = (symbols,) if _MATHEMATICAL.search(plain(answer)) else (_words, _with_articles)
+    bare = _THOUSANDS.sub("", plain(answer))
+    forms = (symbols,) if _MATHEMATICAL.search(bare) else (_words, _with_articles)
     for form in (*forms, _as_is):
         if expected := form(answer):
             return expected, form

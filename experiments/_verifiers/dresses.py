@@ -46,8 +46,9 @@ _PLAIN = (
 )  # fmt: skip
 _CHOSEN = (
     "@", "Answer: @", "The answer is @", "the answer is **@**", r"\boxed{@}", "Answer: $@$",
-    "Final answer: @", "My answer: I would choose @", "Answer: @\n\nOption E fails.", "**Answer: @**",
-    "The correct option is @", "E is wrong. D is wrong. Answer: @", "Answer: E\nNo.\nAnswer: @",
+    "Final answer: @", "My answer: I would choose @", "Answer: @\n\nOption E fails.",
+    "**Answer: @**", "The correct option is @", "E is wrong. D is wrong. Answer: @",
+    "Answer: E\nNo.\nAnswer: @",
     "The answer would be @", "A) 5\nB) 6\nC) 7\nD) 8\n\nAnswer: @", "Thus the answer is option @",
     "<answer>@</answer>", "Answer: @\nChoice A forgets friction.", "### Answer\n@", "I choose @",
     "The answer I found is @", "Let us see. I think that the answer is @",

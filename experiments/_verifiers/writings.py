@@ -85,7 +85,9 @@ def _number(answer: str, kind: str) -> tuple[list[str], list[str]]:
     more = value + 1
     wrong = [_decimal(-value), _decimal(more), _decimal(10 * value), _decimal(value / 10), ""]
     wrong += [f"{_decimal(value)} or {_decimal(more)}", f"{_decimal(value - 1)} or {digits}"]
-    wrong += [f"{abs(value - 3)}-{whole}{tail}", f"{digits}x", f"\\sqrt{{{digits}}}"]
+    wrong.append(f"{_decimal(abs(value - 3))}-{whole}{tail}")
+    if value not in (0, 1):  # whose roots and multiples are the numbers themselves
+        wrong += [f"{digits}x", f"\\sqrt{{{digits}}}"]
     # Zero is its own negative and its own multiple.
     same = {_decimal(value)}
     return right, [text + unit if text and unit else text for text in wrong if text not in same]
@@ -135,8 +137,12 @@ def _interval(answer: str) -> tuple[list[str], list[str]]:
     flip = str.maketrans("()[]", "[]()")
     bare = answer.replace(" ", "")
     right = [bare, bare.replace(",", ", "), f"\\left{bare[:-1]}\\right{bare[-1]}"]
-    wrong = [bare[0].translate(flip) + bare[1:], bare[:-1] + bare[-1].translate(flip), ""]
-    return right, [*wrong, bare[1:-1].split(",")[0]]
+    wrong = [bare[1:-1].split(",")[0], ""]
+    if not bare.startswith("(-\\infty"):  # no interval holds infinity
+        wrong.append(bare[0].translate(flip) + bare[1:])
+    if not bare.endswith("\\infty)"):
+        wrong.append(bare[:-1] + bare[-1].translate(flip))
+    return right, wrong
 
 
 def _set(answer: str) -> tuple[list[str], list[str]]:

@@ -1,0 +1,193 @@
+"""Letters of multiple choice, and the right choice of a row."""
+
+import time
+
+import pytest
+
+from dfpo_jax.tasks.choices import letter, right_choice
+
+# fmt: off
+LETTERS = [
+    ("Answer: (B)\n\nExplanation: option A fails.", "B"),
+    ("Answer: A\nOption B forgets the friction.", "A"),
+    ("The answer is **B**: option (A) is not possible", "B"),
+    ("Choice A is wrong. Choice C is wrong. So B.", "B"),
+    ("Answer: A\nAfter checking, I correct this.\nAnswer: B", "B"),
+    ("Answer: D, not B", "D"),
+    ("The answer is B. Beware: A is what most people pick.", "B"),
+    ("\\boxed{B}", "B"),
+    ("Final answer: \\boxed{C}", "C"),
+    ("Answer: \\text{C}", "C"),
+    ("My answer: I would choose (B)", "B"),
+    ("The answer I found is (C)", "C"),
+    ("Answer: b", "B"),
+    ("The answer would be C", "C"),
+    ("**Answer: C**", "C"),
+    ("Answer: $C$", "C"),
+    ("ANSWER: None of the above", None),
+    ("Answer: AB", None),
+    ("The answer is C since I added both.", "C"),
+    ("B", "B"),
+    ("(B)", "B"),
+    ("B.", "B"),
+    ("B. because", "B"),
+    ("B) 42", "B"),
+    ("B: 42", "B"),
+    ("**B**", "B"),
+    ("**(B)** 42", "B"),
+    ("$B$", "B"),
+    ("$\\boxed{\\text{B}}$", "B"),
+    ("\\boxed{\\text{(B) 42}}", "B"),
+    ("\\boxed{b}", "B"),
+    ("(b)", "B"),
+    ("Ｂ", "B"),
+    ("b", None),
+    ("Big", None),
+    ("apple", None),
+    ("", None),
+    ("no", None),
+    ("A dog", None),
+    ("The answer is a dog", None),
+    ("The answer is A dog", None),
+    ("The answer is A because it fits", "A"),
+    ("The answer is A.", "A"),
+    ("The answer is not A", None),
+    ("The answer is not B but D", "D"),
+    ("The answer cannot be A", None),
+    ("The answer isn't A, it is C", "C"),
+    ("Answer: A or B", None),
+    ("Answer: A and B", None),
+    ("Answer: A, B", None),
+    ("Answer: A/B", None),
+    ("Either (A) or (D)", None),
+    ("Between (A) and (D)", None),
+    ("The correct option is B", "B"),
+    ("The correct choice is (C).", "C"),
+    ("I choose option B", "B"),
+    ("I choose B.", "B"),
+    ("Option B is correct", "B"),
+    ("B is the correct answer", "B"),
+    ("Therefore, B is correct. A is wrong.", "B"),
+    ("So the answer is B.", "B"),
+    ("Therefore the answer is (B) 42.", "B"),
+    ("A. 5\nB. 6\nC. 7\nAnswer: C", "C"),
+    ("A) 5\nB) 6\nC) 7\nI choose C", "C"),
+    ("A. 5 is wrong.\nB. 6 fits.", None),
+    ("(A) is wrong and (C) is wrong, so (B).", "B"),
+    ("It is (B). (A) is wrong and (C) is wrong.", "B"),
+    ("<answer>B</answer>", "B"),
+    ("<answer>B</answer> A is wrong", "B"),
+    ("Answer B", "B"),
+    ("Answer (B)", "B"),
+    ("Answer - B", "B"),
+    ("Answer A is wrong. Answer: C", "C"),
+    ("I think the answer is C", "C"),
+    ("Thus, option D.", "D"),
+    ("The answer to question 3 is B", "B"),
+    ("The best answer, given A and C are false, is B", "B"),
+    ("Answer: B\nA: wrong, C: wrong", "B"),
+    ("answer: (b)", "B"),
+    ("The answer is (b) because", "B"),
+    ("Answer: I", "I"),
+    ("Answer: I think it is C", "C"),
+    ("The final answer is: **D**", "D"),
+    ("Answer:\n\nC", "C"),
+    ("### Answer\n**C**", "C"),
+    ("The answer is option C", "C"),
+    ("The answer is: C) 42", "C"),
+    ("Answer: C) 42 apples and A", "C"),
+    ("correct answer: E", "E"),
+    ("B or C", None),
+    ("B and C", None),
+    ("B, C", None),
+    ("A and not B", None),
+    ("None", None),
+    ("The answer is probably C, but A is also possible", "C"),
+    ("It must be A. So A", "A"),
+    ("Answer is B, as A fails", "B"),
+    ("The right answer here is clearly D.", "D"),
+    ("Hence, the answer is A, since B is false", "A"),
+    ("Answer: **A**, because", "A"),
+    ("The answer is C, and D is wrong", "C"),
+    ("My final choice is D", "D"),
+    ("I'd go with C", "C"),
+    ('The answer is "C"', "C"),
+    ("The answer is 'C'.", "C"),
+    ("Answer → C", "C"),
+    ("The answer is A and B.", None),
+    ("Answer: both A and B", None),
+    ("Answer: A & B", None),
+    ("A is correct", "A"),
+    ("The answer must be (A), (B) being impossible", "A"),
+    ("**Final Answer:** (C) Paris", "C"),
+    ("Answer: C (Paris)", "C"),
+    ("Answer: Paris", None),
+    ("Answer: Carbon", None),
+    ("Option (C) is right", "C"),
+]
+# fmt: on
+
+
+def test_the_letter_that_is_declared():
+    assert {text: letter(text) for text, _ in LETTERS} == dict(LETTERS)
+
+
+def test_what_is_known_to_be_an_answer_may_be_a_small_letter():
+    for text in ("b", "b.", "(b)", "\\text{b}", "**b**", "b) 42"[:2]):
+        assert letter(text, declared=True) == "B"
+    for text in ("", "bee", "a dog", "7"):
+        assert letter(text, declared=True) is None
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "index"),
+    [
+        (["8", "2", "24", "120"], 2, 2),  # an integer is an index where choices are texts
+        (["0", "2", "1", "3"], 1, 1),
+        (["1", "2", "3", "4"], 2, 2),
+        (["0", "4", "2", "6"], 1, 1),
+        (["x", "y", "z"], "B", 1),
+        (["x", "y", "z"], "z", 2),
+        (["x", "y", "z"], "1", 1),
+        (["x", "y", "z"], 1.0, 1),
+        (["A", "B"], "B", 1),  # text and letter agree
+        (["no", 7], 7, 1),  # no such index
+        (["no", 28.0], 28.0, 1),
+        (["no", -3.0], -3.0, 1),
+        (["no", "0.5"], 0.5, 1),
+        ([0, 1, 2], 1, 1),  # text and index agree
+    ],
+)
+def test_the_right_choice(choices, answer, index):
+    assert right_choice(choices, answer) == index
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "message"),
+    [
+        (["8", "2", "24"], "2", "can be the text of '2' and the index of '24'"),
+        ([8, 2, 24], 2, "can be the text of '2' and the index of '24'"),
+        (["x", "A"], "A", "can be the text of 'A' and the letter of 'x'"),
+        (["a", "b"], 2, "answer 2 is none of the choices"),
+        (["a", "b"], -1, "answer -1 is none of the choices"),
+        (["a", "b"], "c", "answer 'c' is none of the choices"),
+        (["a", "b"], True, "answer True must be a text or a number"),
+        (["a", "b"], None, "answer None must be a text or a number"),
+    ],
+)
+def test_an_answer_that_names_no_choice_or_two_is_refused(choices, answer, message):
+    with pytest.raises(ValueError) as refused:
+        right_choice(choices, answer)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["answer is ", "answer", "answer: I ", "(A)", "(", "A. ", " ", "so ", "is ", "choose I ", "\n",
+     ":", "'", "\\boxed{", "not ", "A or "],
+)  # fmt: skip
+def test_no_text_takes_more_than_linear_time(piece):
+    for text in (piece * (40_000 // len(piece)) + "B", "A" + piece * (40_000 // len(piece)) + "x"):
+        begun = time.process_time()
+        letter(text)
+        assert time.process_time() - begun < 5.0
