@@ -20,10 +20,10 @@ from typing import Any
 
 from dfpo_jax.tasks.dress import plain
 
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\b")
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\b|<answer>", re.IGNORECASE)
 _CLOSING_TAG = re.compile(r"</\w+>")
 # Every repetition is bounded, so that no text takes more than linear time.
-_WRAP = r"[\s(\[{\"'$:=>-]{0,10}"
+_WRAP = r"[\s(\[{\"'$:=<>-]{0,10}"
 _ENDS = r"(?=[\s)\]}]{0,9}(?:[.,;:!?\"'$<)\]}]|\n|$))"
 # A or I before a small letter is a word, unless a reason follows.
 _REASON = r"(?:because|since|as|for|which|due|by|and|but|with|not|from|or)\b"
@@ -35,14 +35,14 @@ _MEANS = (
     r"|conclude|would|must|should)"
 )
 _FILLER = (
-    r"(?:(?:I|i|we|you|would|will|should|must|be|is|to|have|has|found|the|my|our|a|option|choice"
+    r"(?:(?:I|i|a|(?i:we|you|would|will|should|must|be|is|to|have|has|found|the|my|our|option|choice"
     r"|letter|answer|final|correct|right|best|choose|chose|pick|select|say|think|believe|go|with"
     r"|definitely|clearly|most|likely|probably|therefore|thus|indeed|again|still|simply|just"
-    r"|obviously|that|it|it's|given|by)\b[\s:*=-]{0,6}){0,8}"
+    r"|obviously|that|it|it's|given|by))\b[\s:*=-]{0,6}){0,8}"
     r"(?:not\s(?:option\s)?\W{0,2}[A-Z]\W{1,4}but\s(?:rather\s)?)?"
 )
 _DECLARED = re.compile(
-    rf"(?i:\banswers?\b)(?:[^.\n!?]{{0,60}}?(?<![A-Za-z])(?i:{_MEANS})(?![A-Za-z])[\s:=*-]{{0,6}}"
+    rf"(?:\b(?i:answers?|ans)\b\.?|\b(?i:solution)(?=\s?:)|答案)(?:[^.\n!?]{{0,60}}?(?:(?<![A-Za-z])(?i:{_MEANS})(?![A-Za-z])|[是为為])[\s:=*-]{{0,6}}"
     rf"|[\s:=>*-]{{0,6}}){_FILLER}{_WRAP}{_LETTER}"
 )
 _CORRECT = re.compile(
@@ -52,18 +52,22 @@ _CORRECT = re.compile(
 _CHOSEN = re.compile(
     rf"(?:\b(?i:choose|chose|pick|select|opt for|go with|going with|conclude)\s{_FILLER}{_WRAP}"
     rf"{_LETTER}"
-    rf"|(?P<option>\b[A-Z])\)?\s+(?:is|must be|has to be)\s+(?:therefore\s+|thus\s+|clearly\s+)?"
-    r"(?:the\s+)?(?:correct|right|true|best|answer)\b"
-    r"|(?i:\b(?:so|thus|hence|therefore))[\s,:]+(?:(?:it|the answer) is\s+|it's\s+)?(?:option\s+"
-    r"|choice\s+)?\(?(?P<so>[A-Z])\)?\s*(?:[.!]|$))"
+    rf"|\b(?i:it is|it's|it must be|say|believe|think|guess)\s{_FILLER}{_WRAP}(?P<said>{_CAPITAL})"
+    r"(?=[\s)\]}*\"'$]{0,9}(?:[.,;:!?]|\n|$|because\b|since\b|as\b))"
+    r"|(?P<option>\b[A-Z])\)?\s(?:is|must be|has to be|would be|should be)\s"
+    r"(?:(?:therefore|thus|clearly)\s)?(?:(?:the|my)\s)?(?:correct|right|true|best|answer)\b"
+    r"|(?:\b(?i:so|thus|hence|therefore)[\s,:]{1,4}|∴\s?)(?:(?:it|the answer) is\s|it's\s)?"
+    r"(?:(?i:option|choice)\s)?\(?(?P<so>[A-Z])\)?\s?(?:[.!]|$))"
 )
 _FIRST = re.compile(
-    rf"{_WRAP}([A-Z])(?:[)\]}}$\"'\s]{{0,9}}(?:[.):][\s)].*|[.):,])?[\s)\]}}$.\"']{{0,9}})",
+    rf"{_WRAP}(?:(?i:option|choice|letter)\s\(?)?([A-Z])(?:[)\]}}$\"'\s]{{0,9}}(?:[.):-][\s)].*"
+    r"|,?\s?(?:because|since)\b.*|,\sas\b.*|[.):,])?[\s)\]}$.\"']{0,9})",
     re.DOTALL,
 )
 _SMALL_FIRST = re.compile(rf"{_WRAP}([a-z])[)\]}}$.:\"'\s]{{0,9}}")
 _BRACKETED_SMALL = re.compile(r"\W*\(([a-z])\)\W*")
 _LISTED = re.compile(r"^\W{0,3}[A-Z][.):]\s", re.MULTILINE)
+_LISTED_INLINE = re.compile(r"(?:^|[\s,;(])[A-Z][.):]\s")
 _TAIL = 2000  # characters in which letters in brackets are looked for
 _IN_BRACKETS = re.compile(r"\(([A-Z])\)")
 _REJECTS = (
@@ -98,7 +102,7 @@ def letter(text: str, declared: bool = False) -> str | None:
         return text
     boxes = _BOX.search(text)
     text = _CLOSING_TAG.sub(" .\n", _BOX.sub(" answer: ", text) if boxes else text)
-    text = plain(text).strip()
+    text = plain(text).replace("—", " - ").strip()
     for pattern in (_DECLARED, _CORRECT):
         if (found := _accepted(text, pattern)) is not None:
             return found or None
@@ -116,7 +120,7 @@ def letter(text: str, declared: bool = False) -> str | None:
 def _first(text: str) -> str | None:
     """The letter that a text begins with, unless it lists the choices or names two."""
     first = _FIRST.fullmatch(text)
-    if not first or len(_LISTED.findall(text)) > 1:
+    if not first or len(_LISTED.findall(text)) > 1 or len(_LISTED_INLINE.findall(text)) > 2:
         return None
     joined = _JOINED_AFTER.match(text, first.end(1))
     return None if joined or _REJECTED_AFTER.match(text, first.end(1)) else first[1]

@@ -84,7 +84,8 @@ _OVER = re.compile(r"(?:(\d)\s?)?\{\s?(-?\d{1,40})\s?\\over\s?(-?\d{1,40})\s?\}"
 _DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?")
 _SEPARATOR = re.compile(r"\{\s*([.,])\s*\}")
 _TIE = re.compile(r"(?<=[\w$%])~(?=[\w$\\])")
-_TAG = re.compile(r"</?[a-zA-Z][\w\s=\"'/-]{0,40}>")
+_TAG = re.compile(r"</?(?![A-Z]>)[a-zA-Z][\w\s=\"'/-]{0,40}>")
+_ANGLES = re.compile(r"<([-\d.,]{1,40})>(?!>)")
 _OPENING = re.compile(r"(?<![\w*`^\\)}\]])[*_`]{1,3}(?=[^\s*_`])|(?<!\S)[*`]{2,3}(?=\s)")
 _CLOSING = re.compile(r"(?<=[^\s*_`])[*_`]{1,3}(?![\w*({^])")
 
@@ -97,7 +98,7 @@ def plain(text: str) -> str:
     if "*" in text or "_" in text or "`" in text:
         text = _CLOSING.sub("", _OPENING.sub("", text))
     if "<" in text:
-        text = _TAG.sub(" ", text)
+        text = _ANGLES.sub(r" \1 ", _TAG.sub(" ", text))
     if "{" in text:
         text = _SEPARATOR.sub(r"\1", text)
         text = _OVER.sub(lambda m: _ratio(m[1], m[2], m[3]), text)

@@ -82,7 +82,7 @@ _FUNCTIONS = r"(?:sqrt|pi|sin|cos|tan|log|ln|exp|mod)"
 _UNKNOWN = r"(?:[b-fijknopqrt-zDEGHIMO-UX-Z](?![A-Za-z'²]))"
 _PART_AFTER = re.compile(
     rf"[ }}]*(?:[√π∞±^_]|{_FUNCTIONS}\b"
-    r"|\\(?:frac|log|ln|sin|cos|tan|exp|theta|alpha|beta|binom|left|[cv]ec)"
+    r"|\\(?:frac(?!\{ ?[a-z]{2})|log|ln|sin|cos|tan|exp|theta|alpha|beta|binom|left|[cv]ec)"
     rf"|(?<!\ ){_UNKNOWN}|[*×+][ ]*[\w(\\√π$]|\*\*[ ]*[\d(]|-[ ]*(?:\$?[\d(\\√π]|[a-z]\b)"
     r"|/[ ]*(?:[\d(\\√π]|[xyznabpq]\b)|\([ ]*-?(?:\d|[a-z]\b)[^)]*[-+*/]|[<≤≥]|>=|!=|—\d"
     r"|[ ][xyznkpqrt](?![A-Za-z'])(?:[ ]*[-+*/^=]|[ .]*$))"
@@ -94,6 +94,7 @@ _LABEL_BEFORE = re.compile(
     r"|[Ll]ine|[Ee]xample|[Pp]roblem|[Qq]uestion|[Ee]xercise|[Mm]ethod|[Ll]emma|[Tt]heorem"
     r"|[Nn]ote|[Pp]hase|[Cc]hapter)s?\.?[ ]?[(#]?\Z"
 )
+_CITED_BEFORE = re.compile(r"\S ?\[\Z")
 _ITEM_AFTER = re.compile(r"[.)][ \t]+[^\s\d]")
 _DENIED_BEFORE = re.compile(
     r"(?:\b(?:not|never|neither|nor|rather than|instead of)|n't)(?: (?:be|is|equal|to|the|just))*"
@@ -181,6 +182,8 @@ def _judge(text: str, match: re.Match) -> Found | None:
     elif _ENDS_DENIAL.search(before[-6:]) and _DENIED_BEFORE.search(before):
         return None
     label = (last.isalpha() or last in ".#(") and bool(_LABEL_BEFORE.search(before[-14:]))
+    if last == "[" and after.startswith("]") and end - start < 3:
+        label = bool(_CITED_BEFORE.search(before))  # 18 [2]: a source
     if not label and (start == 0 or before.rpartition("\n")[2].strip() == ""):
         label = bool(_ITEM_AFTER.match(after))
     if match["other"]:
@@ -234,7 +237,7 @@ _LEAD = re.compile(
     r"|approximately\s|exactly\s)?\W*",
     re.IGNORECASE,
 )
-_JOINS = r"(?:and|or|to|plus|minus|times|equals?|vs|versus|through|makes?|is|are)"
+_JOINS = r"(?:and|or|to|out|of|plus|minus|times|equals?|vs|versus|through|makes?|is|are)"
 _ASIDE = re.compile(
     rf"(?:[ /}}]*(?!{_JOINS}\b)[A-Za-z$%²³]+\.?){{0,3}}[ }}]*"
     r"(?:\(|\.\s+\D|;|,?\s+(?:because|since|as|so|which|that|i\.e\.)\b|,\s+not\b|="

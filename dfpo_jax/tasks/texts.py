@@ -25,10 +25,10 @@ _LEAD_IN = re.compile(
     r"answer(?:\sis\b|:|\sis:)\s*",
     re.IGNORECASE,
 )
-_MATHEMATICAL = re.compile(
-    r"[\^=+<>\\_|√π∞±×#]|\d\s?[*(]|[(\[{]-?\w+,|\d,\s?-?\d|(?<!\w)[a-z]\s?[-*/]\s?[a-z\d](?!\w)"
-    r"|\d\s?-\s?[a-z\d]"
-)
+_MATHEMATICAL = re.compile(r"[\^=+<>\\_|√π∞±×#]|(?<!\w)[a-z]\s?[-*/]\s?[a-z\d](?!\w)")
+# Marks that mean mathematics where there is no word: lists, intervals, differences.
+_MAY_BE_MATHEMATICAL = re.compile(r"\d\s?[*(]|[(\[{]-?\w+,|\d,\s?-?\d|\d\s?-\s?[a-z\d]")
+_WORD = re.compile(r"[^\W\d_]{3}")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)[^\w\s]+(?=\d)")
 _SINGLE = re.compile(r"([\^_])\{(-?\w)\}")
@@ -44,7 +44,17 @@ def normalised(response: str, answer: str) -> float:
     expected, form = _reference(answer)
     if form is None:
         return float(expected is not None and parse_number(response) == expected)
-    return float(form(response) == expected)
+    if form(response) != expected:
+        return 0.0
+    # "A+" has lost a sign where it equals "A".
+    return float(form is symbols or not _mathematical(response))
+
+
+def _mathematical(text: str) -> bool:
+    bare = _THOUSANDS.sub("", _without_lead(text)).strip(" $.*")
+    if _MATHEMATICAL.search(bare):
+        return True
+    return bool(_MAY_BE_MATHEMATICAL.search(bare)) and not _WORD.search(bare)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -53,8 +63,7 @@ def _reference(answer: str):
     value = bare_number(answer)
     if value is not None:
         return value, None
-    bare = _THOUSANDS.sub("", plain(answer))
-    forms = (symbols,) if _MATHEMATICAL.search(bare) else (_words, _with_articles)
+    forms = (symbols,) if _mathematical(answer) else (_words, _with_articles)
     for form in (*forms, _as_is):
         if expected := form(answer):
             return expected, form
@@ -84,7 +93,7 @@ def _with_articles(text: str) -> str:
 
 
 def _as_is(text: str) -> str:
-    return " ".join(plain(text).casefold().split())
+    return " ".join(text.casefold().split())
 
 
 def _without_lead(text: str) -> str:

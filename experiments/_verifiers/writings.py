@@ -85,7 +85,8 @@ def _number(answer: str, kind: str) -> tuple[list[str], list[str]]:
     more = value + 1
     wrong = [_decimal(-value), _decimal(more), _decimal(10 * value), _decimal(value / 10), ""]
     wrong += [f"{_decimal(value)} or {_decimal(more)}", f"{_decimal(value - 1)} or {digits}"]
-    wrong.append(f"{_decimal(abs(value - 3))}-{whole}{tail}")
+    step = 5 if value == 3 else 3  # the difference of a range is not the reference
+    wrong.append(f"{_decimal(abs(value) + step)}-{whole}{tail}")
     if value not in (0, 1):  # whose roots and multiples are the numbers themselves
         wrong += [f"{digits}x", f"\\sqrt{{{digits}}}"]
     # Zero is its own negative and its own multiple.

@@ -159,7 +159,8 @@ def test_rewards_without_part_credit_and_a_failure(file):
     task = JsonlTask(file, HASHES, partial_credit=False, verifier=settings)
     item = task.items(1)[0]
     assert [task.score(item, x) for x in (item.answer, "0.5")] == [1.0, -1.0]
-    broken = JsonlTask(file, {}, partial_credit=False, verifier=settings).items(1)[0]
+    words = {"answer": "question"}
+    broken = JsonlTask(file, words, partial_credit=False, verifier=settings).items(1)[0]
     assert task.score(broken, "1") == 0.25 and task.verifier.errors == 1
 
 
