@@ -59,6 +59,10 @@ _CHOSEN = re.compile(
     r"|(?:\b(?i:so|thus|hence|therefore)[\s,:]{1,4}|∴\s?)(?:(?:it|the answer) is\s|it's\s)?"
     r"(?:(?i:option|choice)\s)?\(?(?P<so>[A-Z])\)?\s?(?:[.!]|$))"
 )
+# Where the patterns above may begin: quick to find.
+_ANSWER = re.compile(r"[Aa][Nn][Ss]|[Ss][Oo][Ll][Uu]|答案")
+_OPTION = re.compile(r"\b(?=[CcRrBbFfMm])(?i:correct|right|best|final|my)\s")
+_CHOICE = re.compile(r"\b[A-Zbcghiopst]|∴")
 _FIRST = re.compile(
     rf"{_WRAP}(?:(?i:option|choice|letter)\s\(?)?([A-Z])(?:[)\]}}$\"'\s]{{0,9}}(?:[.):-][\s)].*"
     r"|,?\s?(?:because|since)\b.*|,\sas\b.*|[.):,])?[\s)\]}$.\"']{0,9})",
@@ -100,11 +104,11 @@ def letter(text: str, declared: bool = False) -> str | None:
     """
     if "A" <= text <= "Z" and len(text) == 1:
         return text
-    boxes = _BOX.search(text)
-    text = _CLOSING_TAG.sub(" .\n", _BOX.sub(" answer: ", text) if boxes else text)
+    if "\\" in text or "<" in text:
+        text = _CLOSING_TAG.sub(" .\n", _BOX.sub(" answer: ", text))
     text = plain(text).replace("—", " - ").strip()
-    for pattern in (_DECLARED, _CORRECT):
-        if (found := _accepted(text, pattern)) is not None:
+    for keyword, pattern in ((_ANSWER, _DECLARED), (_OPTION, _CORRECT)):
+        if (found := _accepted(text, keyword, pattern)) is not None:
             return found or None
     if declared and (first := _SMALL_FIRST.fullmatch(text)):
         return first[1].upper()
@@ -112,7 +116,7 @@ def letter(text: str, declared: bool = False) -> str | None:
         return bracketed[1].upper()
     if first := _first(text):
         return first
-    if (chosen := _accepted(text, _CHOSEN)) is not None:
+    if (chosen := _accepted(text, _CHOICE, _CHOSEN)) is not None:
         return chosen or None
     return _bracketed(text[-_TAIL:])
 
@@ -126,9 +130,15 @@ def _first(text: str) -> str | None:
     return None if joined or _REJECTED_AFTER.match(text, first.end(1)) else first[1]
 
 
-def _accepted(text: str, pattern: re.Pattern) -> str | None:
-    """The last letter that a pattern declares and nothing rejects; "" for one of several."""
-    for match in reversed(list(pattern.finditer(text))):
+def _accepted(text: str, keyword: re.Pattern, pattern: re.Pattern) -> str | None:
+    """The last letter that a pattern declares and nothing rejects; "" for one of several.
+
+    The pattern is tried where its keyword begins, from the end of the text.
+    """
+    for begin in reversed([found.start() for found in keyword.finditer(text)]):
+        match = pattern.match(text, begin)
+        if not match:
+            continue
         start, end = match.span(match.lastgroup)
         before = text[max(start - 40, 0) : start]
         if not _REJECTED_AFTER.match(text, end) and not _REJECTED_BEFORE.search(before):

@@ -95,7 +95,7 @@ def plain(text: str) -> str:
     if not text.isascii():
         text = _SUPERSCRIPT.sub(lambda m: "^{" + m[0].translate(_AS_DIGITS) + "}", text)
         text = _VULGAR.sub(_vulgar, text).translate(_TABLE)
-    if "*" in text or "_" in text or "`" in text:
+    if "_" in text or "`" in text or "*" in text.replace(" * ", ""):
         text = _CLOSING.sub("", _OPENING.sub("", text))
     if "<" in text:
         text = _ANGLES.sub(r" \1 ", _TAG.sub(" ", text))

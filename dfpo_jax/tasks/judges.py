@@ -50,8 +50,12 @@ def number(response: str, answer: str, tolerance: float) -> float:
         return 1.0
     if tolerance <= _ROUNDING and found.denominator == expected.denominator == 1:
         return 0.0
-    allowed = Fraction(tolerance) * max(1, abs(expected))
-    return float(abs(found - expected) <= allowed)
+    return float(abs(found - expected) <= _allowed(expected, tolerance))
+
+
+@functools.lru_cache(maxsize=4096)
+def _allowed(expected: Fraction, tolerance: float) -> Fraction:
+    return Fraction(repr(tolerance)) * max(1, abs(expected))
 
 
 def choice(response: str, answer: str, declared: bool = False) -> float:

@@ -300,7 +300,7 @@ def bare_number(text: str) -> Fraction | None:
 
 _OR_BETWEEN = re.compile(r"[ }$%]*(?:[A-Za-z]+ ){0,3}or (?:[a-z]+ ){0,2}[ $]*")
 _ASIDE_OPENS = re.compile(r"\d[%$} ]*(?:[A-Za-z/.]+ ?){0,3}\(\Z")
-_TAIL = 120  # characters of a response in which its last number usually stands
+_TAIL = 64  # characters of a response in which its last number usually stands
 
 
 def last_number(text: str) -> str | None:
@@ -310,9 +310,10 @@ def last_number(text: str) -> str | None:
     asides in brackets behind a number ("18 (that is, 2 times 9)"). None where the last is no number
     but a part of an expression or a range, or one of two that "or" joins.
     """
-    if len(text) > 160:
-        cut = text.find(" ", len(text) - _TAIL)
-        if cut > 0 and (found := _last(prepare(text[cut:]))) is not None:
+    if len(text) > _TAIL + 20:
+        tail = text[text.find(" ", len(text) - _TAIL) :]
+        whole = all(tail.count(pair[0]) == tail.count(pair[1]) for pair in ("()", "{}"))
+        if whole and len(tail) <= _TAIL and (found := _last(prepare(tail))) is not None:
             return found
     return _last(prepare(text))
 
