@@ -29,7 +29,8 @@ BUILT_IN = ("exact", "normalised", "number", "choice", "math_verify")
 _BASE = re.compile(r"(\w+)_\{?(\d+)\}?")
 _WORDS = re.compile(r"[^\W\d_]{4,}(?:[ -][^\W\d_]+)*|[^\W\d_]+(?:[ -][^\W\d_]{2,})+")
 _ROUNDING = 1e-6
-_DECIMAL_COMMA = re.compile(r"\d,\d\d?(?!\d)")
+# In mathematics 1,2 is a list and 5! a factorial, which `numbers` reads as 1.2 and 5.
+_NOT_AS_A_NUMBER = re.compile(r"\d,\d\d?(?!\d)|!(?!\s*\d)")
 
 
 def number(response: str, answer: str, tolerance: float) -> float:
@@ -50,7 +51,18 @@ def number(response: str, answer: str, tolerance: float) -> float:
         return 1.0
     if tolerance <= _ROUNDING and found.denominator == expected.denominator == 1:
         return 0.0
+    if _far(found, expected, tolerance):
+        return 0.0
     return float(abs(found - expected) <= _allowed(expected, tolerance))
+
+
+def _far(found: Fraction, expected: Fraction, tolerance: float) -> bool:
+    """Whether two numbers are so far apart that rounding cannot matter: spares exact arithmetic."""
+    try:
+        size = max(1.0, abs(float(expected)))
+        return abs(float(found) - float(expected)) > (2.0 * tolerance + 1e-12) * size
+    except OverflowError:
+        return False
 
 
 @functools.lru_cache(maxsize=4096)
@@ -93,7 +105,7 @@ def mathematics(response: str, answer: str) -> float | None:
         return float((base.groups() if base else (found, expected[1])) == expected)
     if found and found == expected:
         return 1.0
-    if kind == "number" and not _DECIMAL_COMMA.search(response):
+    if kind == "number" and not _NOT_AS_A_NUMBER.search(response):
         return 1.0 if parse_number(response) == bare_number(answer) else None
     return None
 
@@ -106,7 +118,8 @@ def _mathematics_reference(answer: str) -> tuple[str, object]:
     if base := _BASE.fullmatch(symbols(answer)):
         if base[1][0].isdigit():
             return "base", base.groups()
-    return "number" if bare_number(answer) is not None else "other", symbols(answer)
+    numeric = bare_number(answer) is not None and not _NOT_AS_A_NUMBER.search(answer)
+    return "number" if numeric else "other", symbols(answer)
 
 
 def usable(name: str) -> Callable[[str], bool]:

@@ -267,8 +267,9 @@ def parse_number(text: str) -> Fraction | None:
     text, found = _read(text)
     if any(not one.label for one in found):
         found = [one for one in found if not one.label]
-    values = {one.value for one in found}
-    if len(values) == 1 and (len(found) == 1 or None not in values):
+    if len(found) == 1:
+        return found[0].value
+    if found and found[0].value is not None and all(x.value == found[0].value for x in found):
         return found[0].value
     if not found or len(text) > _LINE:
         return None
