@@ -29,6 +29,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if m
 _RESUME = flags.DEFINE_bool("resume", False, "Continue from the newest intact checkpoint.")
 _CHECK = flags.DEFINE_bool("check", False, "Build and describe the run, without training it.")
 
+_FAILURES = (FloatingPointError, ImportError, MemoryError, OSError, ValueError)
+
 
 def _describe(lines: Iterator[str], shown: bool) -> None:
     try:
@@ -44,6 +46,7 @@ def main():
     with command_line.user_errors():
         if not (_CHECK.value or _WORKDIR.value):
             raise ValueError("--workdir must be set, or --check")
+        from dfpo_jax.tasks.base import VerifierFailure
         from dfpo_jax.training import check, distributed, failures
         from dfpo_jax.training.config import parse_config
         from dfpo_jax.training.loop import train
@@ -66,7 +69,7 @@ def main():
     except Preempted as stop:
         print(f"{stop}; the same command with --resume goes on", file=sys.stderr)
         sys.exit(EXIT_CODE)
-    except (FloatingPointError, ImportError, MemoryError, OSError, ValueError) as error:
+    except (*_FAILURES, VerifierFailure) as error:
         logging.getLogger("dfpo_jax").debug("it came from", exc_info=True)
         words = " ".join(str(error).split()) or type(error).__name__
         print(f"error: {words}; --resume goes on from the newest checkpoint", file=sys.stderr)

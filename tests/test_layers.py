@@ -42,8 +42,11 @@ models.pretrained
 tokenizers control_tokens
 chat
 tasks.base
+tasks.dress
+tasks.numbers
+tasks.choices tasks.texts
 tasks.noise tasks.extraction tasks.verifier_pool tasks.verifier_worker tasks.presets tasks.rows
-tasks.fields tasks.multiple_choice
+tasks.judges tasks.fields tasks.multiple_choice
 tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks

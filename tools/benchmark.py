@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from _benchmark import language_model
+from _benchmark import language_model, verifiers
 from _benchmark.timing import alternate
 from absl import flags
 
@@ -203,6 +203,7 @@ BENCHMARKS = {
     "inference": inference,
     "checkpoint": checkpoint,
     **language_model.BENCHMARKS,
+    **verifiers.BENCHMARKS,
 }
 
 

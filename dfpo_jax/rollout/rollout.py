@@ -24,7 +24,7 @@ from dfpo_jax.sharding import (
     put_replicated,
     to_host,
 )
-from dfpo_jax.tasks.base import Item, Task
+from dfpo_jax.tasks.base import Item, Task, VerifierFailure
 from dfpo_jax.tasks.noise import RewardNoise
 from dfpo_jax.tokenizers import decode, encode, left_pad, right_pad
 from dfpo_jax.types import Array, ArrayTree, Generation, Rollout
@@ -214,6 +214,8 @@ def score(
     Raises:
       ValueError: the verifier gave a reward that is not finite or outside the task's declared
         range; the item is named. Every process raises it, so that none waits for another.
+      VerifierFailure: with a tally, where the verifier failed on more than `task.most_failures` of
+        the responses, on every process too.
     """
     low, high = task.reward_range or (-np.inf, np.inf)
     per_item, own = len(texts) // len(items), own_rows(len(texts))
@@ -237,6 +239,13 @@ def score(
         codes = gather_rows(codes, len(texts))
         tally["verifier/errors"] += int((codes == 1).sum())
         tally["verifier/timeouts"] += int((codes == 2).sum())
+        failed = int((codes > 0).sum())
+        if failed > task.most_failures * len(texts):
+            first = next((v.why for v in verdicts if v.status != "ok"), "seen on another host")
+            raise VerifierFailure(
+                f"the verifier of {task.name} failed on {failed} of {len(texts)} responses, more "
+                f"than verifier.most_failures={task.most_failures} allows; the first: {first}"
+            )
     return rewards
 
 

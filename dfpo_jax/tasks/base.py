@@ -33,11 +33,22 @@ class Item:
         return self.messages or ({"role": "user", "content": self.prompt},)
 
 
+class VerifierFailure(RuntimeError):
+    """The verifier failed on too many responses of an iteration; training on it is no use."""
+
+
 class Verdict(NamedTuple):
-    """A reward, and whether the verifier came to it: "ok", "error" or "timeout"."""
+    """A reward, and how the verifier came to it.
+
+    Attributes:
+      reward: the verifier's, or the configured one where it failed.
+      status: "ok", "error" or "timeout".
+      why: what the verifier said where it failed.
+    """
 
     reward: float
     status: str = "ok"
+    why: str = ""
 
     def whole(self, solved_at: float, low: float, high: float) -> "Verdict":
         """Without part credit: `high` from `solved_at` on, else `low`; failures stay."""
@@ -60,12 +71,14 @@ class Task(abc.ABC):
       solved_at: the reward from which a response counts as correct.
       digests: of the data it read, by split, so that a change of it is noticed; {} where there is
         no data to change.
+      most_failures: largest share of an iteration's responses on which the verifier may fail.
     """
 
     name: str
     reward_range: tuple[float, float] | None
     solved_at: float = 1.0
     digests: Mapping[str, str] = {}
+    most_failures: float = 1.0
 
     @abc.abstractmethod
     def batch(self, step: int, size: int) -> list[Item]:
@@ -87,6 +100,14 @@ class Task(abc.ABC):
     def everything(self) -> list[Item]:
         """All items where they are a finite list, else []."""
         return []
+
+    def trial(self) -> None:
+        """See, before training, that the verifier does not fail on everything.
+
+        Raises:
+          ValueError: it does; says why.
+        """
+        return
 
     def judge(self, items: Sequence[Item], responses: Sequence[str]) -> list[Verdict]:
         """A verdict for each response, one after another unless a task knows better."""

@@ -1,38 +1,59 @@
-"""Finding the answer in a response."""
+r"""Finding the answer in a response.
+
+| method | finds |
+|---|---|
+| none | the whole response |
+| boxed | what the last complete \boxed{...}, \fbox{...} or "\boxed 42" holds, of nested the inner |
+| hashes | the rest of the line after the last "####" that something follows, else the next line |
+| tags | what the last <answer>...</answer> holds |
+| last_number | the last number in the text, see `numbers.last_number` |
+| regex | the first group of the last match of a pattern, or the match |
+
+Boxes, hashes and tags that hold nothing are passed over. Of several methods, the first counts whose
+find the verifier can use: "number" needs digits, "choice" a letter, the others anything but space.
+A find that has digits and is no number, such as "18 or 19" in a box, is an answer, and a wrong one:
+it does not yield to the next method.
+"""
 
 import re
 from collections.abc import Callable
 
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?|-?\$?\.\d+%?")
+from dfpo_jax.tasks.numbers import last_number
+
+_BOX_TOKEN = re.compile(r"\\(?:boxed|fbox|framebox)\s*(\{|[^\s{}$\\]+)|\\.|[{}]", re.DOTALL)
+_TAGS = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL | re.IGNORECASE)
+_LINE = re.compile(r"\s*([^\n]*)")
 
 
 def boxed(text: str) -> str | None:
-    r"""What the last complete \boxed{...} holds, braces within it balanced."""
-    for start in reversed([m.end() for m in re.finditer(r"\\boxed\s*\{", text)]):
-        depth = 1
-        for position in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                return text[start:position].strip()
-    return None
-
-
-def last_number(text: str) -> str | None:
-    """The last number: 1,234.5, -3, $7, 12%, 3/4."""
-    found = _NUMBER.findall(text)
-    return found[-1].rstrip(",") if found else None
+    r"""What the last complete box holds, braces within it balanced; empty boxes are passed over."""
+    best, found, open_braces = -1, None, []
+    for token in _BOX_TOKEN.finditer(text):
+        if token[0] == "{":
+            open_braces.append(None)
+        elif token[0] == "}":
+            start = open_braces.pop() if open_braces else None
+            if start is not None and start > best and text[start : token.start()].strip():
+                best, found = start, text[start : token.start()].strip()
+        elif token[1] == "{":
+            open_braces.append(token.end())
+        elif token[1] and (bare := token[1].rstrip(".,;:!?*)")):
+            best, found = token.start(1), bare
+    return found
 
 
 def hashes(text: str) -> str | None:
-    """The rest of the line after the last "####"."""
-    _, mark, rest = text.rpartition("####")
-    return rest.strip().split("\n")[0].strip() or None if mark else None
+    """The rest of the line after the last "####" that something follows, else the next line."""
+    for part in reversed(text.split("####")[1:]):
+        if found := _LINE.match(part)[1].strip(" \t\r#"):
+            return found
+    return None
 
 
 def tags(text: str) -> str | None:
-    """Between the last <answer> that is closed and its </answer>."""
-    found = re.findall(r"<answer>((?:(?!<answer>).)*?)</answer>", text, re.DOTALL)
-    return found[-1].strip() if found else None
+    """Between the last <answer> that is closed and not empty and its </answer>."""
+    found = [content.strip() for content in _TAGS.findall(text)]
+    return next((content for content in reversed(found) if content), None)
 
 
 METHODS: dict[str, Callable[[str], str | None]] = {
@@ -42,14 +63,15 @@ METHODS: dict[str, Callable[[str], str | None]] = {
     "hashes": hashes,
     "tags": tags,
 }
+Extract = Callable[..., str | None]
 
 
-def extractor(methods: str, pattern: str = "", after: str = "") -> Callable[[str], str | None]:
-    """A function from a response to its answer, None where there is none.
+def extractor(methods: str, pattern: str = "", after: str = "") -> Extract:
+    """A function (response, usable=bool) from a response to its answer, None where there is none.
 
     Args:
-      methods: names of `METHODS` or "regex", joined by commas; the first that finds something
-        counts.
+      methods: names of `METHODS` or "regex", joined by commas; the first counts that finds
+        something for which `usable` is true.
       pattern: for "regex": its last match counts, the first group if it has one.
       after: "" or a marker; only what follows its last occurrence is looked at, such as
         "</think>". A response without it holds no answer.
@@ -76,11 +98,15 @@ def extractor(methods: str, pattern: str = "", after: str = "") -> Callable[[str
 
     functions = [by_regex if name == "regex" else METHODS[name] for name in names]
 
-    def extract(text: str) -> str | None:
+    def extract(text: str, usable: Callable[[str], bool] = bool) -> str | None:
         if after:
             _, mark, text = text.rpartition(after)
             if not mark:
                 return None
-        return next((x for x in (function(text) for function in functions) if x is not None), None)
+        for function in functions:
+            found = function(text)
+            if found is not None and usable(found):
+                return found
+        return None
 
     return extract

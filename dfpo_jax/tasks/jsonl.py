@@ -10,6 +10,7 @@ import numpy as np
 from dfpo_jax.tasks.base import SPLITS, Item, is_held_out
 from dfpo_jax.tasks.extraction import extractor
 from dfpo_jax.tasks.fields import Prompt, lookup, text_of
+from dfpo_jax.tasks.judges import check_reference
 from dfpo_jax.tasks.multiple_choice import lettered, right_choice
 from dfpo_jax.tasks.rows import Entry, Rows, is_file, read_hub, read_jsonl
 from dfpo_jax.tasks.verifiers import VerifiedTask, Verifier, VerifierConfig, check_name
@@ -246,7 +247,12 @@ class _Builder:
         extracted = self._extract(answer)
         if extracted is None:
             raise ValueError(f"{where}: {columns.answer_extract} finds no answer in {answer!r}")
-        payload = {"verifier": self._verifier_of(where, row), "row": dict(row)}
+        verifier = self._verifier_of(where, row)
+        try:
+            check_reference(verifier, extracted)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        payload = {"verifier": verifier, "row": dict(row)}
         return Item(prompt, extracted, payload, index, messages)
 
     def _text(self, where: str, row: Mapping[str, Any], name: str) -> str:
@@ -275,7 +281,9 @@ class _Builder:
             return lettered(where, [self._text(where, row, name) for name in columns], 0)
         texts = [text_of(f"{where}: column {columns[0]!r}", value) for value in listed]
         value = lookup(where, row, self._columns.answer) if self._columns.answer else answer
-        return lettered(where, texts, right_choice(where, texts, value, answer))
+        numbers = not any(isinstance(choice, str) for choice in listed)
+        right = right_choice(where, texts, value, answer, numbers=numbers)
+        return lettered(where, texts, right)
 
 
 def _holds(value: Any) -> bool:

@@ -29,25 +29,29 @@ def lettered(where: str, texts: Sequence[str], right: int) -> tuple[str, str]:
     return "\n".join(lines), letters[shuffled.index(answer)]
 
 
-def right_choice(where: str, texts: Sequence[str], value: Any, answer: str) -> int:
+def right_choice(
+    where: str, texts: Sequence[str], value: Any, answer: str, *, numbers: bool = False
+) -> int:
     """The place of the right choice, which a row gives by its index, its text or its letter.
 
     An integer is an index from 0 where there is such a choice, else the text of one. A text is the
-    text of a choice, its letter, or its index in digits; where two of these name different choices
-    the row is refused.
+    text of a choice, its letter, or its index in digits, and an integer among choices that are
+    numbers is one of them or an index; where two of these name different choices the row is
+    refused.
 
     Args:
       where: names the row in errors.
       texts: the choices.
       value: the answer as it stands in the row.
       answer: the same as text.
+      numbers: whether the row's choices are numbers, not texts.
 
     Raises:
       ValueError: it names no choice, or may name either of two.
     """
     index = int(answer) if answer.isascii() and answer.isdigit() and len(answer) < 9 else -1
     by_index = index if 0 <= index < len(texts) else None
-    if not isinstance(value, str) and by_index is not None:
+    if not isinstance(value, str) and not numbers and by_index is not None:
         return by_index
     letters = string.ascii_uppercase[: len(texts)]
     by_letter = letters.index(answer) if len(answer) == 1 and answer in letters else None
@@ -58,7 +62,7 @@ def right_choice(where: str, texts: Sequence[str], value: Any, answer: str) -> i
     if len(found) > 1:
         named = " or ".join(repr(texts[place]) for place in sorted(found))
         raise ValueError(
-            f"{where}: answer {answer!r} may mean {named} of the choices {list(texts)}; give an "
-            "integer for an index"
+            f"{where}: answer {answer!r} may mean {named} of the choices {list(texts)}; write "
+            "choices as texts and an index as an integer"
         )
     return found.pop()

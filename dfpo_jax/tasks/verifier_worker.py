@@ -10,13 +10,17 @@ are new could be loaded. The verifier itself reads nothing and prints to standar
 """
 
 import importlib
+import inspect
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import sys
 import traceback
+
+_NOT_FINITE = re.compile(r"(?:\W*(?:nan|inf|infinity)j?)+\W*", re.IGNORECASE)
 
 
 def math_verify(response, answer, payload):
@@ -36,11 +40,22 @@ def math_verify(response, answer, payload):
 
 
 def _delimited(text):
-    return text if "\\boxed" in text or "$" in text else f"\\boxed{{{text}}}"
+    """A reference as the package reads one: between dollars or in a box; \\$ is a currency sign."""
+    dollars = re.findall(r"(?<!\\)\$", text)
+    if "\\boxed" in text or len(dollars) > 1:
+        return text
+    if dollars:
+        text = re.sub(r"(?<!\\)\$", r"\\$", text)
+    return f"\\boxed{{{text}}}"
 
 
 def reasoning_gym(settings):
     """The verifier of a data set: a function (response, answer, entry) -> score.
+
+    It is the data set's own but for what a policy could find and live on. A response that is no
+    finite number ("nan", "inf") scores 0 where the answer is another. Where the data set gives its
+    full score to nonsense too, as game_of_life_halting does where the answer is False, the response
+    must be the answer, case aside.
 
     Args:
       settings: pickled (name, parameters) of the data set.
@@ -50,7 +65,24 @@ def reasoning_gym(settings):
     name, parameters = pickle.loads(settings)
     # Scores depend on the parameters, but on no entry that a data set makes beforehand.
     dataset = create_dataset(name, **(parameters | {"size": 1}))
-    return lambda response, answer, entry: dataset.score_answer(response.strip(), entry=entry)
+
+    def score(response, answer, entry):
+        response, answer = response.strip(), str(answer).strip()
+        found = dataset.score_answer(response, entry=entry)
+        if found <= 0.0 or response.casefold() == answer.casefold():
+            return found
+        if _NOT_FINITE.fullmatch(response):
+            return 0.0
+        return 0.0 if found >= 1.0 and _scores_nonsense(dataset, entry, found) else found
+
+    return score
+
+
+def _scores_nonsense(dataset, entry, full):
+    try:
+        return dataset.score_answer("?!", entry=entry) >= full
+    except Exception:  # it refuses such a text, and so tells it apart
+        return False
 
 
 def load(name, settings):
@@ -65,7 +97,43 @@ def load(name, settings):
         logging.getLogger("math_verify").setLevel(logging.ERROR)
         return math_verify
     module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
+    return checked(getattr(importlib.import_module(module), function))
+
+
+def checked(function):
+    """A function of the user's, unless it can be seen that no call of it gives a number.
+
+    Raises:
+      TypeError: it cannot be called with (response, answer, payload), or it is a coroutine.
+    """
+    if not callable(function):
+        raise TypeError(f"{function!r} is no function")
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError("it is an async function; it must return a number, not a coroutine")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C have none
+        return function
+    try:
+        signature.bind("", "", None)
+    except TypeError as error:
+        raise TypeError(
+            f"it takes {signature}, and is called with (response, answer, payload): {error}"
+        ) from None
+    return function
+
+
+def _number(value):
+    """A reward as a float: any real number that is one, no text, no dictionary, no coroutine."""
+    if inspect.iscoroutine(value):
+        value.close()  # else Python complains that it was never awaited
+    if isinstance(value, str | bytes):
+        raise TypeError(f"it returned the text {value!r}; it must return a number")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        kind = type(value).__name__
+        raise TypeError(f"it returned a {kind}; it must return a number") from None
 
 
 def judge(function, request, seconds):
@@ -73,7 +141,7 @@ def judge(function, request, seconds):
     # Ends the process even where the parent is gone and the verifier computes forever.
     signal.setitimer(signal.ITIMER_PROF, seconds + 5.0)
     try:
-        return "ok", float(function(*pickle.loads(request)))
+        return "ok", _number(function(*pickle.loads(request)))
     except BaseException as error:
         lines = traceback.format_exception_only(type(error), error)
         return "error", "".join(lines).strip()

@@ -1,100 +1,29 @@
 """Verifiers: from a response and a reference answer to a reward, failures counted.
 
-A verifier's failure, an exception, a reward out of range or too much time, never ends a run and
-never passes for a verdict: the sample gets the configured default reward, the item is logged, and
-metrics count it.
+What each method of extraction finds is told in `extraction`, what each built-in verifier accepts in
+`judges`; `numbers`, `choices` and `texts` say how numbers, letters and texts are read. An empty
+response, or one without an answer, earns the lowest reward from all of them.
+
+A verifier's failure, an exception, a reward out of range or too much time, never passes for a
+verdict: the sample gets the configured default reward, the item is logged, and metrics count it. A
+verifier that fails on everything is refused before training, and one that fails on more than
+`most_failures` of an iteration stops the run.
 """
 
-import fractions
 import logging
 import math
 import re
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dfpo_jax.tasks.base import Item, Task, Verdict
 from dfpo_jax.tasks.extraction import extractor
+from dfpo_jax.tasks.judges import BUILT_IN, here, mathematics, usable
 from dfpo_jax.tasks.verifier_pool import Pool, shared_pool
 
 _LOG = logging.getLogger(__name__)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_LETTER_FIRST = re.compile(r"\W*([A-Z])\W*(?:[.):].*)?", re.DOTALL)
-_LETTER_SAID = re.compile(r"(?i:answer|choice|option)(?i:\s+is)?\W{0,4}([A-Z])\b")
-_LETTER_IN_BRACKETS = re.compile(r"\(([A-Z])\)")
-
-
-def exact(response: str, answer: str) -> float:
-    """1 where both are the same text, space around them aside."""
-    return float(response.strip() == answer.strip())
-
-
-def normalised(response: str, answer: str) -> float:
-    """1 where both are the same but for case, punctuation, articles and space (SQuAD's rule)."""
-    return float(_normal(response) == _normal(answer))
-
-
-def _normal(text: str) -> str:
-    bare = text.lower().translate(_PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", bare).split())
-
-
-def parse_number(text: str) -> fractions.Fraction | None:
-    """The number a text is: 1,234.5, -$7, 12% (which is 12), 3/4, 1.5e3; None if it is none."""
-    bare = text.strip().rstrip(".").replace(",", "").replace("$", "").replace("%", "").strip()
-    numbers = bare.split("/")
-    if len(numbers) > 2 or not bare:
-        return None
-    values = []
-    for part in numbers:
-        part = part.strip()
-        if len(part) > 100 or not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", part):
-            return None
-        values.append(fractions.Fraction(part))
-    if len(values) == 2 and values[1] == 0:
-        return None
-    return values[0] / values[1] if len(values) == 2 else values[0]
-
-
-def number(response: str, answer: str, tolerance: float) -> float:
-    """1 where |response - answer| <= tolerance max(1, |answer|).
-
-    Raises:
-      ValueError: the reference answer is no number.
-    """
-    expected, found = parse_number(answer), parse_number(response)
-    if expected is None:
-        raise ValueError(f"the reference answer {answer!r} is no number")
-    if found is None:
-        return 0.0
-    allowed = fractions.Fraction(tolerance) * max(1, abs(expected))
-    return float(abs(found - expected) <= allowed)
-
-
-def letter(text: str) -> str | None:
-    """The letter of a choice: "(B)", "B. because", "The answer is B", else the last "(B)"."""
-    text = text.strip()
-    if found := _LETTER_FIRST.fullmatch(text):
-        return found.group(1)
-    found = _LETTER_SAID.findall(text) or _LETTER_IN_BRACKETS.findall(text)
-    return found[-1] if found else None
-
-
-def choice(response: str, answer: str) -> float:
-    """1 where both name the same letter.
-
-    Raises:
-      ValueError: the reference answer names none.
-    """
-    expected = letter(answer)
-    if expected is None:
-        raise ValueError(f"the reference answer {answer!r} names no letter")
-    return float(letter(response) == expected)
-
-
-BUILT_IN = ("exact", "normalised", "number", "choice", "math_verify")
+_TRIAL_ITEMS = 2  # of each verifier, before training
 
 
 @dataclass(frozen=True)
@@ -107,14 +36,18 @@ class VerifierConfig:
       extract: how the answer is found in a response, see `extraction.extractor`.
       pattern: of extract = "regex".
       after: marker behind which the answer is looked for, such as "</think>"; "" for anywhere.
-      tolerance: of "number", relative for answers above 1 and absolute below.
-      low: smallest reward, that of a response without an answer too.
-      high: largest reward.
+      tolerance: of "number", relative for answers above 1 and absolute below; two whole numbers are
+        compared exactly where it is 1e-6 or less.
+      low: smallest reward: that of a response without an answer, and where a built-in verifier
+        finds a wrong one.
+      high: largest reward, and that of a right answer by a built-in verifier.
       on_failure: reward where the verifier fails, within [low, high].
       timeout: seconds a verdict may take; holds for verifiers in processes.
       workers: processes that verify: those of "math_verify", "module:function" and the data sets
         of reasoning_gym.
       memory_gib: address space of such a process; 0 for no limit.
+      most_failures: largest share, from 0 to 1, of an iteration's responses on which the verifier
+        may fail or take too long; a larger one stops the run.
     """
 
     name: str = ""
@@ -128,6 +61,7 @@ class VerifierConfig:
     timeout: float = 5.0
     workers: int = 2
     memory_gib: float = 4.0
+    most_failures: float = 0.2
 
     def __post_init__(self):
         """Check every field."""
@@ -146,6 +80,8 @@ class VerifierConfig:
         for name in ("tolerance", "memory_gib"):
             if not getattr(self, name) >= 0.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if not 0.0 <= self.most_failures <= 1.0:
+            raise ValueError(f"most_failures is {self.most_failures}; it must be from 0 to 1")
 
 
 def check_name(name: str) -> None:
@@ -183,6 +119,7 @@ class Verifier:
         self.config, self.errors, self.timeouts = config, 0, 0
         self._task, self._own = task, own
         self._extract = extractor(config.extract, config.pattern, config.after)
+        self._boxes = config.extract != "none"
         self._reported: set[int] = set()
         self.prepare(config.name)
 
@@ -203,39 +140,94 @@ class Verifier:
         """A verdict for each response; `names` are verifiers that replace the configured one."""
         names = names or [self.config.name] * len(items)
         verdicts: list[Verdict | None] = [None] * len(items)
-        waiting: dict[str, list[tuple[int, str]]] = {}
-        for row, (item, response) in enumerate(zip(items, responses, strict=True)):
-            found = self._extract(response)
+        asked: dict[str, list[tuple[int, str]]] = {}
+        for row, (response, name) in enumerate(zip(responses, names, strict=True)):
+            found = self.found(response, name)
             if found is None:
                 verdicts[row] = Verdict(self.config.low)
-            elif _in_processes(names[row]):
-                waiting.setdefault(names[row], []).append((row, found))
             else:
-                verdicts[row] = self._verdict(item, response, *self._here(names[row], found, item))
-        for name, rows in waiting.items():
-            requests = [(text, items[row].answer, items[row].payload) for row, text in rows]
-            if name == "math_verify" and self.config.extract != "none":
-                requests = [(f"\\boxed{{{text}}}", *rest) for text, *rest in requests]
-            pool, settings = self._pool(name), self._settings(name)
-            results = pool.run(requests, self.config.timeout, settings)
+                asked.setdefault(name, []).append((row, found))
+        for name, rows in asked.items():
+            results = self._results(name, [(text, items[row]) for row, text in rows])
             for (row, _), result in zip(rows, results, strict=True):
                 verdicts[row] = self._verdict(items[row], responses[row], *result)
         return verdicts
 
-    def _here(self, name: str, response: str, item: Item) -> tuple[str, Any]:
-        functions = {"exact": exact, "normalised": normalised, "choice": choice}
+    def found(self, response: str, name: str | None = None) -> str | None:
+        """What the extraction finds in a response for a verifier, the configured one by default."""
+        return self._extract(response, usable(self.config.name if name is None else name))
+
+    def trial(self, items: Sequence[Item], names: Sequence[str] = ()) -> None:
+        """Judge the answers of some items and other texts, without counting failures.
+
+        Args:
+          items: any items; the first few of each verifier are taken.
+          names: as for `judge`.
+
+        Raises:
+          ValueError: the verifier fails on all of them; says how on the first.
+        """
+        names = names or [self.config.name] * len(items)
+        for name in dict.fromkeys(names):
+            own = [i for i, other in zip(items, names, strict=True) if other == name]
+            found = [(text, i) for i in own[:_TRIAL_ITEMS] for text in (i.answer, "1", "")]
+            results = [self._checked(*result) for result in self._results(name, found)]
+            if results and all(status != "ok" for status, _ in results):
+                raise ValueError(
+                    f"verifier {name!r} of {self._task} fails on every one of {len(results)} trial "
+                    f"calls, the first by {results[0][1]}; {self._wanted(name)}"
+                )
+
+    def _wanted(self, name: str) -> str:
+        if ":" not in name:
+            return "its reference answers may be of another kind"
+        return (
+            "it must be a function (response, answer, payload) that returns a number from "
+            f"{self.config.low} to {self.config.high}"
+        )
+
+    def _results(self, name: str, found: Sequence[tuple[str, Item]]) -> list[tuple[str, Any]]:
+        """(status, reward or message) for what was found in responses to items."""
+        if not _in_processes(name):
+            declared = "none" not in self.config.extract.split(",")
+            return [self._here(name, declared, text, item) for text, item in found]
+        requests = [(text, item.answer, item.payload) for text, item in found]
+        if name != "math_verify":
+            return self._run(name, requests)
+        known = [mathematics(*request[:2]) if self._boxes else None for request in requests]
+        left = [request for request, reward in zip(requests, known, strict=True) if reward is None]
+        if self._boxes:
+            left = [(f"\\boxed{{{text.rstrip(' .')}}}", *rest) for text, *rest in left]
+        others = iter(self._run(name, left))
+        return [next(others) if k is None else ("ok", self._scaled(k)) for k in known]
+
+    def _run(self, name: str, requests: list[tuple]) -> list[tuple[str, Any]]:
+        results = self._pool(name).run(requests, self.config.timeout, self._settings(name))
+        if name != "math_verify":
+            return results
+        return [(s, self._scaled(value) if s == "ok" else value) for s, value in results]
+
+    def _here(self, name: str, declared: bool, response: str, item: Item) -> tuple[str, Any]:
         try:
-            if name == "number":
-                return "ok", number(response, item.answer, self.config.tolerance)
-            return "ok", functions[name](response, item.answer)
+            reward = here(name, self.config.tolerance, declared)(response, item.answer)
+            return "ok", self._scaled(reward)
         except Exception as error:  # whatever a verifier does with model text must not end a run
             return "error", f"{type(error).__name__}: {error}"
 
-    def _verdict(self, item: Item, response: str, status: str, value: Any) -> Verdict:
-        """A verdict; counts and logs one that failed."""
+    def _scaled(self, reward: float) -> float:
+        """From the 0 and 1 of a built-in verifier to the lowest and highest reward."""
+        return self.config.low + (self.config.high - self.config.low) * reward
+
+    def _checked(self, status: str, value: Any) -> tuple[str, Any]:
+        """A result, an error where its reward is out of range."""
         low, high = self.config.low, self.config.high
         if status == "ok" and not low <= value <= high:
-            status, value = "error", f"reward {value} is outside [{low}, {high}]"
+            return "error", f"reward {value} is outside [{low}, {high}]"
+        return status, value
+
+    def _verdict(self, item: Item, response: str, status: str, value: Any) -> Verdict:
+        """A verdict; counts and logs one that failed."""
+        status, value = self._checked(status, value)
         if status == "ok":
             return Verdict(value)
         self.timeouts += status == "timeout"
@@ -249,7 +241,7 @@ class Verifier:
                 item,
                 value,
             )
-        return Verdict(self.config.on_failure, status)
+        return Verdict(self.config.on_failure, status, str(value))
 
     def _pool(self, name: str) -> Pool:
         memory = int(self.config.memory_gib * 2**30)
@@ -283,6 +275,16 @@ class VerifiedTask(Task):
         if self._partial_credit:
             return verdicts
         return [v.whole(self.solved_at, *self.reward_range) for v in verdicts]
+
+    @property
+    def most_failures(self) -> float:
+        """That of the configuration."""
+        return self.verifier.config.most_failures
+
+    def trial(self) -> None:
+        """See `Task.trial`: judges a few items of each verifier."""
+        items = self.everything() or self.batch(0, _TRIAL_ITEMS)
+        self.verifier.trial(items, self._verifiers(items))
 
     def _verifiers(self, items: Sequence[Item]) -> Sequence[str]:
         """Names of verifiers that replace the configured one; () for none."""

@@ -248,6 +248,7 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
         last good state.
       MemoryError: sampling or the train step does not fit the devices; nothing of it has run.
       OSError: a checkpoint could not be written.
+      VerifierFailure: the verifier failed on more than `verifier.most_failures` of an iteration.
       Preempted: SIGTERM or SIGINT; the state after the last iteration is saved.
     """
     with failures.shared():

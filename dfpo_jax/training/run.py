@@ -122,8 +122,9 @@ def build_run(config: Config, training: bool = True) -> Run:
 
 
 def _check_training(run: Run) -> None:
-    """Raises ValueError for rewards without a range and for weights that cannot be loaded."""
+    """Raises ValueError for rewards, a verifier or weights that no training could use."""
     config, bounds = run.config, run.reward_range
+    run.train_task.trial()
     if bounds is not None and bounds[0] >= bounds[1]:
         raise ValueError(
             f"config.policy.reward_clip is {config.policy.reward_clip}, and the task's rewards lie "

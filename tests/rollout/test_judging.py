@@ -11,7 +11,7 @@ from dfpo_jax.rollout.rollout import LengthPenalty, Sampler, collect, demonstrat
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks import Item, RewardNoise
-from dfpo_jax.tasks.base import Task, Verdict
+from dfpo_jax.tasks.base import Task, Verdict, VerifierFailure
 from dfpo_jax.tokenizers import character_tokenizer
 
 
@@ -30,7 +30,8 @@ class Judge(Task):
         return 1.0
 
     def judge(self, items, responses):
-        kinds = [Verdict(1.0), Verdict(0.25, "error"), Verdict(1.0), Verdict(0.5, "timeout")]
+        failed = Verdict(0.25, "error", "TypeError: it returned a dict")
+        kinds = [Verdict(1.0), failed, Verdict(1.0), Verdict(0.5, "timeout")]
         return [kinds[item.index % 4] for item in items]
 
 
@@ -43,6 +44,22 @@ def test_failures_are_added_to_the_tally_and_keep_their_default_reward():
     assert tally == {"verifier/errors": 2, "verifier/timeouts": 2}
     score(task, items[:1], ["x"], tally)
     assert tally["verifier/errors"] == 2
+
+
+def test_more_failures_than_allowed_stop_the_run_with_the_first():
+    task = Judge()
+    items = task.items(4)
+    for allowed in (0.5, 1.0):
+        task.most_failures = allowed
+        score(task, items, ["x"] * 8, Counter())
+    task.most_failures = 0.49
+    with pytest.raises(VerifierFailure) as stopped:
+        score(task, items, ["x"] * 8, Counter())
+    assert str(stopped.value) == (
+        "the verifier of judge failed on 4 of 8 responses, more than verifier.most_failures=0.49 "
+        "allows; the first: TypeError: it returned a dict"
+    )
+    score(task, items, ["x"] * 8)  # evaluation counts no failures
 
 
 def test_prompts_that_are_too_long_lose_their_first_tokens_and_are_counted():

@@ -204,6 +204,14 @@ def test_a_text_that_may_mean_two_choices_is_refused(choices, value):
         right_choice("row", choices, value, value)
 
 
+def test_an_integer_among_numbers_is_an_index_or_one_of_them(tmp_path):
+    fields = {"choices": ("c",), "answer": "answer"}
+    found = load(tmp_path, row(answer="1", c="[0, 1, 2]"), fields, prompt="{choices}")
+    assert f"{found[0][1]}) 1" in found[0][0]
+    with pytest.raises(ValueError, match="line 1: answer '2' may mean '2' or '24' of"):
+        load(tmp_path, row(answer="2", c="[8, 2, 24]"), fields, prompt="{choices}")
+
+
 def test_empty_cells_are_empty(tmp_path):
     text = "".join(row(f'"{i}"', image=value) for i, value in enumerate(('""', "null", "NaN", "1")))
     assert load(tmp_path, text, {"empty": "image"}) == [("0", "4"), ("1", "4"), ("2", "4")]

@@ -154,13 +154,13 @@ def test_each_row_may_name_its_verifier(tmp_path):
         JsonlTask(path, {"verifier": "kind"})
 
 
-def test_rewards_without_part_credit_and_a_failure(file):
+def test_rewards_without_part_credit_and_a_reference_that_cannot_be_judged(file):
     settings = VerifierConfig("number", low=-1.0, on_failure=0.25)
     task = JsonlTask(file, HASHES, partial_credit=False, verifier=settings)
     item = task.items(1)[0]
     assert [task.score(item, x) for x in (item.answer, "0.5")] == [1.0, -1.0]
-    broken = JsonlTask(file, {}, partial_credit=False, verifier=settings).items(1)[0]
-    assert task.score(broken, "1") == 0.25 and task.verifier.errors == 1
+    with pytest.raises(ValueError, match="line 1: the reference answer '.*' is no number, which"):
+        JsonlTask(file, {"answer": "question"}, prompt="{answer}", verifier=settings)
 
 
 @pytest.mark.parametrize(

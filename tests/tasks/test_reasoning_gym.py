@@ -179,7 +179,7 @@ def test_parameters_reach_the_verifier():
 
 
 def test_every_data_set_is_judged_in_a_process_as_it_judges_itself():
-    pool, refused = Pool("reasoning_gym", 2), []
+    pool, refused, credulous = Pool("reasoning_gym", 2), [], set()
     for name in sorted(DATASETS):
         try:
             parameters = {"seed": 0, "size": 3}
@@ -198,8 +198,28 @@ def test_every_data_set_is_judged_in_a_process_as_it_judges_itself():
                 expected = "ok", float(dataset.score_answer(response.strip(), entry=entry))
             except Exception as error:
                 expected = "error", f"{type(error).__name__}: {error}"
+            if expected == ("ok", 1.0) and response == "0 0":
+                credulous.add(name)  # gives its full score to any text where the answer is False
+                expected = "ok", 0.0
             assert (name, status, value) == (name, *expected)
     assert refused == ["composite"]  # needs parameters
+    assert credulous == {"game_of_life_halting"}
+
+
+def test_what_a_policy_could_live_on_scores_nothing():
+    pool = Pool("reasoning_gym", 1)
+    for name in ("complex_arithmetic", "game_of_life_halting"):
+        parameters = {"seed": 0, "size": 12}
+        dataset = reasoning_gym.create_dataset(name, **parameters)
+        entries = [dataset[index] for index in range(12)]
+        for response in ("nan", "inf", "banana", "?", " NaN "):
+            requests = [(response, str(entry["answer"]), entry) for entry in entries]
+            settings = pickle.dumps((name, parameters))
+            assert {r for r in pool.run(requests, 20.0, settings)} == {("ok", 0.0)}
+        requests = [(str(e["answer"]).upper(), str(e["answer"]), e) for e in entries]
+        if name == "game_of_life_halting":
+            assert {r for r in pool.run(requests, 20.0, settings)} == {("ok", 1.0)}
+            assert {str(entry["answer"]) for entry in entries} == {"True", "False"}
 
 
 def test_judging_is_quick():

@@ -10,9 +10,9 @@ import time
 import pytest
 
 from dfpo_jax.tasks import Item, ReasoningGymTask
-from dfpo_jax.tasks.extraction import extractor
+from dfpo_jax.tasks.judges import check_reference
 from dfpo_jax.tasks.verifier_pool import Pool, shared_pool
-from dfpo_jax.tasks.verifiers import Verifier, VerifierConfig, letter, parse_number
+from dfpo_jax.tasks.verifiers import Verifier, VerifierConfig
 
 
 def item(answer, index=0, payload=None):
@@ -46,7 +46,8 @@ def reward(name, response, answer, **settings):
         ("choice", "(B)", "B", 1.0),
         ("choice", "B. because", "b".upper(), 1.0),
         ("choice", "The answer is **C**.", "C", 1.0),
-        ("choice", "Either (A) or (D)", "D", 1.0),
+        ("choice", "Either (A) or (D)", "D", 0.0),  # says two
+        ("choice", "Not (A), hence (D)", "D", 1.0),
         ("choice", "A dog", "A", 0.0),
         ("choice", "no", "A", 0.0),
     ],
@@ -61,41 +62,55 @@ def test_tolerance_is_relative_above_one_and_absolute_below():
         assert reward("number", far, answer, tolerance=0.01) == 0.0
 
 
-def test_numbers_and_letters_that_are_none():
-    assert [parse_number(x) for x in ("", "1/2/3", "1 2", "x", "9" * 5000, "--1")] == [None] * 6
-    assert [letter(x) for x in ("", "apple", "b", "Big")] == [None] * 4
+def test_a_right_answer_earns_high_and_a_wrong_one_low():
+    cases = {"exact": ("x", "x", "y"), "number": ("5", "5.0", "6"), "choice": ("B", "(B)", "C")}
+    for name, (answer, right, wrong) in cases.items():
+        for response, earned in ((right, 3.0), (wrong, -1.0), ("", -1.0)):
+            assert reward(name, response, answer, low=-1.0, high=3.0) == earned
+
+
+def test_whole_numbers_are_counted_exactly_and_others_rounded():
+    assert reward("number", "109200001", "109,200,000") == 0.0
+    assert reward("number", "4.666667", "14/3") == 1.0
+    assert reward("number", "109200001", "109200000", tolerance=1e-5) == 1.0
+
+
+def test_a_response_without_an_answer_earns_low():
+    assert reward("number", "7 is it", "7", extract="hashes", low=-1.0) == -1.0
 
 
 @pytest.mark.parametrize(
-    ("methods", "text", "expected"),
+    ("name", "response", "answer", "expected"),
     [
-        ("none", " 5 \n", "5"),
-        ("boxed", r"\boxed{1} then \boxed{\frac{1}{2}} done", r"\frac{1}{2}"),
-        ("boxed", r"\boxed{1} and \boxed{2", "1"),
-        ("boxed", "5", None),
-        ("last_number", "from 3 to 1,234.5, I say -7.", "-7"),
-        ("last_number", "3/4 of $1,200.", "$1,200"),
-        ("last_number", "none", None),
-        ("hashes", "2+3\n#### 5\nbye", "5"),
-        ("hashes", "#### 1 #### 2", "2"),
-        ("hashes", "####", None),
-        ("hashes", "5", None),
-        ("tags", "<answer>1</answer> <answer>\n2</answer>", "2"),
-        ("tags", "<answer>1", None),
-        ("tags,boxed,last_number", r"\boxed{4} 5", "4"),
-        ("tags,boxed,last_number", "4 5", "5"),
+        ("number", "#### Final answer\n18", "18", 1.0),
+        ("number", "#### Step 3: add\nThe answer is 18.", "18", 1.0),
+        ("number", r"#### see the box \boxed{18}", "18", 1.0),
+        ("number", r"\boxed{x} is 18.", "18", 1.0),
+        ("number", r"#### 18 or 19 \boxed{18}", "18", 0.0),  # an answer, and a wrong one
+        ("number", "3 of them.\n#### 3-5", "3", 0.0),
+        ("choice", r"#### done. \boxed{B}", "B", 1.0),
+        ("exact", r"\boxed{} 18", "18", 1.0),
     ],
 )
-def test_extraction(methods, text, expected):
-    assert extractor(methods)(text) == expected
+def test_a_method_that_finds_nothing_usable_yields_to_the_next(name, response, answer, expected):
+    assert reward(name, response, answer, extract="hashes,boxed,last_number") == expected
 
 
-def test_extraction_by_pattern_and_behind_a_marker():
-    assert extractor("regex", r"is (\d+)")("it is 4, it is 5") == "5"
-    assert extractor("regex", r"\d+")("it is 4") == "4"
-    assert extractor("last_number", after="</think>")("7 </think> 8 or 9") == "9"
-    assert extractor("last_number", after="</think>")("still thinking about 7") is None
-    assert reward("number", "7 is it", "7", extract="hashes", low=-1.0) == -1.0
+@pytest.mark.parametrize(
+    ("name", "answer", "message"),
+    [
+        ("number", "3 or 5", "'3 or 5' is no number"),
+        ("choice", "A dog", "'A dog' names no letter"),
+        ("exact", "  ", "is empty"),
+        ("math_verify", "", "is empty"),
+    ],
+)
+def test_references_that_cannot_be_judged_are_named(name, answer, message):
+    with pytest.raises(ValueError, match=message):
+        check_reference(name, answer)
+    check_reference("mine:judge", answer)
+    for name, answer in (("number", "$1,234"), ("choice", "(b)"), ("normalised", "A")):
+        check_reference(name, answer)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +126,8 @@ def test_extraction_by_pattern_and_behind_a_marker():
         ({"timeout": 0.0}, "timeout is 0.0"),
         ({"workers": 0}, "workers is 0"),
         ({"tolerance": -1.0}, "tolerance is -1.0"),
+        ({"most_failures": 1.5}, "most_failures is 1.5; it must be from 0 to 1"),
+        ({"most_failures": -0.1}, "most_failures is -0.1"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
@@ -126,6 +143,26 @@ def module(tmp_path, monkeypatch):
 
             if os.path.exists(os.environ.get("ODD_VERIFIERS_REFUSE", "")):
                 raise RuntimeError("not today")
+
+            def two(response, answer):
+                return 1.0
+
+            async def later(response, answer, payload):
+                return 1.0
+
+            def score(response, answer, payload):
+                return {"score": 1.0}
+
+            def text(response, answer, payload):
+                return "1.0"
+
+            def large(response, answer, payload):
+                return 7
+
+            def some(response, answer, payload):
+                return float(payload["row"] == answer == response)
+
+            number = 5
 
             def judge(response, answer, payload):
                 print("noise on standard output")
@@ -144,6 +181,8 @@ def module(tmp_path, monkeypatch):
                     exit()
                 if response == "shell":
                     subprocess.run(["sh", "-c", f"sleep 1; touch {payload}"])
+                if response == "dictionary":
+                    return {"score": 1.0}
                 return {"five": 5.0}.get(response) or float(response) + payload["plus"]
         """)
     )
@@ -161,6 +200,7 @@ def test_a_function_of_the_user_runs_in_a_process_and_its_failures_are_counted(m
         ("hang", 0.25, "timeout"),
         ("sleep", 0.25, "timeout"),
         ("words", 0.25, "error"),
+        ("dictionary", 0.25, "error"),
         ("die", 0.25, "error"),
         ("exit", 0.25, "error"),
         ("memory", 0.25, "error"),
@@ -172,10 +212,11 @@ def test_a_function_of_the_user_runs_in_a_process_and_its_failures_are_counted(m
     with caplog.at_level(logging.WARNING):
         verdicts = verifier.judge(items, [case[0] for case in cases])
     assert [(v.reward, v.status) for v in verdicts] == [case[1:] for case in cases]
-    assert (verifier.errors, verifier.timeouts) == (5, 2)
+    assert (verifier.errors, verifier.timeouts) == (6, 2)
     assert time.monotonic() - begun < 30
-    assert len(caplog.records) == 7
+    assert len(caplog.records) == 8
     assert "verifier of odd failed on response 'words'" in caplog.text
+    assert "returned a dict; it must return a number" in verdicts[4].why
     for said in ("no verdict within 0.5 s", "code 7", "MemoryError", "reward 5.0 is outside"):
         assert said in caplog.text
 
@@ -243,6 +284,43 @@ def test_a_function_that_cannot_be_imported_is_refused_at_once(module, name):
         Verifier(VerifierConfig(name), "odd")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("two", r"it takes \(response, answer\), and is called with \(response, answer, payload\)"),
+        ("later", "it is an async function; it must return a number, not a coroutine"),
+        ("number", "5 is no function"),
+    ],
+)
+def test_a_function_that_cannot_give_a_number_is_refused_when_it_is_loaded(module, name, message):
+    with pytest.raises(ValueError, match=message):
+        Verifier(VerifierConfig(f"odd_verifiers:{name}"), "odd")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("score", "returned a dict; it must return a number; it must be a function"),
+        ("text", "returned the text '1.0'"),
+        ("large", r"reward 7.0 is outside \[0.0, 1.0\]"),
+    ],
+)
+def test_a_function_that_fails_on_everything_is_refused_before_training(module, name, message):
+    verifier = Verifier(VerifierConfig(f"odd_verifiers:{name}"), "odd")
+    with pytest.raises(ValueError, match=message) as refused:
+        verifier.trial([item("5", 0, {"row": "5"})])
+    assert "fails on every one of 3 trial calls" in str(refused.value)
+    assert (verifier.errors, verifier.timeouts) == (0, 0)
+
+
+def test_a_function_that_works_on_something_passes_its_trial(module):
+    Verifier(VerifierConfig(module, high=9.0), "odd").trial([item("x", 0, {"plus": 1.0})])
+    Verifier(VerifierConfig("odd_verifiers:some"), "odd").trial([item("5", 0, {"row": "5"})])
+    Verifier(VerifierConfig("number"), "odd").trial([item("x"), item("5")])
+    with pytest.raises(ValueError, match="'x' is no number; its reference answers may be"):
+        Verifier(VerifierConfig("number"), "odd").trial([item("x"), item("y"), item("5")])
+
+
 def test_mathematics():
     pytest.importorskip("math_verify")
     verifier = Verifier(VerifierConfig("math_verify", extract="boxed", timeout=20.0), "math")
@@ -252,6 +330,17 @@ def test_mathematics():
         (r"so \boxed{(1, 2)}", "$(1,2)$", 1.0, "ok"),
         (r"so \boxed{3}", "4", 0.0, "ok"),
         ("3", "3", 0.0, "ok"),  # not boxed
+        (r"\boxed{18.90}", r"\$18.90", 1.0, "ok"),
+        (r"\boxed{36.1}", r"\$36", 0.0, "ok"),
+        (r"\boxed{32348}", r"\$32,\!348", 1.0, "ok"),
+        (r"\boxed{18}", "$18", 1.0, "ok"),
+        (r"\boxed{2+3}", "$5$", 1.0, "ok"),
+        (r"\boxed{2+3}", r"\(5\)", 1.0, "ok"),
+        (r"\boxed{neve}", "even", 0.0, "ok"),
+        (r"\boxed{52_{8}}", "52_8", 1.0, "ok"),
+        (r"\boxed{52}", "52_8", 1.0, "ok"),
+        (r"\boxed{52_7}", "52_8", 0.0, "ok"),
+        (r"\boxed{42.}", "42", 1.0, "ok"),
     ]
     items = [item(case[1], index) for index, case in enumerate(cases)]
     verdicts = verifier.judge(items, [case[0] for case in cases])

@@ -313,6 +313,8 @@ def test_every_program_compiles_once(tmp_path, caplog):
         (lambda c: c.tokenizer.update(alphabet="012+="), "'"),
         (lambda c: c.mesh.update(data=3), "must divide"),
         (lambda c: c.mesh.update(data=64), "exceeds the device count"),
+        (lambda c: c.task.verifier.update(name="operator:neg"), "cannot be loaded: .* it takes"),
+        (lambda c: c.task.verifier.update(name="builtins:max"), "fails on every one of 6 trial"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_compiles(change, message):

@@ -102,11 +102,17 @@ def test_responses_end_at_any_published_eos(published):
 
 
 @pytest.mark.slow
-def test_a_run_exports_what_transformers_loads_and_what_can_be_trained_again(published, tmp_path):
+def test_a_run_exports_what_transformers_loads_and_what_can_be_trained_again(
+    published, tmp_path, monkeypatch
+):
     workdir, exported = tmp_path / "run", tmp_path / "exported"
     config = tiny(published[0])
-    # Raises on every response: the run goes on.
-    config.task.verifier.update(name="operator:add", on_failure=0.5)
+    (tmp_path / "picky.py").write_text(
+        "def judge(response, answer, payload):\n    return 1.0 / (response == answer)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    # Raises on every response but the reference answer: the run goes on where that is allowed.
+    config.task.verifier.update(name="picky:judge", on_failure=0.5, most_failures=1.0)
     run = build_run(parse_config(config))
     open_workdir(workdir, run)
     train(run, workdir)

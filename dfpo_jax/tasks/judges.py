@@ -1,0 +1,154 @@
+r"""The verifiers that run in this process, each by its name, and what they can judge.
+
+| verifier | a reference is | a response is right where |
+|---|---|---|
+| exact | a text | both are the same, space around them aside |
+| normalised | a text | both are the same by the rules of `texts` |
+| number | a number, see `numbers` | they differ by at most tolerance max(1, abs(reference)) |
+| choice | a letter | both declare the same one, see `choices` |
+| math_verify | mathematics | math-verify finds them equal, or they are the same text or number |
+
+No response is right where the reference is empty.
+
+`math_verify` is the package's verdict but for this: words are compared as words (the package takes
+"even" and "neve" for the same product of letters), and so is a number to another base than ten
+(52_8 is 52_{8} and 52, not 52_7).
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from dfpo_jax.tasks.choices import letter
+from dfpo_jax.tasks.dress import plain
+from dfpo_jax.tasks.numbers import bare_number, has_number, parse_number
+from dfpo_jax.tasks.texts import exact, normalised, symbols
+
+BUILT_IN = ("exact", "normalised", "number", "choice", "math_verify")
+_BASE = re.compile(r"(\w+)_\{?(\d+)\}?")
+_WORDS = re.compile(r"[^\W\d_]{4,}(?:[ -][^\W\d_]+)*|[^\W\d_]+(?:[ -][^\W\d_]{2,})+")
+_ROUNDING = 1e-6
+# In mathematics 1,2 is a list and 5! a factorial, which `numbers` reads as 1.2 and 5.
+_NOT_AS_A_NUMBER = re.compile(r"\d,\d\d?(?!\d)|!(?!\s*\d)")
+
+
+def number(response: str, answer: str, tolerance: float) -> float:
+    """1 where |response - answer| <= tolerance max(1, |answer|).
+
+    A tolerance of 1e-6 or less forgives rounding and no counting: two whole numbers are then
+    compared exactly.
+
+    Raises:
+      ValueError: the reference answer is no number.
+    """
+    expected, found = parse_number(answer), parse_number(response)
+    if expected is None:
+        raise ValueError(f"the reference answer {answer!r} is no number")
+    if found is None:
+        return 0.0
+    if found == expected:
+        return 1.0
+    if tolerance <= _ROUNDING and found.denominator == expected.denominator == 1:
+        return 0.0
+    if _far(found, expected, tolerance):
+        return 0.0
+    return float(abs(found - expected) <= _allowed(expected, tolerance))
+
+
+def _far(found: Fraction, expected: Fraction, tolerance: float) -> bool:
+    """Whether two numbers are so far apart that rounding cannot matter: spares exact arithmetic."""
+    try:
+        size = max(1.0, abs(float(expected)))
+        return abs(float(found) - float(expected)) > (2.0 * tolerance + 1e-12) * size
+    except OverflowError:
+        return False
+
+
+@functools.lru_cache(maxsize=4096)
+def _allowed(expected: Fraction, tolerance: float) -> Fraction:
+    return Fraction(repr(tolerance)) * max(1, abs(expected))
+
+
+def choice(response: str, answer: str, declared: bool = False) -> float:
+    """1 where both declare the same letter.
+
+    Args:
+      response: a response.
+      answer: the reference.
+      declared: whether the response is what was found behind a marker, see `choices.letter`.
+
+    Raises:
+      ValueError: the reference answer names none.
+    """
+    expected = _reference_letter(answer)
+    if expected is None:
+        raise ValueError(f"the reference answer {answer!r} names no letter")
+    return float(letter(response, declared) == expected)
+
+
+@functools.lru_cache(maxsize=4096)
+def _reference_letter(answer: str) -> str | None:
+    return letter(answer, declared=True)
+
+
+def mathematics(response: str, answer: str) -> float | None:
+    """What can be said of `math_verify` without the package; None where it has to say."""
+    if not response.strip():
+        return 0.0
+    kind, expected = _mathematics_reference(answer)
+    if kind == "words":
+        return normalised(response, answer)
+    found = symbols(response)
+    if kind == "base":
+        base = _BASE.fullmatch(found)
+        return float((base.groups() if base else (found, expected[1])) == expected)
+    if found and found == expected:
+        return 1.0
+    if kind == "number" and not _NOT_AS_A_NUMBER.search(response):
+        return 1.0 if parse_number(response) == bare_number(answer) else None
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _mathematics_reference(answer: str) -> tuple[str, object]:
+    bare = plain(answer).strip(" $}.")
+    if _WORDS.fullmatch(bare):
+        return "words", None
+    if base := _BASE.fullmatch(symbols(answer)):
+        if base[1][0].isdigit():
+            return "base", base.groups()
+    numeric = bare_number(answer) is not None and not _NOT_AS_A_NUMBER.search(answer)
+    return "number" if numeric else "other", symbols(answer)
+
+
+def usable(name: str) -> Callable[[str], bool]:
+    """Whether the verifier of this name can make something of what an extraction found."""
+    if name == "number":
+        return has_number
+    if name == "choice":
+        return lambda found: letter(found, declared=True) is not None
+    return lambda found: not found or not found.isspace()
+
+
+def check_reference(name: str, answer: str) -> None:
+    """Raises unless the built-in verifier `name` can judge against a reference.
+
+    Raises:
+      ValueError: says what is wrong with it; the caller adds where it stands.
+    """
+    if name == "number" and parse_number(answer) is None:
+        raise ValueError(f"the reference answer {answer!r} is no number, which 'number' needs")
+    if name == "choice" and _reference_letter(answer) is None:
+        raise ValueError(f"the reference answer {answer!r} names no letter, which 'choice' needs")
+    if name in BUILT_IN and not answer.strip():
+        raise ValueError(f"the reference answer is empty, and {name!r} needs one")
+
+
+def here(name: str, tolerance: float, declared: bool) -> Callable[[str, str], float]:
+    """The function (response, answer) -> reward of a verifier that runs in this process."""
+    if name == "number":
+        return functools.partial(number, tolerance=tolerance)
+    if name == "choice":
+        return functools.partial(choice, declared=declared)
+    return {"exact": exact, "normalised": normalised}[name]

@@ -1,0 +1,115 @@
+r"""Comparison of texts after SQuAD's rule, mended where that rule loses the content.
+
+| the reference is | a response equals it where |
+|---|---|
+| a bare number: 1,234; -5; $18.90; 10%; 3/4 | it declares the same number, see `numbers` |
+| mathematical: x^2, p - q, [2,5), C++ | both are the same but for space, case and dress |
+| anything else | both are the same but for case, punctuation, articles, space and dress |
+
+Numbers within a text are compared by value: "5 km" is not "-5 km", and "1,000 people" is "1000
+people". A response may say "The answer is" first. Where the rule would leave nothing of a reference
+("A", "the", "-"), only its case and the space around it are ignored; an empty reference equals
+nothing.
+"""
+
+import functools
+import re
+import unicodedata
+
+from dfpo_jax.tasks.dress import plain
+from dfpo_jax.tasks.numbers import bare_number, numbers, parse_number, prepare
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_LEAD_IN = re.compile(
+    r"\W{0,9}(?:(?:so|thus|therefore|hence),?\s)?(?:(?:the|my)\s)?(?:final\s|correct\s)?"
+    r"answer(?:\sis\b|:|\sis:)\s*",
+    re.IGNORECASE,
+)
+_MATHEMATICAL = re.compile(r"[\^=+<>\\_|√π∞±×#]|(?<!\w)[a-z]\s?[-*/]\s?[a-z\d](?!\w)")
+# Marks that mean mathematics where there is no word: lists, intervals, differences.
+_MAY_BE_MATHEMATICAL = re.compile(r"\d\s?[*(]|[(\[{]-?\w+,|\d,\s?-?\d|\d\s?-\s?[a-z\d]")
+_WORD = re.compile(r"[^\W\d_]{3}")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_BETWEEN_DIGITS = re.compile(r"(?<=\d)[^\w\s]+(?=\d)")
+_SINGLE = re.compile(r"([\^_])\{(-?\w)\}")
+
+
+def exact(response: str, answer: str) -> float:
+    """1 where both are the same text, space around them aside, and it is not empty."""
+    return float(response.strip() == answer.strip() != "")
+
+
+def normalised(response: str, answer: str) -> float:
+    """1 where both are the same by the rules of the module."""
+    expected, form = _reference(answer)
+    if form is None:
+        return float(expected is not None and parse_number(response) == expected)
+    if form(response) != expected:
+        return 0.0
+    # "A+" has lost a sign where it equals "A".
+    return float(form is symbols or not _mathematical(response))
+
+
+def _mathematical(text: str) -> bool:
+    bare = _THOUSANDS.sub("", _without_lead(text)).strip(" $.*")
+    if _MATHEMATICAL.search(bare):
+        return True
+    return bool(_MAY_BE_MATHEMATICAL.search(bare)) and not _WORD.search(bare)
+
+
+@functools.lru_cache(maxsize=4096)
+def _reference(answer: str):
+    """What a reference becomes, and the function that makes the same of a response."""
+    value = bare_number(answer)
+    if value is not None:
+        return value, None
+    forms = (symbols,) if _mathematical(answer) else (_words, _with_articles)
+    for form in (*forms, _as_is):
+        if expected := form(answer):
+            return expected, form
+    return None, None
+
+
+def symbols(text: str) -> str:
+    """A mathematical text without space, dollar signs, case, dress and a point at its end."""
+    bare = _SINGLE.sub(r"\1\2", _without_lead(text).replace("$", "").casefold())
+    return "".join(bare.split()).strip(".,;:")
+
+
+def _words(text: str) -> str:
+    return " ".join(_ARTICLES.sub(" ", _with_articles(text)).split())
+
+
+def _with_articles(text: str) -> str:
+    """Words and values of numbers, parted by single spaces."""
+    text = prepare(_without_lead(unicodedata.normalize("NFC", text)))
+    parts, end = [], 0
+    if any(character.isdigit() for character in text):
+        for one in numbers(text):
+            if one.value is not None:
+                parts += [_letters(text[end : one.start]), str(one.value)]
+                end = one.end
+    return " ".join(" ".join([*parts, _letters(text[end:])]).split())
+
+
+def _as_is(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _without_lead(text: str) -> str:
+    text = plain(text)
+    lead = _LEAD_IN.match(text)
+    return text[lead.end() :] if lead and text[lead.end() :].strip() else text
+
+
+def _letters(text: str) -> str:
+    if not text.isalnum():
+        text = _BETWEEN_DIGITS.sub(" ", text).translate(_marks())
+    return text.casefold()
+
+
+@functools.cache
+def _marks() -> dict[int, None]:
+    """Every mark of punctuation and every symbol, to be removed."""
+    kinds = ((code, unicodedata.category(chr(code))[0]) for code in range(0x20000))
+    return {code: None for code, kind in kinds if kind in "PS"}
