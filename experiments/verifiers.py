@@ -103,7 +103,7 @@ def rehearse(task: VerifiedTask, count: int) -> list[dict]:
     config, asked = task.verifier.config, []
     for item in task.everything()[:count]:
         name = item.payload["verifier"]
-        asked += [(item, name, pair) for pair in pairs(name, config.extract, [item.answer])]
+        asked += [(item, name, pair) for pair in pairs(name, config.methods, [item.answer])]
     if not asked:
         raise ValueError(f"no reference of {task.name} is of a kind that {config.name!r} reads")
     verdicts = task.judge([item for item, _, _ in asked], [pair.response for _, _, pair in asked])
@@ -172,7 +172,7 @@ def main():
             raise ValueError("give --dataset, --preset, --responses or --response")
         task = task_config.build("train") if FLAGS.dataset or needs_data else None
         verifier = task.verifier if task else Verifier(task_config.verifier, "responses")
-        print(f"verifier {verifier.config.name}, extract {verifier.config.extract}")
+        print(f"verifier {verifier.config.name}, extract {verifier.config.methods}")
         if FLAGS.response is not None:
             item = Item("", FLAGS.answer, {"row": {}, "verifier": verifier.config.name})
             (verdict,) = verifier.judge([item], [FLAGS.response])

@@ -1,8 +1,8 @@
 """Known data sets as data: where they lie, their columns, how their answers are judged.
 
-A preset gives values to the keys of a task's section that still have their defaults; whatever a
-configuration sets itself stays. `dataset` is the data set's id on the Hugging Face hub, read with
-the extra "data"; set it to the path of a JSONL file with the same columns to do without.
+A preset gives values to the keys of a task's section that nobody has set; see `TaskConfig`.
+`dataset` is the data set's id on the Hugging Face hub, read with the extra "data"; set it to the
+path of a JSONL file with the same columns to do without.
 """
 
 from collections.abc import Mapping

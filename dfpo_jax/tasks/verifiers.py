@@ -33,7 +33,8 @@ class VerifierConfig:
     Attributes:
       name: "" for the task's own; one of `BUILT_IN`; or "module:function" of a function
         (response, answer, payload) -> reward.
-      extract: how the answer is found in a response, see `extraction.extractor`.
+      extract: how the answer is found in a response, see `extraction.extractor`; "" for the task
+        preset's way, else "none".
       pattern: of extract = "regex".
       after: marker behind which the answer is looked for, such as "</think>"; "" for anywhere.
       tolerance: of "number", relative for answers above 1 and absolute below; two whole numbers are
@@ -51,7 +52,7 @@ class VerifierConfig:
     """
 
     name: str = ""
-    extract: str = "none"
+    extract: str = ""
     pattern: str = ""
     after: str = ""
     tolerance: float = 1e-6
@@ -66,7 +67,7 @@ class VerifierConfig:
     def __post_init__(self):
         """Check every field."""
         check_name(self.name)
-        extractor(self.extract, self.pattern, self.after)
+        extractor(self.methods, self.pattern, self.after)
         if not -math.inf < self.low < self.high < math.inf:
             raise ValueError(f"low is {self.low} and high {self.high}; low must be below high")
         if not self.low <= self.on_failure <= self.high:
@@ -82,6 +83,11 @@ class VerifierConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if not 0.0 <= self.most_failures <= 1.0:
             raise ValueError(f"most_failures is {self.most_failures}; it must be from 0 to 1")
+
+    @property
+    def methods(self) -> str:
+        """How the answer is found: `extract`, or "none" where it is ""."""
+        return self.extract or "none"
 
 
 def check_name(name: str) -> None:
@@ -118,8 +124,8 @@ class Verifier:
         """Starts a process to see that the verifier can be imported."""
         self.config, self.errors, self.timeouts = config, 0, 0
         self._task, self._own = task, own
-        self._extract = extractor(config.extract, config.pattern, config.after)
-        self._boxes = config.extract != "none"
+        self._extract = extractor(config.methods, config.pattern, config.after)
+        self._boxes = config.methods != "none"
         self._reported: set[int] = set()
         self.prepare(config.name)
 
@@ -189,7 +195,7 @@ class Verifier:
     def _results(self, name: str, found: Sequence[tuple[str, Item]]) -> list[tuple[str, Any]]:
         """(status, reward or message) for what was found in responses to items."""
         if not _in_processes(name):
-            declared = "none" not in self.config.extract.split(",")
+            declared = "none" not in self.config.methods.split(",")
             return [self._here(name, declared, text, item) for text, item in found]
         requests = [(text, item.answer, item.payload) for text, item in found]
         if name != "math_verify":

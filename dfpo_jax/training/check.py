@@ -38,9 +38,6 @@ def describe(run: Run) -> Iterator[str]:
 
 def settings(config: Config) -> Iterator[str]:
     """Every setting as "name = value", under what they are: changed or default."""
-    task = config.task.resolved()
-    outside = config.out_of_domain.resolved()
-    config = dataclasses.replace(config, task=task, out_of_domain=outside)
     ours, defaults = flatten(dataclasses.asdict(config)), flatten(dataclasses.asdict(Config()))
     changed = {name for name, value in ours.items() if value != defaults.get(name)}
     yield "settings that differ from the defaults:"

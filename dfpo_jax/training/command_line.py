@@ -40,7 +40,7 @@ def _set_up_logging() -> None:
     if not _VERBOSE.value:  # Orbax prints traces of what it raises, which we say in our own words
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    logging.getLogger("dfpo_jax").setLevel(logging.INFO)
+    logging.getLogger("dfpo_jax").setLevel(logging.DEBUG if _VERBOSE.value else logging.INFO)
 
 
 def _fail(error: Exception) -> NoReturn:

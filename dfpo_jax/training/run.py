@@ -43,7 +43,8 @@ class EvaluationSet:
 class Run:
     """Everything a configuration builds; nothing in it is compiled yet and no weights are read.
 
-    The configuration's `model` is that of the weights, where they have a source.
+    The configuration's `model` is that of the weights, where they have a source, and its tasks have
+    the values of their presets.
     `started` is the `time.perf_counter` at which building began.
     """
 
@@ -88,7 +89,12 @@ def build_run(config: Config, training: bool = True) -> Run:
       ValueError: a data set, alphabet, length, mesh or file of weights that does not fit, by name.
     """
     started = time.perf_counter()
-    config = replace(config, model=config.weights.model_config(config.model))
+    config = replace(
+        config,
+        model=config.weights.model_config(config.model),
+        task=config.task.resolved(),
+        out_of_domain=config.out_of_domain.resolved(),
+    )
     tokenizer = build_tokenizer(config)
     mesh = create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     if training:
@@ -212,7 +218,7 @@ def _chat(section: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> Chat | Non
     if not section.chat.enabled:
         return None
     chat = Chat(tokenizer, section.chat)
-    chat.check_mark(section.resolved().verifier.after)
+    chat.check_mark(section.verifier.after)
     return chat
 
 

@@ -62,7 +62,7 @@ def check_data(workdir: Path, config: Config, new: Mapping[str, str]) -> None:
         if old[key] == new[key]:
             continue
         section, _, split = key.partition(", ")
-        settings = getattr(config, section).resolved()
+        settings = getattr(config, section)
         own = settings.parameters.get("held_out") if split == "held_out" else ""
         what = f"{own or settings.dataset} ({section}, {split} data)"
         if not settings.accept_changed_data:

@@ -16,6 +16,7 @@ from dfpo_jax.tokenizers import BEGINNINGS
 
 # Fields of config.model that hold for published weights too; the others come with the weights.
 KEPT = ("dtype", "param_dtype", "remat", "attention", "max_positions", "lora")
+_DEFAULTS = {"name": "reasoning_gym", "dataset": "chain_sum", "prompt": "{question}"}
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class TaskConfig:
     """Where prompts come from.
 
     Attributes:
-      preset: "" or a key of `tasks.presets.PRESETS`, which gives values to keys of this section
-        that have their defaults.
-      name: a key of `dfpo_jax.tasks.TASKS`.
-      dataset: name of the data set within it; of "jsonl", a file or an id on the hub.
+      preset: "" or a key of `tasks.presets.PRESETS`, which gives values to `name`, `dataset`,
+        `prompt`, `verifier.name` and `verifier.extract` where they are "", and to `parameters` that
+        are left out. Whatever is set otherwise counts, also where it equals a default.
+      name: a key of `dfpo_jax.tasks.TASKS`; "" for the preset's, else "reasoning_gym".
+      dataset: name of the data set within it; of "jsonl", a file or an id on the hub; "" for the
+        preset's, else "chain_sum".
       parameters: the data set's own parameters; of "jsonl", see `tasks.jsonl.Columns`.
-      prompt: format string over an entry of the data set.
+      prompt: format string over an entry of the data set; "" for the preset's, else "{question}".
       held_out_percent: share of prompts kept for evaluation, by a hash of their text.
       solved_at: reward from which a response counts as correct.
       partial_credit: whether responses below `solved_at` keep their score as reward.
@@ -44,10 +47,10 @@ class TaskConfig:
     """
 
     preset: str = ""
-    name: str = "reasoning_gym"
-    dataset: str = "chain_sum"
+    name: str = ""
+    dataset: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    prompt: str = "{question}"
+    prompt: str = ""
     held_out_percent: int = 10
     solved_at: float = 1.0
     partial_credit: bool = True
@@ -60,7 +63,7 @@ class TaskConfig:
 
     def __post_init__(self):
         """Check the name; the task checks the rest when it is built."""
-        check_choice(self, "name", tuple(TASKS))
+        check_choice(self, "name", ("", *TASKS))
         check_choice(self, "preset", ("", *PRESETS))
         check_choice(self, "overlong", ("error", "skip", "truncate"))
 
@@ -73,25 +76,19 @@ class TaskConfig:
         return TASKS[options.pop("name")](**options, split=split, accepts=accepts)
 
     def resolved(self) -> "TaskConfig":
-        """This section with its preset's values in the keys that have their defaults."""
-        if not self.preset:
-            return self
-        preset = {"name": "jsonl", **PRESETS[self.preset]}
-        default = TaskConfig()
+        """This section with the values of its preset, or the defaults, in what is ""."""
+        preset = {"name": "jsonl", **PRESETS[self.preset]} if self.preset else {}
+        judged = preset.get("verifier", {})
+        verifier = {name: getattr(self.verifier, name) or judged[name] for name in judged}
         values = {
-            name: value
-            for name, value in preset.items()
-            if name not in ("parameters", "verifier")
-            and getattr(self, name) == getattr(default, name)
+            name: getattr(self, name) or preset.get(name, _DEFAULTS[name]) for name in _DEFAULTS
         }
-        values["parameters"] = {**preset["parameters"], **self.parameters}
-        verifier = {
-            name: value
-            for name, value in preset["verifier"].items()
-            if getattr(self.verifier, name) == getattr(default.verifier, name)
-        }
-        values["verifier"] = dataclasses.replace(self.verifier, **verifier)
-        return dataclasses.replace(self, **values)
+        return dataclasses.replace(
+            self,
+            **values,
+            parameters={**preset.get("parameters", {}), **self.parameters},
+            verifier=dataclasses.replace(self.verifier, **verifier),
+        )
 
 
 @dataclass(frozen=True)

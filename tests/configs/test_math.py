@@ -32,7 +32,8 @@ def test_it_parses_to_the_run_it_names(name):
     preset, chips = MATH[name]
     config = parse_config(load(name).get_config())
     assert config.algorithm == "dfpo"
-    assert (config.task.name, config.task.dataset) == ("reasoning_gym", "gsm_symbolic")
+    task = config.task.resolved()
+    assert (task.name, task.dataset) == ("reasoning_gym", "gsm_symbolic")
     assert config.noise.false_positive == config.noise.false_negative == 0.2
     for field in SIZES:
         assert getattr(config.model, field) == getattr(PRESETS[preset], field)

@@ -266,5 +266,11 @@ def test_what_a_configuration_sets_itself_stays(file):
     task = section.build("train")
     item = task.items(1)[0]
     assert task.score(item, f"it is {item.answer}.") == 1.0
+    default = TaskConfig().resolved()
+    asked = {"name": default.name, "prompt": default.prompt, "dataset": default.dataset}
+    plain = VerifierConfig("number", "none")
+    section = TaskConfig(preset="gsm8k", verifier=plain, **asked).resolved()
+    assert {name: getattr(section, name) for name in asked} == asked
+    assert section.verifier == plain and section.resolved() == section
     with pytest.raises(ValueError, match="preset is 'gsm'; it must be one of"):
         TaskConfig(preset="gsm")
