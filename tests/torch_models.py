@@ -3,8 +3,10 @@
 import functools
 
 import numpy as np
-import torch
+import pytest
 import transformers
+
+torch = pytest.importorskip("torch")
 
 torch.set_num_threads(1)  # these models are too small for more
 VOCAB = 96

@@ -6,7 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import torch
 from export import export
 from generate import policy_of, responses
 from pretrained_models import save_tiny
@@ -105,6 +104,7 @@ def test_responses_end_at_any_published_eos(published):
 def test_a_run_exports_what_transformers_loads_and_what_can_be_trained_again(
     published, tmp_path, monkeypatch
 ):
+    torch = pytest.importorskip("torch")
     workdir, exported = tmp_path / "run", tmp_path / "exported"
     config = tiny(published[0])
     (tmp_path / "picky.py").write_text(
@@ -144,6 +144,7 @@ def test_a_run_exports_what_transformers_loads_and_what_can_be_trained_again(
 
 @pytest.mark.slow
 def test_low_rank_updates_of_published_weights_are_trained_and_exported(published, tmp_path):
+    torch = pytest.importorskip("torch")
     _, _, params = published
     workdir, exported = tmp_path / "run", tmp_path / "exported"
     config = tiny(published[0])

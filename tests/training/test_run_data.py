@@ -99,8 +99,10 @@ def test_other_held_out_prompts_are_accepted_with_their_file(tmp_path, config, c
 def test_a_copy_elsewhere_is_the_same_data(tmp_path, config):
     workdir = tmp_path / "run"
     begin(workdir, config)
+    before = (workdir / "data.json").read_text()
     config.task.dataset = write(tmp_path / "copy.jsonl", sums(0, 40))
     resume(workdir, config)
+    assert (workdir / "data.json").read_text() == before
 
 
 def test_a_run_from_before_there_were_digests_goes_on(tmp_path, config):
