@@ -256,6 +256,7 @@ def test_a_state_is_born_in_its_layout(single):
         np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("context", "sizes"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 
 from dfpo_jax.tasks.base import Item
 from dfpo_jax.training.config import Config
+from dfpo_jax.training.json_lines import read_json
 from dfpo_jax.training.run import Run
 
 _LOG = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def check_data(workdir: Path, config: Config, new: Mapping[str, str]) -> None:
       ValueError: data changed, and `accept_changed_data` of its section is False; names both.
     """
     path = workdir / FILE
-    old = json.loads(path.read_text()) if path.exists() else {}
+    old = read_json(path) if path.exists() else {}
     for key in sorted(old.keys() & new.keys()):
         if old[key] == new[key]:
             continue
@@ -85,7 +86,7 @@ def check_prompts(path: Path, config: Config, new: Mapping[str, str]) -> None:
       ValueError: the held-out prompts are others, and `accept_changed_data` of their section is
         False.
     """
-    old = json.loads(path.read_text()).get("prompts", {}) if path.exists() else {}
+    old = read_json(path).get("prompts", {}) if path.exists() else {}
     different = sorted(name for name in old if old[name] != new.get(name))
     as_tokens_too = {name + _AS_TOKENS for name in different}
     different = [name for name in different if name not in as_tokens_too]

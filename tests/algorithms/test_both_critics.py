@@ -31,6 +31,7 @@ def finite(tree):
 # --- the policy's terms -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_first_update_starts_at_the_old_policy(name):
     this = critic_case(name)
@@ -70,6 +71,7 @@ def test_policy_is_silent_during_warm_up(name):
 # --- gradients ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("trunk", TRUNKS)
 def test_frozen_inputs_get_no_gradient(name, trunk):

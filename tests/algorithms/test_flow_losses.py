@@ -205,6 +205,7 @@ def test_losses_stop_everything_but_the_live_field():
 # --- learning -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_bimodal_return_is_learned():
     """Two states whose return is +1 or -1, with odds .8 and .3; one network step reads both."""
     config = FlowCriticConfig(num_samples=16, num_quantiles=20)

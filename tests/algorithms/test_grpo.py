@@ -100,6 +100,7 @@ def test_what_needs_a_critic_is_refused(settings, message):
         GroupConfig("leave_one_out")
 
 
+@pytest.mark.slow
 def test_a_run_without_a_critic(tmp_path):
     config = test_loop.tiny(iterations=2)
     config.algorithm = "grpo"

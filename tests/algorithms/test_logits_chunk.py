@@ -185,6 +185,7 @@ def equations(jaxpr):
                 yield from equations(inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chunk", "microbatches"), [(2, 4)])
 def test_chunks_and_microbatches_leave_an_update_as_it_is(chunk, microbatches):
     policy = PolicyConfig(kl_coefficient=0.1, entropy_coefficient=0.01)

@@ -24,6 +24,7 @@ def test_columns_are_wrapped_and_aligned():
     ]
 
 
+@pytest.mark.slow
 def test_responses_of_published_weights(tmp_path):
     save_tiny(tmp_path / "model", max_positions=512)
     run = run_of_weights(str(tmp_path / "model"), True)

@@ -24,7 +24,9 @@ def test_outputs_are_cleared():
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
-def test_it_runs_and_fits():
+@pytest.mark.slow
+def test_it_runs_and_fits(monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # it trains for long
     notebook = load()
     client = nbclient.NotebookClient(
         notebook, timeout=180, resources={"metadata": {"path": str(ROOT)}}

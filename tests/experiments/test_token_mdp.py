@@ -72,6 +72,7 @@ def test_the_truth_scores_zero(problem):
     np.testing.assert_allclose([shifted["w1"], shifted["w1_32"]], 0.1, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "w1", "mean"),
     [("scalar", (0.3, 0.6), 0.06), ("quantile", (0.0, 0.1), 0.06), ("dfpo", (0.0, 0.2), 0.08)],

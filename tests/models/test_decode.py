@@ -50,6 +50,7 @@ def widen(cache, columns):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TINY, FULL], ids=["plain", "full"])
 @pytest.mark.parametrize("prompt", [0, 1, 5])
 def test_prefill_and_steps_equal_one_pass(config, prompt):
@@ -119,6 +120,7 @@ def test_a_cache_of_lower_precision_stays_so_and_stays_close():
     assert 0 < np.abs(np.asarray(logits) - expected).max() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 def test_low_rank_updates_are_decoded_as_they_are_trained(tied):
     config = dataclasses.replace(FULL, lora=LoraConfig(rank=3, alpha=6.0), tie_embeddings=tied)

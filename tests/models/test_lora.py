@@ -89,6 +89,7 @@ def test_a_starts_random_and_b_at_zero():
         assert np.any(module["lora_a"][0] != module["lora_a"][1])  # layers differ
 
 
+@pytest.mark.slow
 def test_without_a_rank_nothing_is_there_and_with_one_the_model_starts_as_it_was():
     base, params = first_params(BASE), first_params(adapted())
     assert not [name for name in names(base) if "lora" in name]

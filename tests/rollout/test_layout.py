@@ -68,6 +68,7 @@ def test_the_cache_is_split_over_rows_and_heads(params):
     assert {shard.data.shape for shard in logits.addressable_shards} == {(2, 32)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [0, 4, 8])
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 8, 1)])
 def test_samples_on_a_mesh_are_those_of_one_device(params, sizes, slots):

@@ -187,6 +187,7 @@ def test_any_of_several_ids_ends_a_row():
     assert not out.truncated.any()
 
 
+@pytest.mark.slow
 def test_decoding_stops_when_every_row_has_ended(steps):  # noqa: F811
     for first, expected in (([3, 3], 1), ([3, 5], 3), ([3, 9], 39)):
         steps.clear()
@@ -205,6 +206,7 @@ def test_decoding_stops_when_every_row_has_ended(steps):  # noqa: F811
     assert len(steps) == 9
 
 
+@pytest.mark.slow
 def test_samples_share_one_prefill(traced):  # noqa: F811
     prompts = np.asarray([[1, 5], [1, 3], [1, 9]], np.int32)
     options = {"eos_ids": (EOS,), "pad_id": 0, "config": SamplingConfig(4, temperature=0.0)}
@@ -224,6 +226,7 @@ def test_the_key_decides_and_samples_differ():
     assert len({tuple(row) for row in first.tokens.tolist()}) == 16
 
 
+@pytest.mark.slow
 def test_compiles_once_per_shape(traced):  # noqa: F811
     config = SamplingConfig(max_new_tokens=3)
     call = jax.jit(functools.partial(generate, TABLE, config=config, eos_ids=(EOS,), pad_id=0))
@@ -255,6 +258,7 @@ def ragged(**options):
     return jax.device_get(jax.jit(call)(params, prompts, mask, jax.random.key(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"slots": 1}, {"slots": 5}, {"slots": 17}, {"slots": 99}, {"prefill_rows": 2}]
@@ -269,6 +273,7 @@ def test_slots_and_pieces_of_the_prefill_change_no_sample(options):
     np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cache_of_lower_precision_changes_log_probs_a_little():
     expected, found = ragged(), ragged(cache_dtype="bfloat16")
     first = expected.tokens[:, 0] == found.tokens[:, 0]

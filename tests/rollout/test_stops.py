@@ -54,6 +54,7 @@ def test_the_table_finds_what_a_search_finds(stop):
     assert 0 < found <= 300
 
 
+@pytest.mark.slow
 def test_decoding_ends_with_the_token_that_completes_the_stop_text(steps):  # noqa: F811
     """1, 2, 3, 4, 1, ... where the second row comes upon "41" after one token, the first never."""
     tokenizer, params = follow("12341")

@@ -153,6 +153,7 @@ def test_failing_verifier_is_counted_and_logged_once_per_item(caplog):
     assert task.verifier.errors == 3
 
 
+@pytest.mark.slow
 def test_what_verifiers_make_of_model_text_stays_in_their_processes():
     # The first two pass the response to eval, the third to sympy.
     for dataset, response, status in (
@@ -178,6 +179,7 @@ def test_parameters_reach_the_verifier():
         )
 
 
+@pytest.mark.slow
 def test_every_data_set_is_judged_in_a_process_as_it_judges_itself():
     pool, refused, credulous = Pool("reasoning_gym", 2), [], set()
     for name in sorted(DATASETS):

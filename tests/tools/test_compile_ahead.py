@@ -80,6 +80,7 @@ def lowering():
     return Lowering(config, create_mesh(2, 2, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_of_a_small_run(lowering, name):
     lowered = lowering.lower(name)

@@ -13,6 +13,7 @@ import pytest
 CONFIG = Path(__file__).with_name("tiny_config.py")
 
 
+@pytest.mark.slow
 def test_killed_runs_end_like_whole_ones(tmp_path):
     command = [sys.executable, kill_test.__file__, f"--config={CONFIG}"]
     command += [f"--workdir={tmp_path}", "--kills=3", "--config.evaluation.every=0"]

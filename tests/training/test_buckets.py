@@ -59,6 +59,7 @@ def finished(tmp_path_factory):
     return workdir, results, [x for x in handler.lines if x.startswith("Compiling ")]
 
 
+@pytest.mark.slow
 def test_every_program_compiles_once_per_bucket(finished):
     workdir, _, compiled = finished
     found = slots(workdir)
@@ -75,6 +76,7 @@ def test_every_program_compiles_once_per_bucket(finished):
         assert sum(f"int32[2,{width}]" in line for line in generating) >= 1
 
 
+@pytest.mark.slow
 def test_the_first_iteration_pads_to_the_longest_so_that_what_does_not_fit_fails_at_once(finished):
     run, found = build_run(parse_config(ragged())), slots(finished[0])
     needed = [
@@ -84,6 +86,7 @@ def test_the_first_iteration_pads_to_the_longest_so_that_what_does_not_fit_fails
     assert found == [LONGEST, *needed[1:]]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_exactly(finished, tmp_path, monkeypatch):
     real = loop.iteration
 
@@ -104,6 +107,7 @@ def test_a_stopped_run_resumes_exactly(finished, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "config.json").read_text())["train"]["prompt_buckets"] == [6, 7]
 
 
+@pytest.mark.slow
 def test_one_length_trains_the_same(finished, tmp_path):
     test_loop.run_in(tmp_path, ragged(()))
     assert set(slots(tmp_path)) == {LONGEST}
@@ -123,6 +127,7 @@ def test_warm_starts_and_evaluation_sets_have_one_length():
         assert tokens.shape == (1, longest) and mask.sum() <= longest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dfpo", "ppo"])
 def test_losses_and_gradients_do_not_see_the_padding(name):
     model = Transformer(tiny.DECODER)

@@ -29,6 +29,7 @@ def test_settings_that_differ_come_first_and_none_is_left_out(run):
     assert sorted(names) == sorted(flatten(dataclasses.asdict(run.config)))
 
 
+@pytest.mark.slow
 def test_parameters_are_counted_and_programs_say_their_memory(run):
     lines = list(check.describe(run))
     state = run.learner.start(jax.random.key(0))

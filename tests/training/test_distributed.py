@@ -56,6 +56,7 @@ def alone(tmp_path_factory):
     return read_metrics(workdir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_equal_one(count, alone, tmp_path):
     run_processes(tmp_path / "run", count)

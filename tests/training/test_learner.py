@@ -101,6 +101,7 @@ def host_copy(state):
 # --- accumulation -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "aggregation"),
     [("ppo", "token_mean"), ("ppo", "sequence_mean"), ("dfpo", "token_mean")],
@@ -165,6 +166,7 @@ def on_one_device(name):
     return start, run_on(name, (1, 1, 1), start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("name", ["ppo", "dfpo"])
 def test_every_mesh_gives_the_losses_and_gradients_of_one_device(name, mesh):
@@ -243,6 +245,7 @@ def iterate(learner, key, count):
     return states, history
 
 
+@pytest.mark.slow
 def test_runs_repeat_bit_by_bit_and_compile_once():
     learner = make_learner("dfpo", "adamw", Schedule(epochs=2, minibatches=2))
     first = iterate(learner, jax.random.key(0), 1)

@@ -85,6 +85,7 @@ def test_a_run_leaves_results_report_metrics_and_checkpoints(finished):
     assert (workdir / "checkpoints" / "4").is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_may_have_one_evaluation_set(tmp_path):
     config = tiny(iterations=1)
     config.out_of_domain.preset = "math500"  # on the hub, which nothing asks
@@ -98,6 +99,7 @@ def test_a_run_may_have_one_evaluation_set(tmp_path):
         changed_settings(results["config"], dataclasses.asdict(parse_config(config)))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_identical_metrics(finished, tmp_path):
     run_in(tmp_path, tiny())
     assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(finished[0]))
@@ -126,6 +128,7 @@ def test_a_stopped_run_resumes_exactly(finished, tmp_path, monkeypatch):
         assert resumed[name] == finished[1][name]
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_its_iterations_alone(finished, tmp_path):
     copy = shutil.copytree(finished[0], tmp_path / "copy")
     newest = copy / "checkpoints" / "4"
@@ -171,6 +174,7 @@ def test_a_second_run_is_refused_and_does_not_disturb_the_first(finished, tmp_pa
         assert f"is in use by process {os.getpid()} on host " in words
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_eight_devices_to_four_to_one(finished, tmp_path):
     for iterations, mesh in ((2, (2, 2, 2)), (3, (1, 4, 1)), (4, (1, 1, 1))):
         config = tiny(iterations=iterations)
@@ -184,6 +188,7 @@ def test_a_run_moves_from_eight_devices_to_four_to_one(finished, tmp_path):
             assert row[key] == pytest.approx(expected[key], rel=2e-4, abs=1e-5), (row["step"], key)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_state_and_the_run_goes_on(finished, tmp_path, monkeypatch):
     from dfpo_jax.training import loop
 
@@ -221,6 +226,7 @@ def test_a_second_signal_acts_at_once():
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_too_many_skipped_updates_end_the_run_on_the_last_good_checkpoint(
     finished, tmp_path, monkeypatch
 ):
@@ -246,6 +252,7 @@ def test_too_many_skipped_updates_end_the_run_on_the_last_good_checkpoint(
     assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(finished[0]))
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_fails_costs_no_iteration(finished, tmp_path, monkeypatch):
     from dfpo_jax.training import loop
 
@@ -265,6 +272,7 @@ def test_an_evaluation_that_fails_costs_no_iteration(finished, tmp_path, monkeyp
     assert last[0] == last[1]
 
 
+@pytest.mark.slow
 def test_the_controller_moves_the_kl_coefficient_and_waits_where_nothing_was_learned(
     tmp_path, monkeypatch
 ):
@@ -291,6 +299,7 @@ def test_the_controller_moves_the_kl_coefficient_and_waits_where_nothing_was_lea
     assert second[name] == first[name] and math.isfinite(third[name]) and third[name] != first[name]
 
 
+@pytest.mark.slow
 def test_every_program_compiles_once(tmp_path, caplog):
     memory.clear_caches()
     config = tiny(iterations=3)

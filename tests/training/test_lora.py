@@ -101,6 +101,7 @@ def test_base_weights_are_stored_once_and_have_no_moments(name):
     assert count(state.reference) == small
 
 
+@pytest.mark.slow
 @NAMES
 def test_training_moves_the_updates_and_leaves_the_base_bit_for_bit(name):
     learner = make_learner(name)
@@ -123,6 +124,7 @@ def test_training_moves_the_updates_and_leaves_the_base_bit_for_bit(name):
     assert np.abs(batch.old_log_probs - batch.ref_log_probs).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "trunk"), [("ppo", "own"), ("ppo", "shared"), ("dfpo", "own"), ("dfpo", "detached")]
 )
@@ -173,6 +175,7 @@ def test_an_own_trunk_sends_no_gradient_to_the_policys_base_weights(name):
     assert not any(np.any(x) for x in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mesh"), [("dfpo", (2, 2, 2)), ("ppo", (1, 8, 1))])
 def test_a_mesh_gives_what_one_device_gives(name, mesh):
     results = []
@@ -194,6 +197,7 @@ def test_a_mesh_gives_what_one_device_gives(name, mesh):
         assert np.linalg.norm(several - one) <= 2e-5 * norm + 1e-6
 
 
+@pytest.mark.slow
 def test_a_warm_start_trains_the_updates_alone():
     learner = make_learner("sft")
     state = learner.start(jax.random.key(0))
@@ -232,6 +236,7 @@ def test_a_checkpoint_goes_to_another_mesh_and_on(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first[0].params, second[0].params)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit_and_keeps_its_rank(tmp_path):
     def config(**settings):
         made = tiny_run(**settings)

@@ -81,6 +81,7 @@ def test_a_damaged_file_of_the_run_is_named(copy, name):
         reopen(copy, tiny(iterations=2))
 
 
+@pytest.mark.slow
 def test_a_directory_in_which_nothing_began_is_free(tmp_path, monkeypatch):
     from dfpo_jax.training import loop
 
@@ -180,6 +181,7 @@ def test_other_training_prompts_are_said(copy, caplog):
     assert "changed since the run was started: the training prompts" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_fixed_kl_coefficient_may_change(tmp_path):
     def config(iterations, coefficient):
         made = tiny(iterations=iterations)
@@ -207,6 +209,7 @@ def test_processes_with_different_prompts_are_refused(monkeypatch):
         distributed.check_same("prompts", {"a": 1, "b": 3}, "; see there")
 
 
+@pytest.mark.slow
 def test_a_run_of_many_devices_is_read_on_those_that_there_are(tmp_path):
     config = tiny(iterations=1)
     config.mesh.update(data=1, fsdp=4, tensor=2)
@@ -222,6 +225,7 @@ def test_a_run_of_many_devices_is_read_on_those_that_there_are(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state.params, whole.params)
 
 
+@pytest.mark.slow
 def test_a_copy_goes_on_as_its_original(copy, tmp_path):
     run_in(tmp_path / "whole", tiny(iterations=2))
     run_in(copy, tiny(iterations=2), resume=True)
