@@ -76,3 +76,47 @@ def test_every_program_tells_a_wrong_flag_in_one_line(program, arguments, error)
     assert done.returncode == 2, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and error in lines[0]
+
+
+TALK = """
+import logging
+from absl import logging as absl_logging
+from dfpo_jax.training import command_line
+
+def main():
+    logging.getLogger("dfpo_jax.training.loop").info("going on")
+    logging.getLogger("dfpo_jax.training.loop").warning("take care")
+    logging.getLogger("jax._src.xla_bridge").info("no such backend")
+    logging.getLogger("jax._src.xla_bridge").warning("a slow device")
+    absl_logging.info("saving to checkpoints/3")
+
+command_line.run(main)
+"""
+
+
+def test_programs_show_their_own_words_and_real_warnings_and_with_verbose_everything():
+    shown = {}
+    for flag in ("--noverbose", "--verbose"):
+        command = [sys.executable, "-c", TALK, flag]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and not done.stdout, done.stderr
+        shown[flag] = done.stderr.strip().splitlines()
+    ours, careful, slow = shown["--noverbose"]
+    assert (ours, careful) == ("going on", "warning: take care")
+    assert slow.startswith("W") and slow.endswith("] a slow device")
+    more = [line for line in shown["--verbose"] if line not in (ours, careful)]
+    words = [line.rpartition("] ")[2] for line in more]
+    assert words == ["no such backend", "a slow device", "saving to checkpoints/3"]
+
+
+def test_a_library_that_is_not_installed_is_not_talked_of():
+    code = "import dfpo_jax.tokenizers"  # transformers tells who imports it without PyTorch
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_training_needs_a_directory_unless_it_is_only_checked():
+    done = train("--config=configs/quickstart.py")
+    assert done.returncode == 2
+    assert done.stderr == "error: --workdir must be set, or --check\n"
