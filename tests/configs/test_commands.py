@@ -34,6 +34,7 @@ def configuration(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_bool("check", False, "", flag_values=values)
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     assert values(["train.py", *words]) == ["train.py"]
     return parse_config(values.config)
