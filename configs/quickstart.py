@@ -1,6 +1,10 @@
 """Spell words of four and five letters backward, under a verifier that is often wrong.
 
 python experiments/train.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+About three minutes and 1.3 GiB on two CPU cores. Greedy accuracy on held-out words goes from 49.2
+to 75.4 %, on invented words from 36.7 to 61.7 % (seed 0; rounding differences between machines
+alone can move it by several points).
 """
 
 import string

@@ -37,14 +37,6 @@ def forget_programs():
     gc.collect()
 
 
-@pytest.fixture(scope="module")
-def optimized():
-    """Programs of the file are optimized as those of a user are: it measures or runs long."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.fixture(params=["eager", "jit"])
 def variant(request):
     """A function transformation: the identity, or `jax.jit` (arguments pass through)."""
