@@ -62,7 +62,7 @@ def main():
                 return _describe(check.describe(run), distributed.is_main())
             open_workdir(_WORKDIR.value, run, _RESUME.value)
     main = distributed.is_main()
-    if not main:
+    if not (main or flags.FLAGS.verbose):
         logging.getLogger("dfpo_jax").setLevel(logging.ERROR)
     try:
         results = train(run, _WORKDIR.value)

@@ -21,10 +21,11 @@ unless --name or --preset say otherwise, and rows may name their own, as in trai
 import ast
 import dataclasses
 import json
+import logging
 
 from _verifiers.dresses import pairs
 from _verifiers.tables import judged_table, kinds_table, mistakes_table
-from absl import flags, logging
+from absl import flags
 
 from dfpo_jax.tasks import Item
 from dfpo_jax.tasks.rows import read_jsonl
@@ -133,7 +134,10 @@ def judge_file(path: str, verifier: Verifier, task: VerifiedTask | None) -> list
     known = {} if task is None else {item.prompt: item for item in task.everything()}
     items, responses, given = [], [], []
     for index, (where, row) in enumerate(read_jsonl(path).entries):
-        item = known.get(row.get("prompt"))
+        prompt, reward = row.get("prompt"), row.get("clean_reward", row.get("reward"))
+        item = known.get(prompt) if isinstance(prompt, str) else None
+        if reward is not None and not isinstance(reward, int | float):
+            raise ValueError(f"{where}: the reward is {reward!r}; it must be a number")
         if not isinstance(row.get("response"), str):
             raise ValueError(f"{where}: 'response' is {row.get('response')!r}; it must be a text")
         if item is None and "answer" not in row:
@@ -143,7 +147,7 @@ def judge_file(path: str, verifier: Verifier, task: VerifiedTask | None) -> list
         payload = {"row": row, "verifier": verifier.config.name}
         items.append(item or Item("", str(row["answer"]), payload, index))
         responses.append(row["response"])
-        given.append(row.get("clean_reward", row.get("reward")))
+        given.append(reward)
     names = [item.payload["verifier"] for item in items]
     verdicts = verifier.judge(items, responses, names)
     return [
@@ -160,7 +164,8 @@ def judge_file(path: str, verifier: Verifier, task: VerifiedTask | None) -> list
 
 def main():
     """Judge, and print tables."""
-    logging.set_verbosity(logging.ERROR)
+    if not FLAGS.verbose:
+        logging.getLogger("dfpo_jax").setLevel(logging.ERROR)
     with command_line.user_errors():
         values = {name: getattr(FLAGS, name) for name in (*_VERIFIER, "parameters", "prompt")}
         values |= {"dataset": FLAGS.dataset, "preset": FLAGS.preset}
@@ -170,6 +175,10 @@ def main():
         needs_data = FLAGS.responses is None and FLAGS.response is None
         if needs_data and not (FLAGS.dataset or FLAGS.preset):
             raise ValueError("give --dataset, --preset, --responses or --response")
+        if FLAGS.responses and not FLAGS.dataset and task_config.parameters.get("verifier"):
+            raise ValueError(
+                f"the rows of preset {FLAGS.preset!r} name their verifiers; give --dataset too"
+            )
         task = task_config.build("train") if FLAGS.dataset or needs_data else None
         verifier = task.verifier if task else Verifier(task_config.verifier, "responses")
         print(f"verifier {verifier.config.name}, extract {verifier.config.methods}")

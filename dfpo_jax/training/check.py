@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax
 
 from dfpo_jax.memory import free_bytes, needed_bytes
-from dfpo_jax.training.config import Config
+from dfpo_jax.training.config import Config, TaskConfig
 from dfpo_jax.training.config_diff import flatten
 from dfpo_jax.training.programs import Programs, bytes_per_chip
 from dfpo_jax.training.run import Run
@@ -37,8 +37,13 @@ def describe(run: Run) -> Iterator[str]:
 
 
 def settings(config: Config) -> Iterator[str]:
-    """Every setting as "name = value", under what they are: changed or default."""
-    ours, defaults = flatten(dataclasses.asdict(config)), flatten(dataclasses.asdict(Config()))
+    """Every setting as "name = value", under what they are: changed or default.
+
+    Settings of the model that come with published weights count as changed.
+    """
+    task = TaskConfig().resolved()
+    plain = dataclasses.replace(Config(), task=task, out_of_domain=task)
+    ours, defaults = flatten(dataclasses.asdict(config)), flatten(dataclasses.asdict(plain))
     changed = {name for name, value in ours.items() if value != defaults.get(name)}
     yield "settings that differ from the defaults:"
     yield from (f"  {name} = {ours[name]!r}" for name in ours if name in changed)

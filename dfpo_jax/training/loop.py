@@ -332,15 +332,13 @@ def _finish(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict[
         "seed": run.config.seed,
     }
     write_json(workdir / "results.json", results)
-    examples = [
-        Example(item.prompt, item.answer, old["text"], new["text"], old["correct"], new["correct"])
-        for item, old, new in zip(
-            run.evaluations["in_domain"].items,
-            before["details"]["in_domain"],
-            details["in_domain"],
-            strict=True,
-        )
-    ]
+    examples = []  # of prompts that were accepted though they are others, none can be compared
+    if before.get("prompts", {}).get("in_domain") in (None, digests(run)["in_domain"]):
+        items, old = run.evaluations["in_domain"].items, before["details"]["in_domain"]
+        examples = [
+            Example(item.prompt, item.answer, a["text"], b["text"], a["correct"], b["correct"])
+            for item, a, b in zip(items, old, details["in_domain"], strict=True)
+        ]
     if not distributed.is_main():
         return results
     write_report(

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from pretrained_models import chat_tokenizer
+from training.test_loop import run_in
 
 from dfpo_jax.training.config import default_config, parse_config
 from dfpo_jax.training.run import build_run
@@ -94,6 +95,25 @@ def test_other_held_out_prompts_are_accepted_with_their_file(tmp_path, config, c
     config.task.accept_changed_data = False
     with pytest.raises(ValueError, match="held-out prompts of in_domain are not those"):
         resume(workdir, config)
+
+
+@pytest.mark.slow
+def test_a_run_ends_on_fewer_held_out_prompts_than_it_began_with(tmp_path, config):
+    sizes = {"d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8}
+    config.model.update(d_ff=32, **sizes)
+    config.sampling.max_new_tokens = 3
+    config.train.iterations, config.log.tensorboard = 1, False
+    workdir = tmp_path / "run"
+    run_in(workdir, config)
+    shown = [i.prompt for i in build_run(parse_config(config)).evaluations["in_domain"].items]
+    assert all(prompt in (workdir / "report.html").read_text() for prompt in shown)
+    write(tmp_path / "test.jsonl", sums(200, 3))
+    config.task.accept_changed_data = True
+    config.train.iterations = 2
+    config.evaluation.update(critic_prompts=0)
+    run_in(workdir, config, resume=True)
+    report = (workdir / "report.html").read_text()
+    assert not any(prompt in report for prompt in [*shown, "201+201="])
 
 
 def test_a_copy_elsewhere_is_the_same_data(tmp_path, config):
