@@ -28,11 +28,9 @@ _WRAP = r"[\s(\[{\"'$:=<>-]{0,10}"
 _ENDS = r"(?=[\s)\]}]{0,9}(?:[.,;:!?\"'$<)\]}]|\n|$))"
 # A or I before a small letter is a word, unless a reason follows.
 _REASON = r"(?:because|since|as|for|which|due|by|and|but|with|not|from|or)\b"
-_NO_FORMULA = r"(?![A-Z](?:[\d^₀-₉(]|_[\w{]|/\d|\s?=(?!>)|-[A-Za-z]|\+\s[a-z]))"
-_CAPITAL = (
-    rf"(?:{_NO_FORMULA}(?:[B-HJ-Z](?!'?[A-Za-z])"
-    rf"|[AI](?!'?[A-Za-z])(?![ ]{{1,9}}(?!{_REASON})[a-z])))"
-)
+# Behind a letter that is one, neither a word nor a formula goes on.
+_ALONE = r"(?!'?[A-Za-z]|[\d^₀-₉(]|_[\w{]|/\d|\s?=(?!>)|-[A-Za-z]|\+\s[a-z])"
+_CAPITAL = rf"(?:[B-HJ-Z]{_ALONE}|[AI]{_ALONE}(?![ ]{{1,9}}(?!{_REASON})[a-z]))"
 _SMALL = rf"(?:[a-z](?!'?[A-Za-z])){_ENDS}"
 _LETTER = rf"(?P<letter>{_CAPITAL}|{_SMALL})"
 _MEANS = (
@@ -96,11 +94,13 @@ _REJECTED_BEFORE = re.compile(
 # Before the word "answer" or "option": it is called wrong, or only supposed.
 _SUPPOSED_BEFORE = re.compile(
     r"(?:\b(?:wrong|incorrect|distractor) |\b(?:mistake|error|trap|tempting) (?:is )?to "
-    r"|(?:\b(?:I|we) (?:\w+ )?doubt|(?<!\bI )\b(?:suppose|assume)|\bif|\bwhether|\bthought"
+    r"|(?:\b(?:i|we) (?:\w+ )?doubt|(?<!\bi )\b(?:suppose|assume)|\bif|\bwhether|\bthought"
     r"|n't (?:think|believe)) (?:that )?(?:the )?(?:(?:correct|right|final|best) )?"
-    r"|\bif\b[^.\n!?]{0,50}\b(?:forg[eo]t|ignor|neglect|omit|overlook)\w*[^.\n!?]{0,50} )\Z",
-    re.IGNORECASE,
+    r"|\bif\b[^.\n!?]{0,50}\b(?:forg[eo]t|ignor|neglect|omit|overlook)\w*[^.\n!?]{0,50} )\Z"
 )
+# One of these is in what that pattern finds.
+_HINTS = ("if ", "wrong ", "incorrect ", "distractor ", "to ", "doubt ", "suppose ", "assume ",
+          "whether ", "thought ", "n't ")  # fmt: skip
 _NOT_THOUGHT = re.compile(r"n't (?:(?:think|believe|say) (?:that )?)?\Z")
 _ANOTHER = (
     r"[A-HJ-Z](?!'?[A-Za-z])(?!\)?\s(?:is|was|are|being|having|fails?|isn't|cannot|can't|can|would"
@@ -168,7 +168,8 @@ def _accepted(text: str, keyword: re.Pattern, pattern: re.Pattern) -> str | None
         if pattern is _CHOSEN:
             supposed = _NOT_THOUGHT.search(text[max(begin - 20, 0) : begin])
         else:
-            supposed = _SUPPOSED_BEFORE.search(text[max(begin - 110, 0) : begin])
+            head = text[max(begin - 110, 0) : begin].lower()
+            supposed = any(hint in head for hint in _HINTS) and _SUPPOSED_BEFORE.search(head)
         if supposed:
             continue
         if not _REJECTED_AFTER.match(text, end) and not _REJECTED_BEFORE.search(before):
