@@ -277,7 +277,8 @@ _ASIDE = re.compile(
 _ASIDE_TELLS_WHY = re.compile(r"\(|because|since|as|that|i\.e\.|not")
 # In an aside: the number before it was none.
 _TAKEN_BACK = re.compile(
-    r"\b(?:actually|should (?:be|have been)|wrong|incorrect|wait|answer is|could be)\b|\(or\b"
+    r"\b(?:(?:actually|answer is|could be) \$?\d|should (?:be|have been)|wrong|incorrect|wait,)"
+    r"|\(or \$?\d+\)"
 )
 _IN_BRACKETS = re.compile(r"\s\([^()]*\)")
 _LINE = 80  # characters of an answer of one line
@@ -314,9 +315,8 @@ def parse_number(text: str) -> Fraction | None:
     first = found[0]
     if first.value is not None and _LEAD.fullmatch(text[: first.start]):
         if aside := _ASIDE.match(text, first.end):
-            if found[-1].value != first.value and _TAKEN_BACK.search(text, first.end):
-                return None
-            return _behind(text, first, aside)
+            back = found[-1].value != first.value and _TAKEN_BACK.search(text, first.end)
+            return None if back else _behind(text, first, aside)
     _, mark, last = text.rpartition("=")
     if mark and re.search(r"\d", last):
         return parse_number(last)
@@ -347,7 +347,7 @@ def bare_number(text: str) -> Fraction | None:
 
 
 _OR_BETWEEN = re.compile(r"[ }$%]*(?:[A-Za-z]+ ){0,3}or (?:[a-z]+ ){0,2}(?:[a-z] ?= ?)?[ $]*")
-_RANGE_OPENS = re.compile(r"\b(?:between|from) \$?\Z", re.IGNORECASE)
+_RANGE_OPENS = re.compile(r"\b[Bb]etween \$?\Z|(?:\A|\W\s|\b(?:is|are|be) )[Ff]rom \$?\Z")
 _RANGE_GOES_ON = re.compile(r"[ $%]{0,3}(?:[A-Za-z]+ )?(?:and|to) [ $]{0,3}")
 _ASIDE_OPENS = re.compile(r"\d[%$} ]*(?:[A-Za-z/.]+ ?){0,3}\(\Z")
 _TAIL = 64  # characters of a response in which its last number usually stands
@@ -383,7 +383,7 @@ def _last(text: str) -> str | None:
         if joined and (other := next(found, None)) and other.value != one.value:
             if _OR_BETWEEN.fullmatch(text, other.end, one.start):
                 return None
-            opens = _RANGE_OPENS.search(text[max(other.start - 12, 0) : other.start])
+            opens = _RANGE_OPENS.search(text[max(other.start - 20, 0) : other.start])
             if opens and _RANGE_GOES_ON.fullmatch(text, other.end, one.start):
                 return None
         return text[one.start : one.end].strip()
