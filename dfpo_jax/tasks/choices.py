@@ -10,7 +10,11 @@ r"""Multiple choice: the letter that a response declares.
 | B is correct; I choose B; so B. | B, where no answer is declared otherwise |
 | ... (B) ... | B, where the last sentence with letters in brackets names one that is not rejected |
 | A or B; A and B; (A) or (D); AB; None of the above; not A | none |
+| A-D; A | B; (A) (D); A (or B) | none |
 | The answer is a dog; The answer I found ... | none: an article or a pronoun is no letter |
+| Answer: C60; B = 3 T; B/2; D-glucose | none: a letter that begins a formula or a name |
+| Wrong answer: D; if, suppose, whether, I doubt the answer is D | passed over, as is "not D" |
+| <think>Answer: A</think> B | B: what stands before the last </think> is passed over |
 """
 
 import re
@@ -24,7 +28,9 @@ _WRAP = r"[\s(\[{\"'$:=<>-]{0,10}"
 _ENDS = r"(?=[\s)\]}]{0,9}(?:[.,;:!?\"'$<)\]}]|\n|$))"
 # A or I before a small letter is a word, unless a reason follows.
 _REASON = r"(?:because|since|as|for|which|due|by|and|but|with|not|from|or)\b"
-_CAPITAL = rf"(?:[B-HJ-Z](?!'?[A-Za-z])|[AI](?!'?[A-Za-z])(?![ ]{{1,9}}(?!{_REASON})[a-z]))"
+# Behind a letter that is one, neither a word nor a formula goes on.
+_ALONE = r"(?!'?[A-Za-z]|[\d^₀-₉(]|_[\w{]|/\d|\s?=(?!>)|-[A-Za-z]|\+\s[a-z])"
+_CAPITAL = rf"(?:[B-HJ-Z]{_ALONE}|[AI]{_ALONE}(?![ ]{{1,9}}(?!{_REASON})[a-z]))"
 _SMALL = rf"(?:[a-z](?!'?[A-Za-z])){_ENDS}"
 _LETTER = rf"(?P<letter>{_CAPITAL}|{_SMALL})"
 _MEANS = (
@@ -68,7 +74,7 @@ _FIRST = re.compile(
 _SMALL_FIRST = re.compile(rf"{_WRAP}([a-z])[)\]}}$.:\"'\s]{{0,9}}")
 _BRACKETED_SMALL = re.compile(r"\W*\(([a-z])\)\W*")
 _LISTED = re.compile(r"^\W{0,3}[A-Z][.):]\s", re.MULTILINE)
-_LISTED_INLINE = re.compile(r"(?:^|[\s,;(])[A-Z][.):]\s")
+_LISTED_INLINE = re.compile(r"(?:^|[\s,;(])[A-Z][.):](?=\s|\Z)")
 _TAIL = 2000  # characters in which letters in brackets are looked for
 _IN_BRACKETS = re.compile(r"\(([A-Z])\)")
 _REJECTS = (
@@ -80,15 +86,35 @@ _REJECTS = (
 _REJECTED_AFTER = re.compile(rf"[\s)\]}}*\"'$,]{{0,9}}(?:{_REJECTS})", re.IGNORECASE)
 _REJECTED_BEFORE = re.compile(
     r"(?:\bnot|\bcannot|n't|\bnever|\bnor|\bneither|\bwithout|\bthan|\bunlike|\binstead of"
-    r"|\brul\w+ out|\beliminat\w+|\bexclud\w+|\breject\w*|\bagainst|\bexcept)[\s(\[*\"'$]*"
+    r"|\brul\w+ out|\beliminat\w+|\bexclud\w+|\breject\w*|\bagainst|\bexcept"
+    r"|\bunlikely to|\bhardly)[\s(\[*\"'$]*"
     r"(?:(?:be|the|option|choice|answer|letter)[\s(\[*\"'$]*)*\Z",
     re.IGNORECASE,
 )
-_JOINED_AFTER = re.compile(
-    r"[\s)\]}*\"'$]{0,9}(?:(?i:or|and)\b|[/&,]|\+)[\s(\[{*\"'$]{0,9}"
-    r"(?:(?i:option|choice|possibly|maybe|perhaps)\s+)?[(\[]?"
-    r"(?:both\b|[A-HJ-Z](?!'?[A-Za-z])(?!\)?\s(?:is|was|are|being|having|fails?|isn't|cannot)\b))"
+# Before the word "answer" or "option": it is called wrong, or only supposed.
+_SUPPOSED_BEFORE = re.compile(
+    r"(?:\b(?:wrong|incorrect|distractor) |\b(?:mistake|error|trap|tempting) (?:is )?to "
+    r"|(?:\b(?:i|we) (?:\w+ )?doubt|(?<!\bi )\b(?:suppose|assume)|\bif|\bwhether|\bthought"
+    r"|n't (?:think|believe)) (?:that )?(?:the )?(?:(?:correct|right|final|best) )?"
+    r"|\bif\b[^.\n!?]{0,50}\b(?:forg[eo]t|ignor|neglect|omit|overlook)\w*[^.\n!?]{0,50} )\Z"
 )
+# One of these is in what that pattern finds.
+_HINTS = ("if ", "wrong ", "incorrect ", "distractor ", "to ", "doubt ", "suppose ", "assume ",
+          "whether ", "thought ", "n't ")  # fmt: skip
+_NOT_THOUGHT = re.compile(r"n't (?:(?:think|believe|say) (?:that )?)?\Z")
+_ANOTHER = (
+    r"[A-HJ-Z](?!'?[A-Za-z])(?!\)?\s(?:is|was|are|being|having|fails?|isn't|cannot|can't|can|would"
+    r"|could|does|doesn't|has|gives?|violates?|ignores?|contradicts?|requires?)\b)"
+)
+_JOINED_AFTER = re.compile(
+    r"[\s)\]}*\"'$]{0,9}(?:(?:,\s?)?\(?(?i:and/or|or|and|as well as|plus)\b|[/&,+]|\|(?![ ]*\n))"
+    r"[\s(\[{*\"'$]{0,9}(?:(?i:option|choice|possibly|maybe|perhaps)\s+)?[(\[]?"
+    rf"(?:both\b|{_ANOTHER})|\)[ ]?\((?=[A-Z]\)){_ANOTHER}"
+    r"|\)?[ ]?-[ ]?\(?[A-HJ-Z]\)?[ ]{0,3}(?:[.\n]|\Z)"
+)
+# Between the letters of a list in brackets, all of which are rejected.
+_LINK = re.compile(r",?\s(?:(?:and|or|nor)\s)?(?:(?:option|choice)\s)?")
+_NOT_REJECTED = re.compile(r"\s(?:is|must|fits|remains)\b")
 
 
 def letter(text: str, declared: bool = False) -> str | None:
@@ -102,6 +128,7 @@ def letter(text: str, declared: bool = False) -> str | None:
     if "A" <= text <= "Z" and len(text) == 1:
         return text
     if "\\" in text or "<" in text:
+        text = text.rpartition("</think>")[2]
         text = _CLOSING_TAG.sub(" .\n", _BOX.sub(" answer: ", text))
     text = plain(text).replace("—", " - ").strip()
     for keyword, pattern in ((_ANSWER, _DECLARED), (_OPTION, _CORRECT)):
@@ -138,6 +165,13 @@ def _accepted(text: str, keyword: re.Pattern, pattern: re.Pattern) -> str | None
             continue
         start, end = match.span(match.lastgroup)
         before = text[max(start - 40, 0) : start]
+        if pattern is _CHOSEN:
+            supposed = _NOT_THOUGHT.search(text[max(begin - 20, 0) : begin])
+        else:
+            head = text[max(begin - 110, 0) : begin].lower()
+            supposed = any(hint in head for hint in _HINTS) and _SUPPOSED_BEFORE.search(head)
+        if supposed:
+            continue
         if not _REJECTED_AFTER.match(text, end) and not _REJECTED_BEFORE.search(before):
             return "" if _JOINED_AFTER.match(text, end) else match[match.lastgroup].upper()
     return None
@@ -145,12 +179,16 @@ def _accepted(text: str, keyword: re.Pattern, pattern: re.Pattern) -> str | None
 
 def _bracketed(text: str) -> str | None:
     for sentence in reversed(re.split(r"[.!?]\s+|\n", text)):
-        found = {
-            match[1]
-            for match in _IN_BRACKETS.finditer(sentence)
-            if not _REJECTED_AFTER.match(sentence, match.end())
-            and not _REJECTED_BEFORE.search(sentence[max(match.start() - 40, 0) : match.start()])
-        }
+        found, denied = set(), -1
+        for match in _IN_BRACKETS.finditer(sentence):
+            start, end = match.span()
+            listed = denied >= 0 and _LINK.fullmatch(sentence, denied, start)
+            if _REJECTED_BEFORE.search(sentence[max(start - 40, 0) : start]) or (
+                listed and not _NOT_REJECTED.match(sentence, end)
+            ):
+                denied = end
+            elif not _REJECTED_AFTER.match(sentence, end):
+                found.add(match[1])
         if found:
             return found.pop() if len(found) == 1 else None
     return None

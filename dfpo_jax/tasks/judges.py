@@ -12,7 +12,7 @@ No response is right where the reference is empty.
 
 `math_verify` is the package's verdict but for this: words are compared as words (the package takes
 "even" and "neve" for the same product of letters), and so is a number to another base than ten
-(52_8 is 52_{8} and 52, not 52_7).
+(52_8 is 52_{8} and 52, not 52_7; 52 is not 52_8), and a pair of numbers is none: (1,234).
 """
 
 import functools
@@ -27,6 +27,7 @@ from dfpo_jax.tasks.texts import exact, normalised, symbols
 
 BUILT_IN = ("exact", "normalised", "number", "choice", "math_verify")
 _BASE = re.compile(r"(\w+)_\{?(\d+)\}?")
+_PAIR = re.compile(r"[(\[]-?\d+(?:,-?\d+)+[)\]]")  # (1,234) is no 1234
 _WORDS = re.compile(r"[^\W\d_]{4,}(?:[ -][^\W\d_]+)*|[^\W\d_]+(?:[ -][^\W\d_]{2,})+")
 _ROUNDING = 1e-6
 # In mathematics 1,2 is a list and 5! a factorial, which `numbers` reads as 1.2 and 5.
@@ -105,6 +106,10 @@ def mathematics(response: str, answer: str) -> float | None:
         return float((base.groups() if base else (found, expected[1])) == expected)
     if found and found == expected:
         return 1.0
+    if kind == "number":
+        base = _BASE.fullmatch(found)
+        if _PAIR.fullmatch(found) or (base and base[1].isdigit() and base[2] != "10"):
+            return 0.0
     if kind == "number" and not _NOT_AS_A_NUMBER.search(response):
         return 1.0 if parse_number(response) == bare_number(answer) else None
     return None

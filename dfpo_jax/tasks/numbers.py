@@ -17,11 +17,13 @@ typeset characters first):
 | \$5, $5$, €5, 5 €, US$5, USD 5, -$5 | 5, whatever the currency |
 | 18 dollars, 18km/h, 18 m^2, 18th, 18° | 18, whatever the unit |
 | 5 million, $5k | 5000000, 5000 |
+| negative 5, minus 5 | -5 |
 
 No number at all: words (eighteen, infinity, nan), dates and times (3:30, 2024-01-15), versions
 (1.2.3), ranges and telephone numbers (3-5, 555-1234), lists and pairs (1,2,3; (3,4)), other bases
 (52_8), algebra and arithmetic that is not worked out (2x, 3\sqrt{13}, 5 - 3, 2^3), comparisons
-(x < 5), 2 ± 1, and anything with more than 4000 digits or an exponent beyond ±4000.
+(x < 5, less than 5), parts of others (half of 5, twice 5, 5 squared, 5% of 40), what is denied (not
+5, 5 is wrong), 2 ± 1, and anything with more than 4000 digits or an exponent beyond ±4000.
 """
 
 import functools
@@ -102,6 +104,23 @@ _DENIED_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _ENDS_DENIAL = re.compile(r"(?:not|n't|er|nor|of|an|be|is|al|to|the|st)[ =]*\Z", re.IGNORECASE)
+# "5 is wrong" says of 5 what "not 5" says.
+_DENIED_AFTER = re.compile(
+    r" (?:(?:is|was|must be|would be) (?:\w+ )?(?:wrong|incorrect|(?:not|n't) (?:right|correct))"
+    r"|(?:isn't|wasn't|can't be|cannot be|can not be) (?:right|correct))\b"
+)
+_MINUS_BEFORE = re.compile(r"(?<![\w-])(?:[Nn]egative|[Mm]inus) \Z")
+_SAYS = re.compile(r"\b(?:is|was|are|be|equals|gives|get|got|to|of|at|answer|result|total)\Z")
+_OF_ANOTHER = re.compile(
+    r"(?:\b(?:half|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?"
+    r"|root|square|cube|percent|per cent|%) of|\b(?:twice|thrice|double|triple)"
+    r"|\b(?:less|more|fewer|greater|larger|smaller) than|\bunder)\s\Z",
+    re.IGNORECASE,
+)
+_CHANGED_AFTER = re.compile(
+    r" (?:squared|cubed)\b(?! (?:f|m|y|in|cent|kilo|unit))|(?:(?<=%)|(?<=cent)) of \$?\d"
+)
+_SPECIAL = re.compile(r"<\|\w{1,40}\|>")  # <|im_end|>
 _SIGN_APART = re.compile(r"(=\s*|\A\s*)-\s+(?=[.$\d])")
 _TIMELIKE = re.compile(r":|/.*/|\..*\.|^\d{4}-\d\d?-\d\d?\Z")
 
@@ -126,6 +145,8 @@ class Found(NamedTuple):
 
 def prepare(text: str) -> str:
     """The plain text in which numbers are looked for; a minus sign apart joins its number."""
+    if "<|" in text:
+        text = _SPECIAL.sub("", text)
     text = plain(text)
     return _SIGN_APART.sub(r"\1-", text) if "- " in text and "\n" not in text.strip() else text
 
@@ -181,6 +202,8 @@ def _judge(text: str, match: re.Match) -> Found | None:
             return None
     elif _ENDS_DENIAL.search(before[-6:]) and _DENIED_BEFORE.search(before):
         return None
+    if after[:1] == " " and _DENIED_AFTER.match(after):
+        return None
     label = (last.isalpha() or last in ".#(") and bool(_LABEL_BEFORE.search(before[-14:]))
     if last == "[" and after.startswith("]") and end - start < 3:
         label = bool(_CITED_BEFORE.search(before))  # 18 [2]: a source
@@ -191,6 +214,14 @@ def _judge(text: str, match: re.Match) -> Found | None:
     part = before[-1:] in _MAY_BE_PART or before.rstrip(" ")[-1:] in _MAY_BE_PART or "\\" in before
     if (part and _PART_BEFORE.search(before[-8:])) or _PART_AFTER.match(after):
         return Found(start, end, None, label)
+    changed = after[:1] == " " and _CHANGED_AFTER.match(text, end)
+    if changed or (before.endswith(("f ", "n ", "e ", "r ")) and _OF_ANOTHER.search(before)):
+        return Found(start, end, None, label)
+    if before.endswith(("inus ", "tive ")) and (minus := _MINUS_BEFORE.search(before)):
+        head = before[: minus.start()].rstrip()
+        if signs or (re.search(r"[\w)%$]\Z", head) and not _SAYS.search(head)):
+            return Found(start, end, None, label)  # 9 minus 5, x minus 5
+        start, signs = start - len(minus[0]), "-"
     value = _value(match, before, after, currency) if len(signs) < 2 else None
     return Found(start, end, -value if value is not None and signs == "-" else value, label)
 
@@ -243,6 +274,13 @@ _ASIDE = re.compile(
     r"(?:\(|\.\s+\D|;|,?\s+(?:because|since|as|so|which|that|i\.e\.)\b|,\s+not\b|="
     r"|\n\s*[^\s\d$-]|(?<=[a-z])\s+(?:for|in|per|after|over|on|at|with|each|every|from|of)\b)"
 )
+_ASIDE_TELLS_WHY = re.compile(r"\(|because|since|as|that|i\.e\.|not")
+# In an aside: the number before it was none.
+_TAKEN_BACK = re.compile(
+    r"\b(?:(?:actually|answer is|could be) \$?\d|should (?:be|have been)|wrong|incorrect|wait,)"
+    r"|\(or \$?\d+\)"
+)
+_IN_BRACKETS = re.compile(r"\s\([^()]*\)")
 _LINE = 80  # characters of an answer of one line
 
 
@@ -258,9 +296,10 @@ def parse_number(text: str) -> Fraction | None:
     """The number that a text declares, None if it declares none.
 
     Words and a unit may stand around it. Of several numbers in one line of at most 80 characters
-    it is the one behind the last "=", or the first where the text begins with it and goes on with
-    an aside: "18 (not 19)", "18 dollars for 3 days", "18, because 9 + 9 = 18". "18 or 19", "3 and
-    5" and longer texts with several numbers declare none.
+    it is the one behind the last "=" ("3 dozen = 36", "12 eggs, so 12 * 2 = 24"), or the first
+    where the text begins with it and goes on with an aside: "18 (not 19)", "18 dollars for 3 days",
+    "48 = 6 × 8", "18, because 9 + 9 = 18". "18 or 19", "3 and 5", "18 (should be 20)" and longer
+    texts with several numbers declare none.
     """
     if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS:
         return Fraction(int(text))
@@ -275,12 +314,20 @@ def parse_number(text: str) -> Fraction | None:
         return None
     first = found[0]
     if first.value is not None and _LEAD.fullmatch(text[: first.start]):
-        if _ASIDE.match(text, first.end):
-            return first.value
+        if aside := _ASIDE.match(text, first.end):
+            back = found[-1].value != first.value and _TAKEN_BACK.search(text, first.end)
+            return None if back else _behind(text, first, aside)
     _, mark, last = text.rpartition("=")
     if mark and re.search(r"\d", last):
         return parse_number(last)
     return None
+
+
+def _behind(text: str, first: Found, aside: re.Match) -> Fraction | None:
+    """The number behind the last "=" of an aside that tells no reason, else the first."""
+    _, mark, last = _IN_BRACKETS.sub("", text).rpartition("=")
+    value = parse_number(last) if mark and not _ASIDE_TELLS_WHY.search(aside[0]) else None
+    return first.value if value is None else value
 
 
 def has_number(text: str) -> bool:
@@ -299,7 +346,9 @@ def bare_number(text: str) -> Fraction | None:
     return found[0].value
 
 
-_OR_BETWEEN = re.compile(r"[ }$%]*(?:[A-Za-z]+ ){0,3}or (?:[a-z]+ ){0,2}[ $]*")
+_OR_BETWEEN = re.compile(r"[ }$%]*(?:[A-Za-z]+ ){0,3}or (?:[a-z]+ ){0,2}(?:[a-z] ?= ?)?[ $]*")
+_RANGE_OPENS = re.compile(r"\b[Bb]etween \$?\Z|(?:\A|\W\s|\b(?:is|are|be) )[Ff]rom \$?\Z")
+_RANGE_GOES_ON = re.compile(r"[ $%]{0,3}(?:[A-Za-z]+ )?(?:and|to) [ $]{0,3}")
 _ASIDE_OPENS = re.compile(r"\d[%$} ]*(?:[A-Za-z/.]+ ?){0,3}\(\Z")
 _TAIL = 64  # characters of a response in which its last number usually stands
 
@@ -309,7 +358,7 @@ def last_number(text: str) -> str | None:
 
     Passed over are numbers of steps and list items, times, dates, what is denied ("not 19") and
     asides in brackets behind a number ("18 (that is, 2 times 9)"). None where the last is no number
-    but a part of an expression or a range, or one of two that "or" joins.
+    but a part of an expression or a range ("from 12 to 13"), or one of two that "or" joins.
     """
     if len(text) > _TAIL + 20:
         tail = text[text.find(" ", len(text) - _TAIL) :]
@@ -329,9 +378,13 @@ def _last(text: str) -> str | None:
             continue
         if one.value is None:
             return None
-        if "or " in text[max(one.start - 40, 0) : one.start] and (other := next(found, None)):
-            alike = other.value == one.value
-            if not alike and _OR_BETWEEN.fullmatch(text, other.end, one.start):
+        before = text[max(one.start - 40, 0) : one.start]
+        joined = "or " in before or before.endswith(("and ", "to ", "and $", "to $"))
+        if joined and (other := next(found, None)) and other.value != one.value:
+            if _OR_BETWEEN.fullmatch(text, other.end, one.start):
+                return None
+            opens = _RANGE_OPENS.search(text[max(other.start - 20, 0) : other.start])
+            if opens and _RANGE_GOES_ON.fullmatch(text, other.end, one.start):
                 return None
         return text[one.start : one.end].strip()
     return text[spare.start : spare.end].strip() if spare and spare.value is not None else None
@@ -340,5 +393,7 @@ def _last(text: str) -> str | None:
 def _in_aside(text: str, one: Found) -> bool:
     opened = text.rfind("(", max(one.start - 80, 0), one.start)
     if opened < 0 or ")" in text[opened : one.start] or ")" not in text[one.end : one.end + 80]:
+        return False
+    if "should be" in text[opened : one.start]:
         return False
     return bool(_ASIDE_OPENS.search(text[max(opened - 40, 0) : opened + 1]))

@@ -3,13 +3,14 @@ r"""Comparison of texts after SQuAD's rule, mended where that rule loses the con
 | the reference is | a response equals it where |
 |---|---|
 | a bare number: 1,234; -5; $18.90; 10%; 3/4 | it declares the same number, see `numbers` |
-| mathematical: x^2, p - q, [2,5), C++ | both are the same but for space, case and dress |
+| mathematical: x^2, [2,5), C++, B-, -x, n! | both are the same but for space, case and dress |
 | anything else | both are the same but for case, punctuation, articles, space and dress |
 
 Numbers within a text are compared by value: "5 km" is not "-5 km", and "1,000 people" is "1000
-people". A response may say "The answer is" first. Where the rule would leave nothing of a reference
-("A", "the", "-"), only its case and the space around it are ignored; an empty reference equals
-nothing.
+people". An article is content at the end ("Hepatitis A"), behind a number ("Room 5A"), before
+"and", "or", "vs" or an article, and in a list ("A, B"). A response may say "The answer is" first.
+Where the rule would leave nothing of a reference ("-"), only its case and the space around it are
+ignored; an empty reference equals nothing.
 """
 
 import functools
@@ -19,15 +20,23 @@ import unicodedata
 from dfpo_jax.tasks.dress import plain
 from dfpo_jax.tasks.numbers import bare_number, numbers, parse_number, prepare
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ARTICLES = re.compile(r"\b(?:(?<!\d )a|an|the)\b(?=\s+\w)(?!\s+(?:a|an|the|and|or|vs|versus)\b)")
+_LISTED = re.compile(r"(?<!\w)[Aa]\s?[,;/]")
 _LEAD_IN = re.compile(
     r"\W{0,9}(?:(?:so|thus|therefore|hence),?\s)?(?:(?:the|my)\s)?(?:final\s|correct\s)?"
     r"answer(?:\sis\b|:|\sis:)\s*",
     re.IGNORECASE,
 )
-_MATHEMATICAL = re.compile(r"[\^=+<>\\_|√π∞±×#]|(?<!\w)[a-z]\s?[-*/]\s?[a-z\d](?!\w)")
+_MATHEMATICAL = re.compile(
+    r"[\^=+<>\\_|√π∞±×#]|(?<!\w)[a-z]\s?[-*/]\s?[a-z\d](?!\w)"
+    r"|(?<![\w-])(?:AB?|B|O)-\Z|\A-(?:sin|cos|tan|log|ln|exp)\b"
+)
 # Marks that mean mathematics where there is no word: lists, intervals, differences.
-_MAY_BE_MATHEMATICAL = re.compile(r"\d\s?[*(]|[(\[{]-?\w+,|\d,\s?-?\d|\d\s?-\s?[a-z\d]")
+_MAY_BE_MATHEMATICAL = re.compile(
+    r"\d\s?[*(]|[(\[{]-?\w+,|\d,\s?-?\d|\d\s?-\s?[a-z\d]"
+    r"|\A[-!~][A-Za-z]|\A-\d{1,9}[A-Za-z]\b|\A[A-Za-z]{1,2}-\Z|\A[A-Za-z]'(?![A-Za-z])|\A(?:\d{1,9}|[A-Za-z])!\Z"
+)
+_FACTORIAL = re.compile(r"\W*\d+\s?!\W*")
 _WORD = re.compile(r"[^\W\d_]{3}")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _BETWEEN_DIGITS = re.compile(r"(?<=\d)[^\w\s]+(?=\d)")
@@ -43,7 +52,8 @@ def normalised(response: str, answer: str) -> float:
     """1 where both are the same by the rules of the module."""
     expected, form = _reference(answer)
     if form is None:
-        return float(expected is not None and parse_number(response) == expected)
+        same = expected is not None and parse_number(response) == expected
+        return float(same and not _FACTORIAL.fullmatch(response))
     if form(response) != expected:
         return 0.0
     # "A+" has lost a sign where it equals "A".
@@ -77,6 +87,8 @@ def symbols(text: str) -> str:
 
 
 def _words(text: str) -> str:
+    if _LISTED.search(text):
+        return _with_articles(text)
     return " ".join(_ARTICLES.sub(" ", _with_articles(text)).split())
 
 

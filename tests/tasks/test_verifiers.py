@@ -340,6 +340,9 @@ def test_mathematics():
         (r"\boxed{52_{8}}", "52_8", 1.0, "ok"),
         (r"\boxed{52}", "52_8", 1.0, "ok"),
         (r"\boxed{52_7}", "52_8", 0.0, "ok"),
+        (r"\boxed{4210_{5}}", "4210", 0.0, "ok"),
+        (r"\boxed{(1,234)}", "1234", 0.0, "ok"),
+        (r"\boxed{1,234}", "1234", 1.0, "ok"),
         (r"\boxed{42.}", "42", 1.0, "ok"),
     ]
     items = [item(case[1], index) for index, case in enumerate(cases)]
