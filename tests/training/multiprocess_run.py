@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (0, 1, 2)]
 
-from test_loop import tiny  # noqa: E402
+from tiny_run import tiny  # noqa: E402
 
 from dfpo_jax.training import distributed  # noqa: E402
 from dfpo_jax.training.config import parse_config  # noqa: E402

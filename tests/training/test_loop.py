@@ -14,9 +14,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from tiny_run import tiny
 
 from dfpo_jax import memory
-from dfpo_jax.training.config import default_config, parse_config
+from dfpo_jax.training.config import parse_config
 from dfpo_jax.training.config_diff import changed_settings
 from dfpo_jax.training.json_lines import read_rows
 from dfpo_jax.training.loop import train, update_value_units
@@ -24,28 +25,6 @@ from dfpo_jax.training.metrics import read_metrics
 from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.run import build_run
 from dfpo_jax.training.workdir import open_workdir
-
-
-def tiny(**train_settings):
-    config = default_config()
-    config.task.parameters = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
-    config.task.prompt = "{metadata[expression]}="
-    config.out_of_domain = config.task.copy_and_resolve_references()
-    config.out_of_domain.parameters = {"min_terms": 3, "max_terms": 3, "max_digits": 1}
-    config.out_of_domain.held_out_percent = 50
-    config.noise.false_positive = 0.2
-    config.model.update(
-        vocab_size=24, d_model=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32
-    )
-    config.sampling.max_new_tokens = 3
-    config.warm_start.update(steps=2, batch_size=8)
-    config.train.update(iterations=4, prompts=4, samples=2, prompt_length=6)
-    config.train.update(**train_settings)
-    config.evaluation.update(every=2, prompts=16, critic_prompts=4, critic_samples=2)
-    config.checkpoint.every = 2
-    config.log.tensorboard = False
-    config.mesh.update(data=1, fsdp=1)
-    return config
 
 
 def without_times(rows):
