@@ -147,6 +147,7 @@ class Verifier:
         names = names or [self.config.name] * len(items)
         verdicts: list[Verdict | None] = [None] * len(items)
         asked: dict[str, list[tuple[int, str]]] = {}
+        whole = "none" in self.config.methods.split(",")  # what is found may be all of a response
         for row, (response, name) in enumerate(zip(responses, names, strict=True)):
             found = self.found(response, name)
             if found is None:
@@ -154,7 +155,8 @@ class Verifier:
             else:
                 asked.setdefault(name, []).append((row, found))
         for name, rows in asked.items():
-            results = self._results(name, [(text, items[row]) for row, text in rows])
+            declared = [not (whole and responses[r].strip().endswith(t)) for r, t in rows]
+            results = self._results(name, [(text, items[row]) for row, text in rows], declared)
             for (row, _), result in zip(rows, results, strict=True):
                 verdicts[row] = self._verdict(items[row], responses[row], *result)
         return verdicts
@@ -192,11 +194,17 @@ class Verifier:
             f"{self.config.low} to {self.config.high}"
         )
 
-    def _results(self, name: str, found: Sequence[tuple[str, Item]]) -> list[tuple[str, Any]]:
-        """(status, reward or message) for what was found in responses to items."""
+    def _results(
+        self, name: str, found: Sequence[tuple[str, Item]], declared: Sequence[bool] = ()
+    ) -> list[tuple[str, Any]]:
+        """(status, reward or message) for what was found in responses to items.
+
+        `declared` says of each whether a box or a tag declares it an answer; True by default.
+        """
         if not _in_processes(name):
-            declared = "none" not in self.config.methods.split(",")
-            return [self._here(name, declared, text, item) for text, item in found]
+            declared = declared or [True] * len(found)
+            pairs = zip(found, declared, strict=True)
+            return [self._here(name, known, text, item) for (text, item), known in pairs]
         requests = [(text, item.answer, item.payload) for text, item in found]
         if name != "math_verify":
             return self._run(name, requests)

@@ -374,3 +374,12 @@ def test_items_that_are_not_accepted_are_passed_over():
         accepts=lambda item: len(item.answer) == 4,
     )
     assert {len(i.answer) for i in task.batch(0, 20) + task.items(20)} == {4}
+
+
+@pytest.mark.parametrize(
+    ("response", "reward"), [("\\boxed{b}", 1.0), ("b", 0.0), ("so b", 0.0), ("B", 1.0)]
+)
+def test_a_box_declares_a_small_letter_and_a_whole_response_does_not(response, reward):
+    verifier = Verifier(VerifierConfig("choice", "boxed,none"), "t")
+    (verdict,) = verifier.judge([Item("?", "B", {"row": {}}, 0)], [response])
+    assert (verdict.reward, verdict.status) == (reward, "ok")
