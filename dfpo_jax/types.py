@@ -8,7 +8,7 @@ the configuration asks for a bootstrap from `s[L]`.
 Shapes: B sequences, P prompt slots (left-padded), R response slots (right-padded).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 from flax import struct
@@ -49,6 +49,7 @@ class Rollout:
       rewards: [B] float32, the (possibly corrupted) sequence reward the learner sees.
       clean_rewards: [B] float32, the verifier's own reward; metrics only, never in a loss.
       groups: [B] int32, index of the prompt each response answers.
+      samples: responses per prompt, those of one prompt consecutive (static).
     """
 
     prompt_tokens: Array
@@ -60,6 +61,38 @@ class Rollout:
     rewards: Array
     clean_rewards: Array
     groups: Array
+    samples: int = struct.field(pytree_node=False, default=1)
+
+
+@struct.dataclass
+class Steps:
+    """The token MDP of a rollout, as critics and advantages see it.
+
+    Attributes:
+      rewards: [B, R] token rewards in value units.
+      mask: [B, R], 1 on tokens that count.
+      bootstrap: [B] bool, the return continues after the last valid token.
+      discount: gamma (static).
+    """
+
+    rewards: Array
+    mask: Array
+    bootstrap: Array
+    discount: float = struct.field(pytree_node=False, default=1.0)
+
+
+class Loss(NamedTuple):
+    """A loss per token, before it is reduced to a `Term`.
+
+    Attributes:
+      per_token: [B, R], unreduced.
+      mask: [B, R] where it counts; None for the mask of the batch.
+      weight: Python float or [] array, its coefficient; the float 0.0 makes it a metric.
+    """
+
+    per_token: Array
+    mask: Array | None = None
+    weight: Any = 1.0
 
 
 @struct.dataclass
@@ -88,13 +121,13 @@ class TrainState:
     Attributes:
       step: [] int32, finished iterations.
       skipped: [] int32, updates in a row, up to the last one, that were not finite.
-      params: dict with "policy" and, for algorithms with one, "critic".
-      opt_state: dict with the same keys: optimizer states of what trains in them.
+      params: by network: "policy" and, for algorithms with them, "critic" and others.
+      opt_state: optimizer states of the networks that train, by network.
       reference: policy parameters the KL is measured against, or None; with LoRA only those that
         train.
-      kl_coefficient: [] float32, current weight of the KL penalty.
-      value_shift: [] float32, `mu` of the value units z = (G - mu) / sigma.
-      value_scale: [] float32, `sigma` of the same.
+      controls: by name, [] float32, what the algorithm changes between iterations: "value_shift" and
+        "value_scale" (mu and sigma of the value units z = (G - mu) / sigma), and those of its
+        objectives, such as "kl_coefficient".
       key: typed PRNG key, constant during a run; iteration n uses fold_in(key, n).
     """
 
@@ -103,7 +136,5 @@ class TrainState:
     params: ArrayTree
     opt_state: ArrayTree
     reference: ArrayTree | None
-    kl_coefficient: Array
-    value_shift: Array
-    value_scale: Array
+    controls: dict[str, Array]
     key: Array

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dfpo_jax import memory
-from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
+from dfpo_jax.critics import Flow
 from dfpo_jax.models import Transformer, TransformerConfig, ValueFlowConfig, decode
 from dfpo_jax.tokenizers import character_tokenizer
 from dfpo_jax.types import Rollout, TrainState
@@ -20,7 +20,8 @@ DECODER = TransformerConfig(VOCAB, WIDTH, 2, 2, 2, 8, 32, max_positions=64)
 UNTIED = dataclasses.replace(DECODER, tie_embeddings=False)
 HEAD = ValueFlowConfig(hidden=8, num_blocks=1, condition_dim=8, time_features=4)
 # Every loss of the critic has a weight.
-FLOW = FlowCriticConfig(
+FLOW = Flow(
+    head=HEAD,
     num_samples=4,
     num_steps=2,
     num_quantiles=5,
@@ -197,6 +198,7 @@ def ragged_rollout(seed=0, batch=8, prompt=4, response=5, vocab=VOCAB):
         rewards=rewards,
         clean_rewards=rewards,
         groups=(np.arange(batch) // 2).astype(np.int32),
+        samples=2,
     )
 
 
@@ -221,9 +223,11 @@ def make_state(algorithm, policy=None, step=0, kl_coefficient=0.2, shift=0.4, sc
         params={"policy": policy, **critic},
         opt_state=None,
         reference=randomised(policy, seed=2, scale=0.1),
-        kl_coefficient=jnp.float32(kl_coefficient),
-        value_shift=jnp.float32(shift),
-        value_scale=jnp.float32(scale),
+        controls={
+            "value_shift": jnp.float32(shift),
+            "value_scale": jnp.float32(scale),
+            "kl_coefficient": jnp.float32(kl_coefficient),
+        },
         key=jax.random.key(3),
     )
 

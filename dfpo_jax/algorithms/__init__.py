@@ -1,34 +1,19 @@
-"""Algorithms by name, and the settings each takes."""
+"""Algorithms, composed of critics, advantages and objectives; presets of published ones."""
 
-from dfpo_jax.algorithms.base import Algorithm, Batch, Context, PolicyConfig
-from dfpo_jax.algorithms.critic import CriticConfig
-from dfpo_jax.algorithms.dfpo import DFPOConfig, dfpo
-from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
-from dfpo_jax.algorithms.grpo import GroupConfig, GRPOConfig, grpo
-from dfpo_jax.algorithms.ppo import PPOConfig, ppo
+from dfpo_jax.algorithms.compose import compose
+from dfpo_jax.algorithms.config import AlgorithmConfig, LogProbs, Returns
+from dfpo_jax.algorithms.interface import Algorithm, Batch, Context
+from dfpo_jax.algorithms.presets import PRESETS
 from dfpo_jax.algorithms.sft import sft
 
-ALGORITHMS = {
-    "dfpo": (dfpo, lambda c: DFPOConfig(c.policy, c.critic, c.flow, c.head, c.risk)),
-    "ppo": (ppo, lambda c: PPOConfig(c.policy, c.critic, c.value_clip)),
-    "grpo": (grpo, lambda c: GRPOConfig(c.policy, c.group, c.train.samples)),
-}
-"""Name -> (constructor(model, settings, temperature), its settings from a run's configuration)."""
-
 __all__ = [
-    "ALGORITHMS",
+    "PRESETS",
     "Algorithm",
+    "AlgorithmConfig",
     "Batch",
     "Context",
-    "CriticConfig",
-    "DFPOConfig",
-    "FlowCriticConfig",
-    "GRPOConfig",
-    "GroupConfig",
-    "PPOConfig",
-    "PolicyConfig",
-    "dfpo",
-    "grpo",
-    "ppo",
+    "LogProbs",
+    "Returns",
+    "compose",
     "sft",
 ]

@@ -3,8 +3,13 @@
 import jax.numpy as jnp
 
 from dfpo_jax import ops
-from dfpo_jax.algorithms.base import Algorithm, Batch, Context
-from dfpo_jax.algorithms.policy import join_sequence, response_states, token_statistics
+from dfpo_jax.algorithms.interface import Algorithm, Batch, Context
+from dfpo_jax.algorithms.trunk import (
+    hidden_states,
+    join_sequence,
+    response_states,
+    token_statistics,
+)
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.types import Term
 
@@ -21,27 +26,23 @@ def sft(model: Transformer) -> Algorithm:
         return {"policy": policy_params}
 
     def prepare(state, rollout, key):
-        del key
+        del state, key
         sequence, valid = join_sequence(rollout)
-        zeros = jnp.zeros_like(rollout.mask)
         batch = Batch(
             row=jnp.arange(len(rollout.tokens)),
             sequence=sequence,
             valid=valid,
             tokens=rollout.tokens,
             mask=rollout.mask,
-            old_log_probs=zeros,
-            ref_log_probs=None,
-            importance=zeros,
-            advantages=zeros,
         )
-        return batch, Context(state.kl_coefficient, jnp.float32(1.0))
+        return batch, Context(controls={}, policy_scale=jnp.float32(1.0))
 
     def loss(params, batch, context, key):
         del context, key
-        length = batch.tokens.shape[1]
-        states = response_states(model, params["policy"], batch.sequence, batch.valid, length)
-        log_probs, _ = token_statistics(model, params["policy"], states, batch.tokens, 1.0)
+        policy = params["policy"]
+        hidden = hidden_states(model, policy, batch.sequence, batch.valid)
+        states = response_states(hidden, batch.tokens.shape[1])
+        log_probs, _ = token_statistics(model, policy, states, batch.tokens, 1.0)
         total, count = ops.masked_sum_and_count(-log_probs, batch.mask)
         return {"policy/cross_entropy": Term(total, count, 1.0)}
 

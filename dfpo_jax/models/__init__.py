@@ -1,15 +1,7 @@
 from dfpo_jax.models.config import PRESETS, TransformerConfig
 from dfpo_jax.models.lora import LoraConfig
 from dfpo_jax.models.transformer import Transformer
-from dfpo_jax.models.value_flow import (
-    ValueFlow,
-    ValueFlowConfig,
-    mean,
-    noise_grid,
-    one_step,
-    quantiles,
-    samples,
-)
+from dfpo_jax.models.value_flow import ValueFlow, ValueFlowConfig
 from dfpo_jax.models.value_heads import QuantileHead, ScalarHead
 
 __all__ = [
@@ -21,9 +13,4 @@ __all__ = [
     "TransformerConfig",
     "ValueFlow",
     "ValueFlowConfig",
-    "mean",
-    "noise_grid",
-    "one_step",
-    "quantiles",
-    "samples",
 ]

@@ -1,4 +1,4 @@
-"""The value flow: a scalar velocity field per token, and what is read from it.
+"""The value flow's network: a scalar velocity field per token. `critics/flow_inference.py` reads it.
 
 The field v(z, t, d | c) transports noise z ~ N(0, 1) at t = 0 to the return Z(s) at t = 1 along
 dz/dt = v(z, t, 0 | c); v(z, 0, 1 | c) is the jump over the whole horizon (the flow map). Values are
@@ -18,8 +18,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dfpo_jax.ops.ode import integrate
-from dfpo_jax.ops.quantiles import noise_quantiles
 from dfpo_jax.types import Array
 
 Velocity = Callable[[Array, Array, Array], Array]
@@ -122,74 +120,6 @@ class ValueFlow(nn.Module):
         while len(features) <= self.config.time_features:
             features.append(2 * features[1] * features[-1] - features[-2])
         return features[1:]
-
-
-def samples(
-    velocity: Velocity,
-    noise: Array,
-    *,
-    num_steps: int = 4,
-    solver: str = "midpoint",
-    first_step: float = 1.0,
-    clip: tuple[float, float] | None = None,
-) -> Array:
-    """Returns z_1 [..., S] of the flow from `noise` [..., S] by `num_steps` solver steps.
-
-    With noise ~ N(0, 1) they are samples of Z(s); with a grid of noise quantiles, its quantiles.
-    `first_step` and `clip` are those of `ops.integrate`.
-    """
-    zero = jnp.zeros((), noise.dtype)
-    options = dict(num_steps=num_steps, solver=solver, first_step=first_step, clip=clip)
-    return integrate(lambda z, t: velocity(z, t, zero), noise, **options)
-
-
-def noise_grid(shape: tuple[int, ...], num: int) -> Array:
-    """Noise quantiles Phi^-1((j - 1/2) / num), j = 1..num, for every token: [*shape, num]."""
-    grid = noise_quantiles(num).reshape((1,) * len(shape) + (num,))
-    return jnp.broadcast_to(grid, (*shape, num))
-
-
-def quantiles(
-    velocity: Velocity,
-    shape: tuple[int, ...],
-    num_quantiles: int,
-    *,
-    num_steps: int = 4,
-    solver: str = "midpoint",
-    first_step: float = 1.0,
-) -> Array:
-    """Quantiles [*shape, M] of Z(s) at the levels (j - 1/2) / M, sorted ascending.
-
-    Paths of an exact one-dimensional flow cannot cross, so its end points are in order already;
-    those of few solver steps may cross, hence the sort.
-
-    Args:
-      velocity: field whose condition has the leading axes `shape`.
-      shape: leading axes, e.g. (batch, time).
-      num_quantiles: M.
-      num_steps: solver steps over the horizon.
-      solver: one of `ops.SOLVERS`.
-      first_step: as in `ops.integrate`.
-    """
-    noise = noise_grid(shape, num_quantiles)
-    options = dict(num_steps=num_steps, solver=solver, first_step=first_step)
-    return jnp.sort(samples(velocity, noise, **options), axis=-1)
-
-
-def one_step(velocity: Velocity, noise: Array) -> Array:
-    """The flow map z_1 = noise + v(noise, 0, 1), [..., S] -> [..., S]: one evaluation."""
-    zero = jnp.zeros((), noise.dtype)
-    return noise + velocity(noise, zero, zero + 1)
-
-
-def mean(velocity: Velocity, noise: Array) -> Array:
-    """E[Z] = mean over S of noise + v(noise, 0, 0), [..., S] -> [...]: no integration.
-
-    Exact at the optimum, where v(eps, 0, 0) = E[Z] - eps. Pass a symmetric grid such as
-    `noise_grid`, whose own mean is 0.
-    """
-    zero = jnp.zeros((), noise.dtype)
-    return jnp.mean(noise + velocity(noise, zero, zero), axis=-1)
 
 
 def _dense(width, axes, *, bias=True, init=None) -> nn.Dense:

@@ -47,6 +47,7 @@ from dfpo_jax.ops.quantiles import (
     quantile_levels,
     wasserstein1,
 )
+from dfpo_jax.ops.returns import final_values, normalise_rewards, successor_index
 from dfpo_jax.ops.risk import (
     RISK_MEASURES,
     cvar,
@@ -106,6 +107,10 @@ __all__ = [
     "quantile_huber",
     "quantile_levels",
     "wasserstein1",
+    # returns
+    "final_values",
+    "normalise_rewards",
+    "successor_index",
     # risk
     "RISK_MEASURES",
     "cvar",

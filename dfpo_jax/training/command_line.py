@@ -101,6 +101,8 @@ class _ConfigParser(flags.ArgumentParser):
         for name in _overrides(flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False)):
             if not _is_there(name, config):
                 raise flags.Error(_not_there(name, file))
+        if hasattr(config, "begin_flags"):  # it comes from default_config
+            config.begin_flags()
         return config.lock()
 
     def flag_type(self) -> str:

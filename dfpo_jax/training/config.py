@@ -7,30 +7,24 @@ dataclasses that the rest of the code reads.
 
 import dataclasses
 import itertools
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import ml_collections
-
-from dfpo_jax.algorithms import (
-    ALGORITHMS,
-    CriticConfig,
-    FlowCriticConfig,
-    GroupConfig,
-    PolicyConfig,
-)
-from dfpo_jax.algorithms.base import check_choice, check_interval
-from dfpo_jax.algorithms.dfpo import RiskConfig
-from dfpo_jax.algorithms.flow_critic import RISK_WEIGHTS
+from dfpo_jax.advantages import Advantages
+from dfpo_jax.algorithms import PRESETS, AlgorithmConfig, LogProbs, Returns
+from dfpo_jax.algorithms.needs import check_parts
+from dfpo_jax.critics import Critics
 from dfpo_jax.models.config import TransformerConfig
-from dfpo_jax.models.value_flow import ValueFlowConfig
-from dfpo_jax.rollout.rollout import LengthPenalty
+from dfpo_jax.objectives import Objectives
+from dfpo_jax.plans import Plans
+from dfpo_jax.rewards import Rewards
 from dfpo_jax.rollout.sampling import SamplingConfig
-from dfpo_jax.tasks.noise import RewardNoise
-from dfpo_jax.training.config_keys import unknown_setting
+from dfpo_jax.settings import check_choice, check_interval, parse_section
+from dfpo_jax.training.config_keys import moved_setting, unknown_setting
+from dfpo_jax.training.settings_dict import Settings, nested
 from dfpo_jax.training.sources import TaskConfig, TokenizerConfig, WeightsConfig
+from dfpo_jax.training.unread import refuse_unread
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ class OptimizerConfig:
     Attributes:
       name: "adamw" (arXiv 1711.05101), which keeps two moments per parameter, or "adafactor"
         (arXiv 1804.04235), which keeps row and column means of the second one and no first one, so
-        that its state is small; `b1`, `b2` and `moment_dtype` mean nothing to it.
+        that its state is small. It ignores `b1`, `b2` and `moment_dtype`.
       moment_dtype: storage type of AdamW's first moment, "float32" or "bfloat16". The second
         moment stays float32: in bfloat16 its running mean would stop moving. Optax has no 8-bit
         moments.
@@ -116,6 +110,7 @@ class TrainConfig:
       microbatches: pieces a minibatch is split into to save memory; changes no result.
       max_skipped: updates in a row that may be skipped because a loss or gradient is not finite;
         one more stops the run.
+      frozen: networks that do not train, such as ("critic",).
     """
 
     iterations: int = 100
@@ -127,11 +122,12 @@ class TrainConfig:
     minibatches: int = 2
     microbatches: int = 1
     max_skipped: int = 3
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self):
         """Check ranges, that buckets increase, and that the batch divides."""
         for name in (item.name for item in dataclasses.fields(self)):
-            if name != "prompt_buckets":
+            if name not in ("prompt_buckets", "frozen"):
                 check_interval(self, name, low=0 if name in ("iterations", "max_skipped") else 1)
         bounds = (0, *self.prompt_buckets, self.prompt_length)
         integers = all(type(slots) is int for slots in self.prompt_buckets)
@@ -226,35 +222,42 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run. Every attribute is a section of its own, documented at its class.
+    """A whole run. Attributes not described here are sections, documented at their classes.
 
     Attributes:
       seed: of parameters, sampling and losses.
-      algorithm: a key of `dfpo_jax.algorithms.ALGORITHMS`.
+      algorithm: a key of `algorithms.PRESETS`, whose settings replace the defaults of what is not
+        set otherwise.
       task: training prompts; evaluated in-domain on its held-out split.
       out_of_domain: a second task, only evaluated; see `EvaluationConfig.out_of_domain`.
-      value_clip: PPO's, see `PPOConfig`.
+      policy_optimizer: of the policy, and of networks that objectives add.
     """
 
     seed: int = 0
     algorithm: str = "dfpo"
     task: TaskConfig = field(default_factory=TaskConfig)
     out_of_domain: TaskConfig = field(default_factory=TaskConfig)
-    noise: RewardNoise = field(default_factory=RewardNoise)
-    length_penalty: LengthPenalty = field(default_factory=LengthPenalty)
+    rewards: Rewards = field(default_factory=Rewards)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     model: TransformerConfig = field(
-        default_factory=lambda: TransformerConfig(32, 128, 3, 4, 2, 32, 352)
+        default_factory=lambda: TransformerConfig(
+            vocab_size=32,
+            d_model=128,
+            num_layers=3,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            d_ff=352,
+        )
     )
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_new_tokens=8))
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    flow: FlowCriticConfig = field(default_factory=FlowCriticConfig)
-    head: ValueFlowConfig = field(default_factory=ValueFlowConfig)
-    risk: RiskConfig = field(default_factory=RiskConfig)
-    group: GroupConfig = field(default_factory=GroupConfig)
-    value_clip: float = 0.0
+    plan: Plans = field(default_factory=Plans)
+    critic: Critics = field(default_factory=Critics)
+    advantage: Advantages = field(default_factory=Advantages)
+    objective: Objectives = field(default_factory=Objectives)
+    returns: Returns = field(default_factory=Returns)
+    log_probs: LogProbs = field(default_factory=LogProbs)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     policy_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -268,113 +271,80 @@ class Config:
 
     def __post_init__(self):
         """Check what spans sections."""
-        check_choice(self, "algorithm", tuple(ALGORITHMS))
+        check_choice(self, "algorithm", tuple(PRESETS))
         longest = self.train.prompt_length + self.sampling.max_new_tokens
         if longest > self.model.max_positions:
             raise ValueError(
                 f"train.prompt_length + sampling.max_new_tokens is {longest}; it must be at most "
                 f"model.max_positions, {self.model.max_positions}"
             )
-        if self.length_penalty.buffer > self.sampling.max_new_tokens:
+        if self.rewards.length.buffer > self.sampling.max_new_tokens:
             raise ValueError(
-                f"length_penalty.buffer is {self.length_penalty.buffer}; it must be at most "
+                f"rewards.length.buffer is {self.rewards.length.buffer}; it must be at most "
                 f"sampling.max_new_tokens, {self.sampling.max_new_tokens}"
             )
         if self.sampling.temperature == 0.0:
             raise ValueError("sampling.temperature is 0.0; training needs samples, so above 0")
         truncating = self.sampling.top_k > 0 or self.sampling.top_p < 1.0
-        if truncating and not self.policy.recompute_log_probs:
+        if truncating and not self.log_probs.recompute:
             raise ValueError(
-                "policy.recompute_log_probs is False; with top_k or top_p the sampler's "
-                "log-probabilities belong to a truncated distribution, so it must be True"
+                "log_probs.recompute is False; with top_k or top_p the sampler's log-probabilities "
+                "belong to a truncated distribution, so it must be True"
             )
-        self._refuse_what_has_no_effect()
-        self.algorithm_config()
-
-    def _refuse_what_has_no_effect(self) -> None:
-        algorithm = f"algorithm {self.algorithm!r}"
-        if self.value_clip > 0.0 and self.algorithm != "ppo":
+        if self.objective.importance_cap > 0.0 and not self.log_probs.recompute:
             raise ValueError(
-                f"value_clip is {self.value_clip} and {algorithm}; only ppo clips values, so it "
-                "must be 0.0"
+                f"objective.importance_cap is {self.objective.importance_cap} and "
+                "log_probs.recompute False; without log-probabilities of the trainer there is no "
+                "ratio to cap, so it must be 0.0"
             )
-        if self.policy.importance_cap > 0.0 and not self.policy.recompute_log_probs:
-            raise ValueError(
-                f"policy.importance_cap is {self.policy.importance_cap} and recompute_log_probs "
-                "False; without log-probabilities of the trainer there is no ratio to cap, so it "
-                "must be 0.0"
-            )
-        weights = {name: getattr(self.flow, name) for name in RISK_WEIGHTS}
-        for name, weight in weights.items():
-            if weight > 0.0 and self.algorithm != "dfpo":
-                raise ValueError(
-                    f"flow.{name} is {weight} and {algorithm}; only dfpo's critic is a flow, so it "
-                    "must be 0.0"
-                )
-        reader = "advantage 'rank'" if self.policy.advantage == "rank" else algorithm
-        if self.risk.measure != "mean" and reader != "algorithm 'dfpo'":
-            raise ValueError(
-                f"risk.measure is {self.risk.measure!r} and {reader}, which reads no risk measure; "
-                "it must be 'mean'"
-            )
+        check_parts(self.algorithm_config(), self.plan, self.train.samples)
 
-    def algorithm_config(self) -> Any:
-        """The settings of the chosen algorithm."""
-        _, settings = ALGORITHMS[self.algorithm]
-        return settings(self)
+    def algorithm_config(self) -> AlgorithmConfig:
+        """The sections that make the algorithm."""
+        return AlgorithmConfig(
+            self.critic, self.advantage, self.objective, self.returns, self.log_probs
+        )
 
 
-def to_config_dict(config: Any) -> ml_collections.ConfigDict:
-    """A dataclass and all in it as a `ConfigDict`."""
-    return ml_collections.ConfigDict(dataclasses.asdict(config))
+def default_config() -> Settings:
+    """Every key with its default: what files in `configs/` start from.
 
-
-def default_config() -> ml_collections.ConfigDict:
-    """Every key with its default: what files in `configs/` start from."""
-    return to_config_dict(Config())
+    Assigning `algorithm` gives the preset's values to all settings that were not assigned.
+    """
+    return Settings.of(Config(), PRESETS)
 
 
 def parse_config(source: Mapping[str, Any]) -> Config:
     """Turn a `ConfigDict` or mapping into a validated `Config`.
 
-    Keys that are left out, at any depth, keep the values of `default_config`.
+    Keys that are left out, at any depth, keep the values of the preset that `algorithm` names, or
+    of `default_config`.
 
     Raises:
       ValueError: an unknown key (with those it may have meant), a value of the wrong type or one
-        out of range; the message starts with the key's full path.
+        out of range, or a setting from the command line that nothing reads; the message starts with
+        the key's full path.
     """
-    return _parse(Config(), source, "config")
+    preset = nested(PRESETS.get(source.get("algorithm", Config.algorithm), {}))
+    default = Config()
+    for key, value in source.items():  # a saved configuration of an earlier version
+        if sentence := moved_setting(key, value, default):
+            raise ValueError(sentence)
+    config = parse_section(default, _merged(preset, source), "config", _unknown)
+    refuse_unread(config, getattr(source, "flagged", ()))
+    return config
 
 
-def _parse(default: Any, source: Mapping[str, Any], path: str) -> Any:
-    hints = typing.get_type_hints(type(default))
-    names = [item.name for item in dataclasses.fields(default)]
-    values = {}
-    for key in source:
-        if key not in names:
-            name = f"{path}.{key}".removeprefix("config.")
-            raise ValueError(unknown_setting(name, Config()))
-        values[key] = _convert(hints[key], getattr(default, key), source[key], f"{path}.{key}")
-    try:
-        return dataclasses.replace(default, **values)
-    except ValueError as error:
-        raise ValueError(f"{path}.{error}") from error
+def _unknown(path: str) -> str:
+    return unknown_setting(path.removeprefix("config."), Config())
 
 
-def _convert(hint: Any, default: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is Mapping:
-        if not isinstance(value, Mapping | ml_collections.ConfigDict):
-            raise ValueError(f"{path} is {value!r}; it must be a section of settings")
-        if dataclasses.is_dataclass(hint):
-            return _parse(default, value, path)
-        return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else dict(value)
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if typing.get_origin(hint) is tuple and type(value) in (tuple, list):
-        return tuple(value)
-    if type(value) is not hint:
-        raise ValueError(
-            f"{path} is {value!r} of type {type(value).__name__}; it must be of type "
-            f"{hint.__name__}"
-        )
-    return value
+def _merged(preset: Mapping[str, Any], source: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`source`, and what it leaves out of `preset`."""
+    merged = {name: source[name] for name in source}
+    for name, value in preset.items():
+        if name not in merged:
+            merged[name] = value
+        elif isinstance(value, dict):
+            merged[name] = _merged(value, merged[name])
+    return merged

@@ -6,12 +6,12 @@ from typing import Any
 # What a started run cannot change: shapes and meaning of its parameters, and its random numbers.
 FIXED = (
     "seed",
-    "algorithm",
     "tokenizer",
     "weights",
     "model",
+    "critic.name",
     "critic.trunk",
-    "head",
+    "train.frozen",
     "evaluation.out_of_domain",  # accuracies before and after are of the same sets
 )
 # Of those, what only says how the same function is computed.

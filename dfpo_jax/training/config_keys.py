@@ -6,6 +6,10 @@ from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from dfpo_jax.training.moved_settings import MOVED
+
 _SIBLING, _ANYWHERE, _MOST = 0.7, 0.8, 3
 
 
@@ -36,6 +40,23 @@ def nearest_settings(path: str, paths: list[str]) -> list[str]:
     return difflib.get_close_matches(path, by_name[found[0]], n=_MOST, cutoff=0.0)
 
 
+def moved_setting(path: str, value: Any, default: Any) -> str:
+    """One sentence about a setting of an earlier version, or "" where `path` is none.
+
+    Args:
+      path: its dotted name, without "config." in front.
+      value: its value; of a section, the first setting in it is named.
+      default: the dataclass of the whole configuration.
+    """
+    if isinstance(value, Mapping | ConfigDict) and path not in setting_paths(default):
+        for name in value:
+            if sentence := moved_setting(f"{path}.{name}", value[name], default):
+                return sentence
+    section, _, name = path.rpartition(".")
+    now = MOVED.get(path) or (f"{MOVED[section]}.{name}" if section in MOVED else "")
+    return f"config.{path} is of an earlier version; it is now config.{now}" if now else ""
+
+
 def unknown_setting(path: str, default: Any) -> str:
     """One sentence about a dotted name that is no setting, with what it may have meant.
 
@@ -43,6 +64,8 @@ def unknown_setting(path: str, default: Any) -> str:
       path: the name, without "config." in front.
       default: the dataclass of the whole configuration.
     """
+    if sentence := moved_setting(path, None, default):
+        return sentence
     paths = list(setting_paths(default))
     for section in paths:
         if path.startswith(f"{section}.") and isinstance(attrgetter(section)(default), Mapping):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dfpo_jax import ops
-from dfpo_jax.algorithms.base import PolicyConfig
+from dfpo_jax.algorithms import Returns
 from dfpo_jax.rollout.rollout import Sampler, score
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.training.metrics import explained_variance
@@ -66,16 +66,16 @@ def pass_at_k(
     }
 
 
-def observed_returns(rollout: Rollout, config: PolicyConfig) -> tuple[np.ndarray, np.ndarray]:
+def observed_returns(rollout: Rollout, config: Returns) -> tuple[np.ndarray, np.ndarray]:
     """The return that followed each token, as the critic is to learn it, and where there is one.
 
-    G_i = gamma^(valid tokens after i) * reward, of the noisy and clipped reward; a KL in the reward
-    is left out. A response cut at the length limit counts only where that ends it
-    (`overlong` "terminal"): elsewhere no return of it is learned or known.
+    G_i = gamma^(valid tokens after i) * reward; rewards that objectives add to single tokens are
+    left out. A response cut at the length limit counts only where that ends it (`overlong`
+    "terminal"): otherwise the critic learns no return of it, and none is known.
 
     Args:
       rollout: [B] rewards.
-      config: discount, reward_clip and overlong.
+      config: discount and overlong.
 
     Returns:
       Returns [B, R] float32 in raw reward units, and [B, R] bool.
@@ -84,14 +84,12 @@ def observed_returns(rollout: Rollout, config: PolicyConfig) -> tuple[np.ndarray
     valid = mask > 0
     if config.overlong != "terminal":
         valid &= ~np.asarray(rollout.truncated)[:, None]
-    if config.reward_clip > 0.0:
-        rewards = np.clip(rewards, -config.reward_clip, config.reward_clip)
     after = mask.sum(axis=1, keepdims=True) - np.cumsum(mask, axis=1)
     return rewards[:, None] * np.float32(config.discount) ** after, valid
 
 
 def critic_metrics(
-    quantiles: np.ndarray, rollout: Rollout, samples: int, config: PolicyConfig
+    quantiles: np.ndarray, rollout: Rollout, samples: int, config: Returns
 ) -> dict[str, float]:
     """How well a critic's quantiles describe the noisy returns of a held-out rollout.
 

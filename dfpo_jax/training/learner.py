@@ -2,16 +2,16 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from dfpo_jax.algorithms.base import Algorithm, Batch, Context
+from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Observed
 from dfpo_jax.memory import Checked
 from dfpo_jax.models.transformer import Transformer
-from dfpo_jax.sharding import mesh_context, put_batch, shardings, to_host
+from dfpo_jax.sharding import mesh_context, put_batch, put_replicated, shardings, to_host
 from dfpo_jax.training.update import PREPARE, Optimizers, Schedule, init_policy, init_state, update
 from dfpo_jax.types import Array, ArrayTree, Rollout, TrainState
 
@@ -19,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 
 _PREPARE_ADVICE = (
     "lower train.prompts, train.samples, train.prompt_length or sampling.max_new_tokens, or set "
-    "policy.logits_chunk"
+    "log_probs.chunk"
 )
 _UPDATE_ADVICE = (
     "raise train.minibatches or train.microbatches, set model.remat to 'full', set critic.trunk to "
@@ -40,8 +40,6 @@ class Learner:
       optimizers: by network.
       schedule: updates per iteration.
       mesh: device mesh.
-      keep_reference: whether the state holds a KL reference.
-      kl_coefficient: first KL weight.
       max_skipped: updates in a row whose loss or gradient may be other than finite.
     """
 
@@ -53,19 +51,12 @@ class Learner:
         schedule: Schedule,
         mesh: jax.sharding.Mesh,
         *,
-        keep_reference: bool = False,
-        kl_coefficient: float = 0.0,
         max_skipped: int = 0,
     ):
         """Jit the programs; nothing compiles before the first call."""
         self.model, self.mesh, self.max_skipped = model, mesh, max_skipped
-        self._init = functools.partial(
-            init_state,
-            algorithm,
-            optimizers,
-            keep_reference=keep_reference,
-            kl_coefficient=kl_coefficient,
-        )
+        self._init = functools.partial(init_state, algorithm, optimizers)
+        self._algorithm = algorithm
         boxed = jax.eval_shape(lambda key: self._init(init_policy(model, key), key), _dummy_key())
         self.state_shardings = nn.unbox(shardings(boxed, mesh))
         self.abstract_state = jax.tree.map(
@@ -111,6 +102,23 @@ class Learner:
 
         with mesh_context(self.mesh):
             return jax.jit(build, out_shardings=self.state_shardings)(key, policy_params)
+
+    def observe(self, state: TrainState, observed: Observed) -> TrainState:
+        """The state with the controls of an iteration that has seen these rewards."""
+        return self._controlled(state, self._algorithm.observe, observed)
+
+    def adapt(self, state: TrainState, means: Mapping[str, float]) -> TrainState:
+        """The state with the controls after an iteration's updates, whose metrics are `means`."""
+        return self._controlled(state, self._algorithm.adapt, means)
+
+    def _controlled(self, state, change, argument):
+        old = {name: float(value) for name, value in state.controls.items()}
+        new = change(old, argument)
+        controls = {
+            name: put_replicated(np.float32(new[name]), self.mesh) if new[name] != old[name] else x
+            for name, x in state.controls.items()
+        }
+        return state.replace(controls=controls)
 
     def prepare(self, state: TrainState, rollout: Rollout) -> tuple[Batch, Context]:
         """Targets and advantages of a rollout under the frozen state.

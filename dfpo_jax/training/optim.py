@@ -32,9 +32,12 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Callable:
     return optax.join_schedules([rise, after], [config.warmup_steps])
 
 
-def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, total_steps: int
+) -> optax.GradientTransformationExtraArgs:
     """Global-norm clipping, then AdamW or Adafactor with the schedule; computes in float32.
 
+    Extra arguments reach the transformations that ask for them (`optax.with_extra_args_support`).
     Parameters of another type get float32 updates and moments (but for `moment_dtype`): in
     bfloat16 a second moment would keep its value for ever, as .999 of it rounds to itself.
     """
@@ -43,10 +46,15 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     if config.clip_norm > 0.0:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
 
-    def update(updates, state, params):
-        return optimizer.update(_float32(updates), state, _float32(params))
+    optimizer = optax.with_extra_args_support(optimizer)
 
-    return optax.GradientTransformation(lambda params: optimizer.init(_float32(params)), update)
+    def init(params):
+        return optimizer.init(_float32(params))
+
+    def update(updates, state, params, **extra):
+        return optimizer.update(_float32(updates), state, _float32(params), **extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _float32(tree: ArrayTree) -> ArrayTree:

@@ -10,10 +10,12 @@ import flax.linen as nn
 import jax
 from transformers import PreTrainedTokenizerBase
 
-from dfpo_jax.algorithms import ALGORITHMS, sft
+from dfpo_jax.algorithms import Algorithm, compose, sft
 from dfpo_jax.chat import Chat
 from dfpo_jax.models import lora, pretrained
 from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.plans import Plan
+from dfpo_jax.rewards import Link
 from dfpo_jax.rollout.rollout import Sampler, demonstrations
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.tasks.base import Item, Task
@@ -21,7 +23,7 @@ from dfpo_jax.tokenizers import beginning, character_tokenizer, pretrained_token
 from dfpo_jax.training.config import Config, TaskConfig
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.optim import make_optimizer
-from dfpo_jax.training.update import Schedule, init_policy
+from dfpo_jax.training.update import Optimizers, Schedule, init_policy
 from dfpo_jax.types import ArrayTree, Rollout
 
 _LOG = logging.getLogger(__name__)
@@ -55,26 +57,23 @@ class Run:
     learner: Learner
     train_task: Task
     evaluations: dict[str, EvaluationSet]
+    rewards: Link
+    plan: Plan
     started: float
 
     @property
     def reward_range(self) -> tuple[float, float] | None:
         """Range of the rewards the learner sees, or None where no bound is known."""
-        bounds = self.train_task.reward_range
-        bounds = None if bounds is None else self.config.noise.reward_range(*bounds)
-        if bounds is not None:
-            bounds = (bounds[0] + self.config.length_penalty.lowest, bounds[1])
-        clip = self.config.policy.reward_clip
-        if clip == 0.0:
-            return bounds
-        low, high = (-clip, clip) if bounds is None else bounds
-        return max(low, -clip), min(high, clip)
+        return self.rewards.range(self.train_task.reward_range)
 
     @property
     def least_scale(self) -> float:
-        """The smallest unit of value where noise is unbounded: half the verifier's own range."""
-        low, high = self.train_task.reward_range or (0.0, 2e-3)
-        return (high - low) / 2
+        """The smallest unit of value where noise is unbounded: half the verifier's own range.
+
+        1e-3 where the task declares none.
+        """
+        bounds = self.train_task.reward_range
+        return 1e-3 if bounds is None else (bounds[1] - bounds[0]) / 2
 
 
 def build_run(config: Config, training: bool = True) -> Run:
@@ -86,7 +85,8 @@ def build_run(config: Config, training: bool = True) -> Run:
         training, and its published weights need not be there any more.
 
     Raises:
-      ValueError: a data set, alphabet, length, mesh or file of weights that does not fit, by name.
+      ValueError: a data set, alphabet, length, mesh, link of the reward chain or file of weights that
+        does not fit, by name.
     """
     started = time.perf_counter()
     config = replace(
@@ -101,14 +101,19 @@ def build_run(config: Config, training: bool = True) -> Run:
         check_division(config, mesh)
     model = Transformer(config.model)
     chat = _chat(config.task, tokenizer)
-    ends = _eos_ids(config, tokenizer, chat)
-    length = config.train.prompt_length
-    shorten = config.task.overlong == "truncate"
-    stop = config.task.stop
-    buckets, begin = config.train.prompt_buckets, config.tokenizer.begin
-    beginning(tokenizer, begin)
+    beginning(tokenizer, config.tokenizer.begin)
     sampler = Sampler(
-        model, tokenizer, length, config.sampling, mesh, ends, chat, shorten, stop, buckets, begin
+        model=model,
+        tokenizer=tokenizer,
+        prompt_length=config.train.prompt_length,
+        config=config.sampling,
+        mesh=mesh,
+        eos_ids=_eos_ids(config, tokenizer, chat),
+        chat=chat,
+        truncate_prompts=config.task.overlong == "truncate",
+        stop=config.task.stop,
+        prompt_buckets=config.train.prompt_buckets,
+        begin=config.tokenizer.begin,
     )
     tasks = {"in_domain": config.task}
     if config.evaluation.out_of_domain:
@@ -120,8 +125,18 @@ def build_run(config: Config, training: bool = True) -> Run:
     critic_items = evaluations["in_domain"].items[: config.evaluation.critic_prompts]
     _check_items(config, sampler, train_task, critic_items)
     learner = make_learner(config, model, mesh)
-    key = jax.random.key(config.seed)
-    run = Run(config, key, tokenizer, sampler, learner, train_task, evaluations, started)
+    run = Run(
+        config=config,
+        key=jax.random.key(config.seed),
+        tokenizer=tokenizer,
+        sampler=sampler,
+        learner=learner,
+        train_task=train_task,
+        evaluations=evaluations,
+        rewards=config.rewards.build(train_task.reward_range, train_task.batch(0, 4)),
+        plan=config.plan.build(config.train.samples),
+        started=started,
+    )
     if training:
         _check_training(run)
     return run
@@ -133,8 +148,8 @@ def _check_training(run: Run) -> None:
     run.train_task.trial()
     if bounds is not None and bounds[0] >= bounds[1]:
         raise ValueError(
-            f"config.policy.reward_clip is {config.policy.reward_clip}, and the task's rewards lie "
-            f"in {run.train_task.reward_range}: with noise and penalty, {bounds} is no range"
+            f"config.rewards makes of the task's rewards, which lie in "
+            f"{run.train_task.reward_range}, {bounds}: all of them would be equal"
         )
     if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
         raise ValueError(
@@ -161,28 +176,44 @@ def make_learner(
       model: its policy.
       mesh: device mesh.
       schedule: updates per call; by default those of an iteration.
+
+    Raises:
+      ValueError: `train.frozen` names networks that there are not.
     """
-    constructor, _ = ALGORITHMS[config.algorithm]
-    algorithm = constructor(model, config.algorithm_config(), config.sampling.temperature)
+    algorithm = compose(model, config.algorithm_config(), config.sampling.temperature)
     train = config.train
-    per_iteration = train.epochs * train.minibatches
-    optimizers, waits = {}, 0
-    if algorithm.predict is not None:  # there is a critic, for whom the policy waits
-        waits = config.critic.warmup
-        total = train.iterations * per_iteration
-        optimizers["critic"] = make_optimizer(config.critic_optimizer, total)
-    total = max(train.iterations - waits, 0) * per_iteration
-    optimizers["policy"] = make_optimizer(config.policy_optimizer, total)
     return Learner(
         model,
         algorithm,
-        optimizers,
+        _optimizers(config, algorithm),
         schedule or Schedule(train.epochs, train.minibatches, train.microbatches),
         mesh,
-        keep_reference=config.policy.kl_coefficient > 0.0,
-        kl_coefficient=config.policy.kl_coefficient,
         max_skipped=train.max_skipped,
     )
+
+
+def _optimizers(config: Config, algorithm: Algorithm) -> Optimizers:
+    """One for each network that trains; schedules end with the run.
+
+    Raises:
+      ValueError: `train.frozen` names a network that there is not, or all of them.
+    """
+    train, networks = config.train, algorithm.networks
+    trained = [name for name in networks if name not in train.frozen]
+    if not (set(train.frozen) <= set(networks) and trained):
+        raise ValueError(
+            f"config.train.frozen is {train.frozen}; it may name some of the networks, "
+            f"{', '.join(networks)}, and must leave one that trains"
+        )
+    waits = config.critic.warmup if "critic" in networks else 0
+    optimizers = {}
+    for name in trained:
+        of_critic = name == "critic"
+        iterations = train.iterations - (0 if of_critic else waits)
+        settings = config.critic_optimizer if of_critic else config.policy_optimizer
+        steps = max(iterations, 0) * train.epochs * train.minibatches
+        optimizers[name] = make_optimizer(settings, steps)
+    return optimizers
 
 
 def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfpo_jax.algorithms.base import check_choice
 from dfpo_jax.chat import ChatConfig
 from dfpo_jax.models import pretrained
 from dfpo_jax.models.config import TransformerConfig
+from dfpo_jax.settings import check_choice
 from dfpo_jax.tasks import TASKS, Item, Task
 from dfpo_jax.tasks.presets import PRESETS
 from dfpo_jax.tasks.verifiers import VerifierConfig

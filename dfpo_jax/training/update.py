@@ -1,7 +1,7 @@
 """From a batch to new parameters: minibatches, exact micro-batch accumulation, finite checks."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dfpo_jax.algorithms.base import Algorithm, Batch, Context
+from dfpo_jax.algorithms.interface import Algorithm, Batch, Context
 from dfpo_jax.models import lora
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.types import Array, ArrayTree, Term, TrainState
@@ -33,32 +33,28 @@ def init_state(
     optimizers: Optimizers,
     policy_params: ArrayTree,
     key: Array,
-    *,
-    keep_reference: bool,
-    kl_coefficient: float = 0.0,
 ) -> TrainState:
     """A fresh train state around given policy parameters; pure, boxes pass through.
 
     Args:
-      algorithm: gives the parameters.
-      optimizers: "policy" and, with a critic, "critic".
+      algorithm: gives the parameters and the first controls.
+      optimizers: by network; a network without one stays as it is.
       policy_params: starting point; also the KL reference where one is kept.
       key: typed PRNG key of the run.
-      keep_reference: whether a KL to the start is measured.
-      kl_coefficient: its first weight.
     """
     params = algorithm.init(jax.random.fold_in(key, 0), policy_params)
-    trained, _ = _split(params)
-    reference = jax.tree.map(jnp.copy, trained["policy"]) if keep_reference else None
+    trained, _ = _split(params, optimizers)
+    reference = None
+    if algorithm.keeps_reference:
+        updates, _ = lora.split(policy_params)
+        reference = jax.tree.map(jnp.copy, updates)
     return TrainState(
         step=jnp.int32(0),
         skipped=jnp.int32(0),
         params=params,
-        opt_state={name: optimizers[name].init(trained[name]) for name in params},
+        opt_state={name: optimizers[name].init(trained[name]) for name in trained},
         reference=reference,
-        kl_coefficient=jnp.float32(kl_coefficient),
-        value_shift=jnp.float32(0.0),
-        value_scale=jnp.float32(1.0),
+        controls={name: jnp.float32(value) for name, value in algorithm.controls.items()},
         key=jax.random.fold_in(key, 1),
     )
 
@@ -69,14 +65,20 @@ def init_policy(model: Transformer, key: Array) -> ArrayTree:
     return model.init(key, dummy, dummy)["params"]
 
 
-def _split(params: ArrayTree) -> tuple[ArrayTree, ArrayTree]:
-    """What trains, by network, and what LoRA keeps as it is: kernels of the policy and all else."""
-    trained, frozen = lora.split(params["policy"])
-    return {**params, "policy": trained}, frozen
+def _split(params: ArrayTree, networks: Collection[str]) -> tuple[ArrayTree, ArrayTree]:
+    """What trains in the named networks, and the rest: other networks, and what LoRA freezes."""
+    trained = {name: params[name] for name in params if name in networks}
+    rest = {name: params[name] for name in params if name not in networks}
+    if "policy" in trained:
+        trained["policy"], rest["policy"] = lora.split(trained["policy"])
+    return trained, rest
 
 
-def _join(trained: ArrayTree, frozen: ArrayTree) -> ArrayTree:
-    return {**trained, "policy": lora.join(trained["policy"], frozen)}
+def _join(trained: ArrayTree, rest: ArrayTree) -> ArrayTree:
+    params = {**rest, **trained}
+    if "policy" in trained:
+        params["policy"] = lora.join(trained["policy"], rest["policy"])
+    return params
 
 
 def _objective(
@@ -95,19 +97,22 @@ def accumulate_gradients(
     context: Context,
     key: Array,
     microbatches: int,
+    networks: Collection[str],
 ) -> tuple[ArrayTree, dict[str, Array]]:
     """Gradient of the objective over a minibatch by what trains, and each term's mean.
 
     Counts are summed over all micro-batches before any gradient is taken, so the result does not
-    depend on `microbatches` beyond float rounding.
+    depend on `microbatches` beyond float rounding. That pass traces the whole loss a second time;
+    counts depend on masks alone, so the compiler removes everything else from it.
 
     Args:
       algorithm: gives the loss.
-      params: differentiated by; with LoRA, of the policy's only the low-rank updates.
+      params: of all networks.
       batch: [B, ...] leaves.
       context: shared inputs.
       key: PRNG key of the losses.
       microbatches: pieces; must divide B.
+      networks: those to differentiate by; with LoRA, the policy's low-rank updates alone.
     """
 
     def split(x):  # every k-th row, so that each device keeps its rows
@@ -121,8 +126,8 @@ def accumulate_gradients(
 
     counts = sum_leading(jax.lax.map(counts_of, pieces))
     objective = functools.partial(_objective, algorithm, context, key, counts)
-    trained, frozen = _split(params)
-    gradient = jax.grad(lambda t, piece: objective(_join(t, frozen), piece), has_aux=True)
+    trained, rest = _split(params, networks)
+    gradient = jax.grad(lambda t, piece: objective(_join(t, rest), piece), has_aux=True)
 
     def step(total, piece):
         grads, terms = gradient(trained, piece)
@@ -151,7 +156,11 @@ def _all_finite(tree: ArrayTree) -> ArrayTree:
 
 
 def apply_gradients(
-    optimizers: Optimizers, state: TrainState, grads: ArrayTree, active: Mapping[str, Array]
+    optimizers: Optimizers,
+    state: TrainState,
+    grads: ArrayTree,
+    active: Mapping[str, Array],
+    means: Mapping[str, Array],
 ) -> TrainState:
     """One optimizer step per network; a network that is not active keeps params and moments.
 
@@ -160,16 +169,19 @@ def apply_gradients(
       state: before the step.
       grads: of what trains, from `accumulate_gradients`.
       active: [] bool by network.
+      means: each term's mean over the minibatch, which optimizers get as the extra argument
+        `means`.
     """
-    trained, frozen = _split(state.params)
+    trained, rest = _split(state.params, optimizers)
     params, opt_state = {}, {}
     for name, optimizer in optimizers.items():
         old = (trained[name], state.opt_state[name])
-        updates, moments = optimizer.update(grads[name], old[1], old[0])
+        optimizer = optax.with_extra_args_support(optimizer)
+        updates, moments = optimizer.update(grads[name], old[1], old[0], means=means)
         new = (optax.apply_updates(old[0], updates), moments)
         keep = functools.partial(jnp.where, active[name])
         params[name], opt_state[name] = jax.tree.map(keep, new, old)
-    return state.replace(params=_join(params, frozen), opt_state=opt_state)
+    return state.replace(params=_join(params, rest), opt_state=opt_state)
 
 
 def update(
@@ -191,7 +203,7 @@ def update(
       batch: [B, ...] leaves; B is a multiple of minibatches * microbatches.
       context: shared inputs.
       algorithm: gives the loss.
-      optimizers: "policy" and, with a critic, "critic".
+      optimizers: by network; a network without one stays as it is.
       schedule: epochs, minibatches, microbatches.
 
     Returns:
@@ -207,7 +219,13 @@ def update(
         piece = _over_devices(jax.tree.map(lambda x: x[indices], batch))
         loss_key = jax.random.fold_in(key, number)
         grads, means = accumulate_gradients(
-            algorithm, state.params, piece, context, loss_key, schedule.microbatches
+            algorithm,
+            state.params,
+            piece,
+            context,
+            loss_key,
+            schedule.microbatches,
+            tuple(optimizers),
         )
         norms = {f"{name}/gradient_norm": optax.tree.norm(grads[name]) for name in optimizers}
         # A norm may overflow where no gradient does; clipping by it would then give 0.
@@ -217,8 +235,10 @@ def update(
             "norm": _all_finite(norms),
         }
         sound = jnp.all(jnp.stack(jax.tree.leaves(finite)))
-        active = {"policy": sound & (context.policy_scale > 0), "critic": sound}
-        state = apply_gradients(optimizers, state, grads, active)
+        # While only the critic learns, the momentum of the others must not move them either.
+        learns = sound & (context.policy_scale > 0)
+        active = {name: sound if name == "critic" else learns for name in optimizers}
+        state = apply_gradients(optimizers, state, grads, active, means)
         state = state.replace(skipped=jnp.where(sound, 0, state.skipped + 1))
         return state, (means | norms, sound, state.skipped, finite)
 

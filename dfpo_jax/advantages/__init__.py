@@ -1,0 +1,33 @@
+"""Advantages: how good an action was. One file and one field each."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from dfpo_jax.advantages.gae import Gae, Risk
+from dfpo_jax.advantages.group import Group
+from dfpo_jax.advantages.interface import Advantage, View
+from dfpo_jax.advantages.rank import Rank
+from dfpo_jax.advantages.sigma import Sigma
+from dfpo_jax.settings import Choice
+
+__all__ = ["Advantage", "Advantages", "Gae", "Group", "Rank", "Risk", "Sigma", "View"]
+
+
+@dataclass(frozen=True)
+class Advantages(Choice):
+    """The advantage.
+
+    Attributes:
+      name: "gae", "sigma", "rank" (these two need a critic that gives a distribution), "group", or
+        one of your own.
+      custom: settings of one of your own.
+      whiten: subtract the mean and divide by the deviation over all valid tokens.
+    """
+
+    kind: ClassVar[str] = "advantage"
+    name: str = "gae"
+    whiten: bool = True
+    gae: Gae = field(default_factory=Gae)
+    sigma: Sigma = field(default_factory=Sigma)
+    rank: Rank = field(default_factory=Rank)
+    group: Group = field(default_factory=Group)

@@ -1,0 +1,249 @@
+"""An algorithm from its parts: critic x advantage x objectives.
+
+This file alone knows the transformer under the parts, LoRA, warm-up, whitening, the reduction of
+losses to `Term`s, the copies that donation makes necessary, and the order of random keys.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dfpo_jax import ops
+from dfpo_jax.advantages import Advantage, View
+from dfpo_jax.algorithms.config import AlgorithmConfig
+from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Controls, Observed
+from dfpo_jax.algorithms.needs import check_parts
+from dfpo_jax.algorithms.old_policy import evaluate_old
+from dfpo_jax.algorithms.trunk import (
+    critic_states,
+    hidden_states,
+    init_critic,
+    join_sequence,
+    response_states,
+    token_statistics,
+)
+from dfpo_jax.algorithms.units import value_units
+from dfpo_jax.critics import Critic
+from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.objectives import Live, Objective
+from dfpo_jax.types import Array, ArrayTree, Loss, Rollout, Term, TrainState
+
+
+class _Parts(NamedTuple):
+    """What an algorithm is composed of; the first argument of all functions below."""
+
+    model: Transformer
+    config: AlgorithmConfig
+    temperature: float
+    critic: Critic | None
+    advantage: Advantage
+    objectives: dict[str, Objective]
+
+
+def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> Algorithm:
+    """The algorithm of these settings.
+
+    Args:
+      model: the policy, and the shape of the critic's trunk.
+      config: settings of all parts.
+      temperature: the sampler's temperature, at which log-probabilities are taken.
+
+    Raises:
+      ValueError: parts that cannot work together, see `needs.check_parts`.
+    """
+    check_parts(config)
+    critic = config.critic.chosen.build()
+    advantage = config.advantage.chosen.build()
+    objectives = {"objective": config.objective.chosen.build()}
+    objectives |= {name: part.build() for name, part in config.objective.added.items()}
+    parts = _Parts(model, config, temperature, critic, advantage, objectives)
+
+    def bound(function, wanted=True):
+        return functools.partial(function, parts) if wanted else None
+
+    controls, networks = {"value_shift": 0.0, "value_scale": 1.0}, ["policy"]
+    networks += [] if critic is None else ["critic"]
+    for name, objective in objectives.items():
+        controls |= objective.controls
+        networks += [] if objective.init is None else [name]
+    return Algorithm(
+        init=bound(_init),
+        prepare=bound(_prepare),
+        loss=bound(_loss),
+        predict=bound(_predict, critic is not None),
+        trajectories=bound(_trajectories, critic is not None and critic.paths is not None),
+        controls=controls,
+        observe=bound(_observe),
+        adapt=bound(_adapt),
+        networks=tuple(networks),
+        keeps_reference=any("reference" in x.needs for x in objectives.values()),
+    )
+
+
+def _init(parts: _Parts, key: Array, policy_params: ArrayTree) -> ArrayTree:
+    params, width = {"policy": policy_params}, parts.model.config.d_model
+    if parts.critic is not None:
+        head = parts.critic.init(key, width)
+        params["critic"] = init_critic(parts.config.critic, policy_params, head)
+    for number, (name, objective) in enumerate(parts.objectives.items()):
+        if objective.init is not None:
+            params[name] = objective.init(jax.random.fold_in(key, number), width)
+    return params
+
+
+def _prepare(
+    parts: _Parts, state: TrainState, rollout: Rollout, key: Array
+) -> tuple[Batch, Context]:
+    critic, config = parts.critic, parts.config
+    critic_key, policy_key = jax.random.split(key)
+    found = evaluate_old(
+        parts.model, config, parts.objectives, state, rollout, parts.temperature
+    )
+    steps, view, targets, head = found.steps, None, None, None
+    if critic is not None:
+        head, length = state.params["critic"]["head"], rollout.tokens.shape[1]
+        states = critic_states(
+            config.critic,
+            parts.model,
+            state.params,
+            response_states(found.old.hidden, length),
+            found.sequence,
+            found.valid,
+            length,
+        )
+        reading = critic.read(head, states)
+        returns = functools.partial(critic.returns, policy_key, reading, steps)
+        view = View(critic.law(reading), returns)
+        targets = critic.targets(critic_key, reading, steps, config.critic.lambda_)
+    advantages = parts.advantage.estimate(view, steps, rollout)
+    if config.advantage.whiten:
+        advantages = ops.masked_whiten(advantages, steps.mask)
+    batch = Batch(
+        row=jnp.arange(len(rollout.tokens)),
+        sequence=found.sequence,
+        valid=found.valid,
+        tokens=rollout.tokens,
+        mask=steps.mask,
+        old_log_probs=found.old.log_probs,
+        ref_log_probs=found.old.ref_log_probs,
+        importance=found.importance,
+        advantages=advantages * steps.mask,
+        critic=targets,
+        own={
+            name: objective.prepare(found.old, rollout)
+            for name, objective in parts.objectives.items()
+            if objective.prepare is not None
+        },
+    )
+    # The train step donates the state: without a copy, the context would share deleted buffers.
+    context = Context(
+        controls=jax.tree.map(jnp.copy, dict(state.controls)),
+        policy_scale=_policy_scale(parts, state.step),
+        critic=jax.tree.map(jnp.copy, head),
+    )
+    return batch, context
+
+
+def _policy_scale(parts: _Parts, step: Array) -> Array:
+    """0 while only the critic learns, 1 afterwards: [] float32."""
+    waits = 0 if parts.critic is None else parts.config.critic.warmup
+    return (step >= waits).astype(jnp.float32)
+
+
+def _loss(
+    parts: _Parts, params: ArrayTree, batch: Batch, context: Context, key: Array
+) -> dict[str, Term]:
+    batch, context = jax.lax.stop_gradient((batch, context))
+    hidden = hidden_states(parts.model, params["policy"], batch.sequence, batch.valid)
+    terms = _policy_terms(parts, params, hidden, batch, context)
+    if parts.critic is None:
+        return terms
+    return terms | _critic_terms(parts, params, hidden, batch, context, key)
+
+
+def _policy_terms(
+    parts: _Parts, params: ArrayTree, hidden: Array, batch: Batch, context: Context
+) -> dict[str, Term]:
+    log_probs, entropy = token_statistics(
+        parts.model,
+        params["policy"],
+        response_states(hidden, batch.tokens.shape[1]),
+        batch.tokens,
+        parts.temperature,
+        parts.config.log_probs.chunk,
+    )
+    live = Live(hidden, log_probs, entropy)
+    kl_old = ops.kl_estimate(log_probs, batch.old_log_probs, "k3")
+    losses = {"kl_old": Loss(kl_old, weight=0.0)}
+    for name, objective in parts.objectives.items():
+        losses |= objective.terms(live, batch, context, params.get(name))
+    weights, count = ops.aggregate_weights(batch.mask, parts.config.objective.aggregation)
+
+    def reduced(loss: Loss) -> Term:
+        is_metric = isinstance(loss.weight, float) and loss.weight == 0.0
+        weight = 0.0 if is_metric else loss.weight * context.policy_scale
+        return Term(jnp.sum(loss.per_token * weights), count, weight)
+
+    return {f"policy/{name}": reduced(loss) for name, loss in losses.items()}
+
+
+def _critic_terms(
+    parts: _Parts, params: ArrayTree, hidden: Array, batch: Batch, context: Context, key: Array
+) -> dict[str, Term]:
+    length, config = batch.tokens.shape[1], parts.config.critic
+    policy_states = response_states(hidden, length)
+    states = critic_states(
+        config, parts.model, params, policy_states, batch.sequence, batch.valid, length
+    )
+    # A row's key depends on its number alone, so that splitting a batch changes nothing.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.row)
+    head = params["critic"]["head"]
+    terms = {}
+    for name, loss in parts.critic.losses(
+        head, states, batch.critic, context.critic, keys
+    ).items():
+        mask = batch.mask if loss.mask is None else loss.mask
+        total, count = ops.masked_sum_and_count(loss.per_token, mask)
+        terms[f"critic/{name}"] = Term(total, count, config.loss_weight * loss.weight)
+    return terms
+
+
+def _reading(parts: _Parts, state: TrainState, rollout: Rollout, states: slice):
+    """What the critic makes of some of the states s_0 .. s_R."""
+    params, length = state.params, rollout.tokens.shape[1]
+    sequence, valid = join_sequence(rollout)
+    policy_states = None
+    if parts.config.critic.trunk != "own":
+        hidden = hidden_states(parts.model, params["policy"], sequence, valid)
+        policy_states = response_states(hidden, length)
+    found = critic_states(
+        parts.config.critic, parts.model, params, policy_states, sequence, valid, length
+    )
+    return parts.critic.read(params["critic"]["head"], found[:, states])
+
+
+def _predict(parts: _Parts, state: TrainState, rollout: Rollout) -> Array:
+    law = parts.critic.law(_reading(parts, state, rollout, slice(-1)))
+    return law * state.controls["value_scale"] + state.controls["value_shift"]
+
+
+def _trajectories(parts: _Parts, state: TrainState, rollout: Rollout) -> Array:
+    return parts.critic.paths(_reading(parts, state, rollout, slice(1)))[:, :, 0]
+
+
+def _observe(parts: _Parts, controls: Controls, observed: Observed) -> Controls:
+    controls = {**controls, **value_units(controls, observed)}
+    for objective in parts.objectives.values():
+        if objective.observe is not None:
+            controls |= objective.observe(controls)
+    return controls
+
+
+def _adapt(parts: _Parts, controls: Controls, means: Mapping[str, float]) -> Controls:
+    for objective in parts.objectives.values():
+        if objective.adapt is not None:
+            controls = {**controls, **objective.adapt(controls, means)}
+    return controls

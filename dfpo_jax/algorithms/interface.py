@@ -1,0 +1,116 @@
+"""What an algorithm is, and what its prepared rollout consists of.
+
+An algorithm is a few pure functions, which `algorithms.compose` makes of a critic, an advantage and
+objectives. `prepare` sees the parameters at the start of an iteration and turns a rollout into
+everything the losses need; `loss` is differentiated; `observe` and `adapt` change the controls
+between iterations, on the host.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from flax import struct
+
+from dfpo_jax.types import Array, ArrayTree, Rollout, Term, TrainState
+
+Controls = Mapping[str, float]
+
+
+class Observed(NamedTuple):
+    """Rewards of an iteration, for `Algorithm.observe`.
+
+    Attributes:
+      rewards: [B] sequence rewards, as the learner sees them.
+      range: (low, high) that they lie in, or None where no bound is known.
+      least_scale: the smallest unit of value where none is known.
+      first: whether this is the first iteration of the run.
+    """
+
+    rewards: Any
+    range: tuple[float, float] | None = None
+    least_scale: float = 1e-3
+    first: bool = True
+
+
+def _same(controls: Controls, *_) -> Controls:
+    return controls
+
+
+class Algorithm(NamedTuple):
+    """Pure functions of an algorithm.
+
+    Attributes:
+      init: (key, policy_params) -> params by network: "policy" and, with a critic, "critic"; an
+        objective may add others. Leaves may be flax partitioning boxes, which travel through
+        unchanged.
+      prepare: (state, rollout, key) -> (Batch, Context); nothing in it is differentiated.
+      loss: (params, batch, context, key) -> dict of name -> `Term`.
+      predict: (state, rollout) -> [B, R, M] sorted return quantiles in raw reward units at every
+        state (M = 1 for a scalar critic), or None for algorithms without a critic.
+      trajectories: (state, rollout) -> [17, B, M] normalised positions of the flow at s_0 for 17
+        times from 0 to 1, for plots; None for critics that are no flow.
+      controls: first values of what changes between iterations, by name.
+      observe: (controls, Observed) -> controls; before `prepare`.
+      adapt: (controls, means of the iteration's terms by name) -> controls; after the updates.
+      networks: keys of the params.
+      keeps_reference: whether the state holds the policy's first parameters, to measure a KL.
+    """
+
+    init: Callable[[Array, ArrayTree], ArrayTree]
+    prepare: Callable[[TrainState, Rollout, Array], tuple["Batch", "Context"]]
+    loss: Callable[[ArrayTree, "Batch", "Context", Array], dict[str, Term]]
+    predict: Callable[[TrainState, Rollout], Array] | None = None
+    trajectories: Callable[[TrainState, Rollout], Array] | None = None
+    controls: Controls = {}
+    observe: Callable[[Controls, Observed], Controls] = _same
+    adapt: Callable[[Controls, Mapping[str, float]], Controls] = _same
+    networks: tuple[str, ...] = ("policy",)
+    keeps_reference: bool = False
+
+
+@struct.dataclass
+class Batch:
+    """Per-sequence inputs of a loss; every leaf has the batch as its leading axis.
+
+    Attributes:
+      row: [B] int32, the row's number in the whole batch; losses fold it into their key, so that
+        splitting a batch does not change their random numbers.
+      sequence: [B, P + R] int32, prompt then response.
+      valid: [B, P + R] float32, 1 on real tokens.
+      tokens: [B, R] int32, the response part of `sequence`.
+      mask: [B, R] float32, 1 where the losses count.
+      old_log_probs: [B, R] the old policy's log-probabilities at the sampling temperature.
+      ref_log_probs: [B, R] the reference's, or None where no objective needs them.
+      importance: [B, R] truncated sampler-to-trainer weights (1 where switched off).
+      advantages: [B, R].
+      critic: the critic's own targets, or None.
+      own: what objectives prepared for themselves, by name.
+    """
+
+    row: Array
+    sequence: Array
+    valid: Array
+    tokens: Array
+    mask: Array
+    old_log_probs: Array | None = None
+    ref_log_probs: Array | None = None
+    importance: Array | None = None
+    advantages: Array | None = None
+    critic: Any = None
+    own: dict[str, Any] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class Context:
+    """Inputs of a loss that are shared by all rows.
+
+    Attributes:
+      controls: by name, [] what changes between iterations.
+      policy_scale: [] 1, or 0 while only the critic learns.
+      critic: the critic head's parameters at the start of the iteration (never differentiated), or
+        None.
+    """
+
+    controls: dict[str, Array]
+    policy_scale: Array
+    critic: ArrayTree | None = None

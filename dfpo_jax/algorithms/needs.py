@@ -1,0 +1,59 @@
+"""Which parts work together: what one needs against what the others give."""
+
+from dfpo_jax.algorithms.config import AlgorithmConfig
+from dfpo_jax.plans import Plans
+
+
+def check_parts(config: AlgorithmConfig, plan: Plans | None = None, samples: int = 2) -> None:
+    """Raise ValueError, in one sentence, for parts that cannot work together.
+
+    Args:
+      config: critic, advantage and objective.
+      plan: how rollouts are collected; None for any.
+      samples: responses per prompt.
+    """
+    critic = config.critic.chosen.build()
+    advantage = config.advantage.chosen.build()
+    objectives = {config.objective.name: config.objective.chosen.build()}
+    objectives |= {f"{name}": part.build() for name, part in config.objective.added.items()}
+    gives = {f"critic {config.critic.name!r}": frozenset() if critic is None else critic.gives}
+    if plan is not None:
+        gives[f"plan {plan.name!r} with train.samples={samples}"] = plan.chosen.build(samples).gives
+    needs = {f"advantage {config.advantage.name!r}": advantage.needs}
+    if config.returns.overlong == "bootstrap":
+        needs["returns.overlong 'bootstrap'"] = frozenset({"value"})
+    needs |= {f"objective {name!r}": part.needs for name, part in objectives.items()}
+    given = frozenset({"reference"}).union(*gives.values())
+    if plan is None:
+        given |= frozenset({"groups"})
+    for who, wanted in needs.items():
+        for need in sorted(wanted - given):
+            raise ValueError(_missing(who, need, gives, config, plan))
+    if critic is None and advantage.whole_response:
+        _check_whole_responses(config, objectives)
+
+
+def _missing(who: str, need: str, gives: dict, config: AlgorithmConfig, plan) -> str:
+    others = [
+        f"critic {name!r}"
+        for name, part in config.critic.parts.items()
+        if (built := part.build()) is not None and need in built.gives
+    ]
+    for name, part in plan.parts.items() if plan is not None else ():
+        if need in part.build(2).gives:
+            others.append(f"plan {name!r} with train.samples of 2 or more")
+    found = ", ".join(f"{k} gives {', '.join(sorted(v)) or 'nothing'}" for k, v in gives.items())
+    givers = ", ".join(others) or "no part that is registered"
+    return f"{who} needs {need}; {found}; it is given by {givers}"
+
+
+def _check_whole_responses(config: AlgorithmConfig, objectives: dict) -> None:
+    reader = f"advantage {config.advantage.name!r} without a critic reads whole responses alone"
+    if config.returns.discount != 1.0:
+        raise ValueError(f"returns.discount is {config.returns.discount}; {reader}, so it must be 1.0")
+    for name, objective in objectives.items():
+        if objective.reward is not None:
+            raise ValueError(
+                f"objective {name!r} adds rewards of single tokens; {reader}, so it must stand in "
+                "the loss"
+            )

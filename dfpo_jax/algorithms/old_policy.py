@@ -1,0 +1,93 @@
+"""The policy that an iteration starts with, evaluated on the rollout, and its shaped rewards."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from dfpo_jax import ops
+from dfpo_jax.algorithms.config import AlgorithmConfig
+from dfpo_jax.algorithms.trunk import (
+    hidden_states,
+    join_sequence,
+    response_states,
+    token_statistics,
+)
+from dfpo_jax.models import lora
+from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.objectives import Objective, Old
+from dfpo_jax.types import Array, Rollout, Steps, TrainState
+
+
+@struct.dataclass
+class Evaluated:
+    """A rollout under the old policy.
+
+    Attributes:
+      sequence, valid: [B, P + R].
+      old: the old policy and the reference, as objectives see them.
+      importance: [B, R] truncated sampler-to-trainer weights (1 where switched off).
+      steps: the token MDP, with rewards in value units.
+    """
+
+    sequence: Array
+    valid: Array
+    old: Old
+    importance: Array
+    steps: Steps
+
+
+def evaluate_old(
+    model: Transformer,
+    config: AlgorithmConfig,
+    objectives: Mapping[str, Objective],
+    state: TrainState,
+    rollout: Rollout,
+    temperature: float,
+) -> Evaluated:
+    """Evaluate the old policy and, where an objective needs it, the reference; shape the rewards.
+
+    The reward of a response sits on its last valid token; objectives add rewards of single tokens;
+    all are brought to value units.
+    """
+    sequence, valid = join_sequence(rollout)
+    length, chunk = rollout.tokens.shape[1], config.log_probs.chunk
+    policy = jax.tree.map(jax.lax.stop_gradient, state.params["policy"])
+
+    def log_probs_of(params, hidden):
+        states = response_states(hidden, length)
+        return token_statistics(model, params, states, rollout.tokens, temperature, chunk)[0]
+
+    hidden = hidden_states(model, policy, sequence, valid)
+    log_probs, reference = rollout.log_probs, None
+    if config.log_probs.recompute:
+        log_probs = log_probs_of(policy, hidden)
+    if any("reference" in objective.needs for objective in objectives.values()):
+        start = lora.join(state.reference, lora.split(policy)[1])
+        reference = log_probs_of(start, hidden_states(model, start, sequence, valid))
+    mask, bootstrap = rollout.mask, jnp.zeros_like(rollout.truncated)
+    if config.returns.overlong == "mask":
+        mask = mask * (1.0 - rollout.truncated[:, None].astype(jnp.float32))
+    elif config.returns.overlong == "bootstrap":
+        bootstrap = rollout.truncated
+    old = Old(hidden, log_probs, reference, mask, state.controls)
+    rewards = ops.place_at_last(jnp.asarray(rollout.rewards, jnp.float32), mask)
+    for objective in objectives.values():
+        if objective.reward is not None:
+            rewards = rewards + objective.reward(old)
+    rewards = ops.normalise_rewards(
+        rewards,
+        mask,
+        bootstrap,
+        state.controls["value_shift"],
+        state.controls["value_scale"],
+        config.returns.discount,
+    )
+    importance = jnp.ones_like(mask)
+    if config.objective.importance_cap > 0.0:
+        importance = ops.truncated_importance_weights(
+            log_probs, rollout.log_probs, cap=config.objective.importance_cap
+        )
+    steps = Steps(rewards, mask, bootstrap, config.returns.discount)
+    return Evaluated(sequence, valid, old, importance, steps)

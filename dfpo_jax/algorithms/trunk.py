@@ -1,0 +1,100 @@
+"""Hidden states and what is read from them: the policy's, and those a critic's head reads."""
+
+import jax
+import jax.numpy as jnp
+
+from dfpo_jax.critics import Critics
+from dfpo_jax.models import lora, vocabulary
+from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.types import Array, ArrayTree, Rollout
+
+
+def join_sequence(rollout: Rollout) -> tuple[Array, Array]:
+    """Prompt and response as one sequence: tokens and validity, both [B, P + R].
+
+    Validity covers every slot before the response's end, so that the model still reads a masked gap
+    inside a response (a tool turn).
+    """
+    tokens = jnp.concatenate([rollout.prompt_tokens, rollout.tokens], axis=1)
+    reached = jnp.cumsum(rollout.mask[:, ::-1], axis=1)[:, ::-1] > 0
+    valid = jnp.concatenate([rollout.prompt_mask, reached.astype(jnp.float32)], axis=1)
+    return tokens, valid
+
+
+def hidden_states(model: Transformer, params: ArrayTree, sequence: Array, valid: Array) -> Array:
+    """Hidden states [B, P + R, D]; the position before a token predicts it."""
+    hidden, _ = model.apply({"params": params}, sequence, valid)
+    return hidden
+
+
+def response_states(hidden: Array, length: int) -> Array:
+    """Hidden states [B, R + 1, D] of s_0 .. s_R, where s_i predicts response token i.
+
+    They mean nothing after the response, nor in s_0 where a row's prompt has no token.
+    """
+    return hidden[:, -length - 1 :]
+
+
+def token_statistics(
+    model: Transformer,
+    params: ArrayTree,
+    states: Array,
+    tokens: Array,
+    temperature: float,
+    chunk: int = 0,
+) -> tuple[Array, Array]:
+    """Log-probabilities and entropies, both [B, R], of tokens given states s_0 .. s_{R-1}.
+
+    Args:
+      model: the policy.
+      params: its parameters, whose output projection is read.
+      states: [B, R + 1, D] hidden states.
+      tokens: [B, R].
+      temperature: divides the logits.
+      chunk: time steps at once, see `vocabulary.token_statistics`.
+    """
+    kernel = params["embedding"] if model.config.tie_embeddings else params["head"].T
+    states = states[:, :-1].astype(model.config.dtype)
+    return vocabulary.token_statistics(states, kernel, tokens, temperature, chunk)
+
+
+def init_critic(config: Critics, policy_params: ArrayTree, head_params: ArrayTree) -> ArrayTree:
+    """Critic parameters: the head, and with `trunk="own"` a copy of what trains in the policy."""
+    if config.trunk != "own":
+        return {"head": head_params}
+    trained, _ = lora.split(policy_params)
+    trunk = {name: leaf for name, leaf in trained.items() if name != "head"}
+    # Two networks that share a buffer could not both be donated to the train step.
+    return {"head": head_params, "trunk": jax.tree.map(jnp.copy, trunk)}
+
+
+def critic_states(
+    config: Critics,
+    model: Transformer,
+    params: ArrayTree,
+    policy_states: Array | None,
+    sequence: Array,
+    valid: Array,
+    length: int,
+) -> Array:
+    """Features [B, R + 1, D] that the critic's head reads at s_0 .. s_R.
+
+    Args:
+      config: which trunk.
+      model: the transformer of both trunks.
+      params: of all networks; an own trunk uses only the policy's parameters that LoRA freezes.
+      policy_states: [B, R + 1, D], the policy's hidden states (unused with an own trunk).
+      sequence, valid: [B, P + R].
+      length: R.
+    """
+    if config.trunk == "own":
+        _, kept = lora.split(params["policy"])
+        trunk = lora.join(params["critic"]["trunk"], jax.lax.stop_gradient(kept))
+        if not model.config.tie_embeddings:
+            # The decoder requires its output projection, which nothing here reads.
+            shape = (model.config.d_model, model.config.vocab_size)
+            trunk = {**trunk, "head": jnp.zeros(shape, model.config.param_dtype)}
+        return response_states(hidden_states(model, trunk, sequence, valid), length)
+    if config.trunk == "detached":
+        return jax.lax.stop_gradient(policy_states)
+    return policy_states

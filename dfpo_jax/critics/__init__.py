@@ -1,0 +1,51 @@
+"""Critics: what the return of a state is, as functions of states. One file and one field each."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from dfpo_jax.critics.flow import Flow
+from dfpo_jax.critics.interface import Critic
+from dfpo_jax.critics.none import NoCritic
+from dfpo_jax.critics.quantile import Quantile
+from dfpo_jax.critics.scalar import Scalar
+from dfpo_jax.settings import Choice, check_choice, check_interval
+
+TRUNKS = ("own", "shared", "detached")
+__all__ = ["Critic", "Critics", "Flow", "NoCritic", "Quantile", "Scalar"]
+
+
+@dataclass(frozen=True)
+class Critics(Choice):
+    """The critic, and what every critic has, whatever its head.
+
+    Attributes:
+      name: the critic: "none", "scalar", "quantile", "flow", or one of your own.
+      custom: settings of one of your own.
+      trunk: "own" (a copy of the policy's transformer, trained with the critic; with LoRA a copy
+        of the low-rank updates alone, beside the policy's kernels), "shared" (the policy's, critic
+        gradients flow into it) or "detached" (the policy's, they do not).
+      lambda_: lambda of the critic's targets.
+      warmup: iterations in which only the critic learns.
+      loss_weight: coefficient of the critic's objective beside the policy's.
+
+    Raises:
+      ValueError: a value outside its range, named with what is allowed.
+    """
+
+    kind: ClassVar[str] = "critic"
+    name: str = "flow"
+    trunk: str = "own"
+    lambda_: float = 0.95
+    warmup: int = 0
+    loss_weight: float = 1.0
+    none: NoCritic = field(default_factory=NoCritic)
+    scalar: Scalar = field(default_factory=Scalar)
+    quantile: Quantile = field(default_factory=Quantile)
+    flow: Flow = field(default_factory=Flow)
+
+    def __post_init__(self):
+        """Check ranges and names."""
+        super().__post_init__()
+        check_choice(self, "trunk", TRUNKS)
+        check_interval(self, "lambda_", low=0.0, high=1.0)
+        check_interval(self, "warmup", "loss_weight", low=0.0)

@@ -1,0 +1,217 @@
+"""DFPO's critic: the whole distribution of the return as a flow (arXiv 2602.05890)."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import struct
+
+from dfpo_jax import ops
+from dfpo_jax.critics.flow_inference import INFERENCE, Reader
+from dfpo_jax.critics.flow_losses import Fields, flow_losses, return_samples
+from dfpo_jax.critics.interface import Critic, at_successors, init_head
+from dfpo_jax.models.value_flow import ValueFlow, ValueFlowConfig
+from dfpo_jax.settings import check_choice, check_interval, check_unread
+from dfpo_jax.types import Array, ArrayTree, Steps
+
+TAILS = ("cvar", "upper_gain", "mean_shift", "tail_shape", "tail_curvature")
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Losses and inference of the value flow (algorithm sections 3 to 5).
+
+    Attributes:
+      head: sizes of the velocity network.
+      num_samples: S, noise/time pairs per token in every loss, samples per target, and points at
+        which the spread is measured.
+      num_steps: K, solver steps of the old field.
+      solver: "euler", "midpoint", "heun" or "rk4".
+      first_step: length of the first of these steps over that of each other one.
+      value_bound: 0, or the largest size of a return and of a state of the flow, in normalised
+        units: targets and solver steps are clipped to it, so that neither an outlier nor an
+        unstable step carries the critic away.
+      num_quantiles: M, quantiles by which a state's distribution is read.
+      inference: "one_step" reads the flow map, "ode" integrates K steps.
+      target_mode: "mixture" (law of the lambda-mixture) or "average" (quantile by quantile).
+      anchor_weight: bootstrapped anchor.
+      dcfm_weight: distributional flow matching between successive states.
+      dcfm_base: "keep" or "shift".
+      geometry: "map", "reflow" or "straight".
+      geometry_weight: geometric consistency.
+      cvar_weight, upper_gain_weight, mean_shift_weight, tail_shape_weight, tail_curvature_weight:
+        conditional risk and tail shape of the one-step quantiles.
+      tail_targets: what they are compared with: "flow", the old field's K-step quantiles, or
+        "returns", the sorted target samples.
+      tail_alpha, tail_beta: mass of the lower and the upper tail.
+      uncertainty: weight on anchor and flow matching: "none", "emphasize" or "discount".
+      uncertainty_temperature: its temperature, in normalised value units.
+
+    Raises:
+      ValueError: a value outside its range, or one that no loss reads; named with what is allowed.
+    """
+
+    head: ValueFlowConfig = field(default_factory=ValueFlowConfig)
+    num_samples: int = 8
+    num_steps: int = 4
+    solver: str = "midpoint"
+    first_step: float = 2.0
+    value_bound: float = 0.0
+    num_quantiles: int = 32
+    inference: str = "one_step"
+    target_mode: str = "mixture"
+    anchor_weight: float = 1.0
+    dcfm_weight: float = 1.0
+    dcfm_base: str = "keep"
+    geometry: str = "map"
+    geometry_weight: float = 1.0
+    cvar_weight: float = 0.0
+    upper_gain_weight: float = 0.0
+    mean_shift_weight: float = 0.0
+    tail_shape_weight: float = 0.0
+    tail_curvature_weight: float = 0.0
+    tail_targets: str = "flow"
+    tail_alpha: float = 0.1
+    tail_beta: float = 0.1
+    uncertainty: str = "none"
+    uncertainty_temperature: float = 1.0
+
+    def __post_init__(self):
+        """Check ranges and names."""
+        check_interval(self, "num_samples", "num_steps", low=1)
+        check_interval(self, "num_quantiles", low=3)
+        check_choice(self, "solver", tuple(sorted(ops.SOLVERS)))
+        check_choice(self, "inference", INFERENCE)
+        check_choice(self, "target_mode", ("mixture", "average"))
+        check_choice(self, "dcfm_base", ("keep", "shift"))
+        check_choice(self, "geometry", ("map", "reflow", "straight"))
+        check_choice(self, "tail_targets", ("flow", "returns"))
+        check_choice(self, "uncertainty", ("none", "emphasize", "discount"))
+        weights = [name for name in self.__dataclass_fields__ if name.endswith("_weight")]
+        check_interval(self, *weights, "value_bound", low=0.0)
+        for name in ("first_step", "tail_alpha", "tail_beta", "uncertainty_temperature"):
+            if getattr(self, name) <= 0.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        check_interval(self, "tail_alpha", "tail_beta", low=0.0, high=1.0)
+        if self.inference == "one_step" and self.geometry_weight * (self.geometry == "map") == 0:
+            raise ValueError(
+                'inference is "one_step", which reads the flow map; that needs geometry "map" with '
+                f"a positive geometry_weight (now {self.geometry!r}, {self.geometry_weight})"
+            )
+        self._refuse_unread()
+
+    def _refuse_unread(self) -> None:
+        weights = self.tail_weights
+        lower = any(weights[name] for name in ("cvar", "tail_shape", "tail_curvature"))
+        upper = any(weights[name] for name in ("upper_gain", "tail_shape", "tail_curvature"))
+        if not lower:
+            check_unread(self, "tail_alpha", because="no loss of the lower tail has a weight")
+        if not upper:
+            check_unread(self, "tail_beta", because="no loss of the upper tail has a weight")
+        if not any(weights[name] for name in TAILS if name != "tail_curvature"):
+            check_unread(self, "tail_targets", because="no loss that has targets has a weight")
+        if self.uncertainty == "none":
+            check_unread(self, "uncertainty_temperature", because="uncertainty is 'none'")
+        if self.dcfm_weight == 0.0:
+            check_unread(self, "dcfm_base", because="dcfm_weight is 0.0")
+
+    @property
+    def tail_weights(self) -> dict[str, float]:
+        """Weights of the losses of risk and tails, by name."""
+        return {name: getattr(self, f"{name}_weight") for name in TAILS}
+
+    @property
+    def reader(self) -> Reader:
+        """How the flow is read."""
+        clip = (-self.value_bound, self.value_bound) if self.value_bound > 0 else None
+        return Reader(self.inference, self.num_steps, self.solver, self.first_step, clip)
+
+    def build(self) -> Critic:
+        """The critic; its reading is a `FlowReading`."""
+        head, reader = ValueFlow(self.head), self.reader
+
+        def field(params, condition):
+            return lambda z, t, d: head.apply(
+                {"params": params}, condition, z, t, d, method="velocity"
+            )
+
+        def read(params, states):
+            return FlowReading(
+                params, head.apply({"params": params}, states, method="condition")
+            )
+
+        def successors(reading, steps):
+            return field(reading.params, at_successors(reading.condition, steps))
+
+        def law(reading):
+            velocity = field(*reading)
+            return reader.quantiles(velocity, reading.condition.shape[:2], self.num_quantiles)
+
+        def returns(key, reading, steps, lambda_):
+            now = field(reading.params, reading.condition[:, :-1])
+            return return_samples(self, key, now, successors(reading, steps), steps, lambda_)
+
+        def targets(key, reading, steps, lambda_):
+            weight = jnp.ones_like(steps.mask)
+            if self.uncertainty != "none":
+                now = field(reading.params, reading.condition[:, :-1])
+                weight = ops.uncertainty_weights(
+                    reader.spread(now, steps.mask.shape, self.num_samples),
+                    mode=self.uncertainty,
+                    temperature=self.uncertainty_temperature,
+                )
+            last = ops.last_valid(steps.mask) * (1.0 - steps.bootstrap[:, None])
+            return FlowTargets(
+                samples=returns(key, reading, steps, lambda_),
+                condition=reading.condition,
+                steps=steps,
+                has_successor=steps.mask * (1.0 - last),
+                weight=weight,
+            )
+
+        def losses(params, states, rows, old_params, keys):
+            old = FlowReading(old_params, rows.condition)
+            live = read(params, states).condition[:, :-1]
+            fields = Fields(
+                live=field(params, live),
+                old=field(old_params, rows.condition[:, :-1]),
+                next_old=successors(old, rows.steps),
+            )
+            return flow_losses(
+                self, keys, fields, rows.samples, rows.steps, rows.has_successor, rows.weight
+            )
+
+        def paths(reading):
+            return reader.paths(field(*reading), reading.condition.shape[:2], self.num_quantiles)
+
+        def init(key, width):
+            return init_head(head, key, jnp.zeros((1, 1, width)), jnp.zeros((1, 1, 1)), 0.0, 0.0)
+
+        gives = frozenset({"value", "law"})
+        return Critic(init, read, law, returns, targets, losses, gives, paths)
+
+
+class FlowReading(NamedTuple):
+    """A field bound to states: `params` of the head, and their condition [B, T, C]."""
+
+    params: ArrayTree
+    condition: Array
+
+
+@struct.dataclass
+class FlowTargets:
+    """What the losses need per token.
+
+    Attributes:
+      samples: [B, R, S] return samples.
+      condition: [B, R + 1, C] the old head's condition at s_0 .. s_R.
+      steps: the token MDP.
+      has_successor: [B, R] 1 where the state after a token has a return of its own.
+      weight: [B, R] uncertainty weight of anchor and flow matching.
+    """
+
+    samples: Array
+    condition: Array
+    steps: Steps
+    has_successor: Array
+    weight: Array

@@ -1,0 +1,111 @@
+"""What is read from a value flow: functions of a velocity (z, t, d), which know no network.
+
+The field v(z, t, d | s) transports noise z ~ N(0, 1) at t = 0 to the return Z(s) at t = 1 along
+dz/dt = v(z, t, 0 | s); v(z, 0, 1 | s) is the jump over the whole horizon (the flow map).
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from dfpo_jax import ops
+from dfpo_jax.models.value_flow import Velocity
+from dfpo_jax.types import Array
+
+INFERENCE = ("one_step", "ode")
+
+
+def noise_grid(shape: tuple[int, ...], num: int) -> Array:
+    """Noise quantiles Phi^-1((j - 1/2) / num), j = 1..num, for every token: [*shape, num]."""
+    grid = ops.noise_quantiles(num).reshape((1,) * len(shape) + (num,))
+    return jnp.broadcast_to(grid, (*shape, num))
+
+
+def one_step(velocity: Velocity, noise: Array) -> Array:
+    """The flow map z_1 = noise + v(noise, 0, 1), [..., S] -> [..., S]: one evaluation."""
+    zero = jnp.zeros((), noise.dtype)
+    return noise + velocity(noise, zero, zero + 1)
+
+
+def solve(
+    velocity: Velocity,
+    noise: Array,
+    *,
+    num_steps: int = 4,
+    solver: str = "midpoint",
+    first_step: float = 1.0,
+    clip: tuple[float, float] | None = None,
+) -> Array:
+    """z_1 [..., S] of the flow from `noise` [..., S] by `num_steps` solver steps.
+
+    With noise ~ N(0, 1) they are samples of Z(s); with a grid of noise quantiles, its quantiles.
+    `first_step` and `clip` are those of `ops.integrate`.
+    """
+    options = dict(num_steps=num_steps, solver=solver, first_step=first_step, clip=clip)
+    return ops.integrate(_instantaneous(velocity), noise, **options)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a flow is read.
+
+    Attributes:
+      inference: "one_step" reads the flow map, "ode" integrates.
+      num_steps, solver, first_step: of the integration.
+      clip: the interval that values and solver states are clipped to, or None.
+    """
+
+    inference: str = "one_step"
+    num_steps: int = 4
+    solver: str = "midpoint"
+    first_step: float = 2.0
+    clip: tuple[float, float] | None = None
+
+    def samples(self, velocity: Velocity, noise: Array) -> Array:
+        """Samples (or quantiles, of an ordered grid of noise) by the chosen inference."""
+        if self.inference == "one_step":
+            return self.clipped(one_step(velocity, noise))
+        return self.integrated(velocity, noise)
+
+    def clipped(self, values: Array) -> Array:
+        """Values within the interval."""
+        return values if self.clip is None else jnp.clip(values, *self.clip)
+
+    def integrated(self, velocity: Velocity, noise: Array) -> Array:
+        """z_1 by the solver's steps, whatever the inference."""
+        return solve(velocity, noise, **self.steps)
+
+    @property
+    def steps(self) -> dict:
+        """The keywords of `solve`."""
+        return {
+            "num_steps": self.num_steps,
+            "solver": self.solver,
+            "first_step": self.first_step,
+            "clip": self.clip,
+        }
+
+    def quantiles(self, velocity: Velocity, shape: tuple[int, int], num: int) -> Array:
+        """Quantiles [*shape, num] of the return at every state, sorted.
+
+        Paths of an exact one-dimensional flow cannot cross, so its end points are in order; those
+        of few solver steps may cross, hence the sort.
+        """
+        return jnp.sort(self.samples(velocity, noise_grid(shape, num)), axis=-1)
+
+    def spread(self, velocity: Velocity, shape: tuple[int, int], num: int) -> Array:
+        """sigma_hat = mean_s |dz_1/deps| by the solver's steps: [B, T] (algorithm section 5.5)."""
+        _, tangent = ops.integrate_with_tangent(
+            _instantaneous(velocity), noise_grid(shape, num), **self.steps
+        )
+        return jnp.mean(jnp.abs(tangent), axis=-1)
+
+    def paths(self, velocity: Velocity, shape: tuple[int, int], num: int) -> Array:
+        """Positions [17, *shape, num] of the flow at 17 times from 0 to 1."""
+        return ops.trajectory(
+            _instantaneous(velocity), noise_grid(shape, num), num_steps=16, solver=self.solver
+        )
+
+
+def _instantaneous(velocity: Velocity):
+    return lambda z, t: velocity(z, t, jnp.zeros((), z.dtype))

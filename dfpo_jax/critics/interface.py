@@ -1,0 +1,64 @@
+"""What a critic is: pure functions of states, which know no transformer.
+
+Shapes: B sequences, R tokens, states s_0 .. s_R of width D (see `dfpo_jax.types`). All values are in
+normalised units.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dfpo_jax import ops
+from dfpo_jax.types import Array, ArrayTree, Loss, Steps
+
+Reading = Any
+"""What a critic makes of states, a pytree of its own choice: the argument of its other functions."""
+Rows = Any
+"""A pytree whose leaves have the batch as their leading axis."""
+
+
+class Critic(NamedTuple):
+    """A critic. Build one by the `build` of its settings, such as `critics.Flow().build()`.
+
+    Attributes:
+      init: (key, D) -> params of the head. Leaves may be flax partitioning boxes.
+      read: (params, states [B, T, D]) -> Reading, for any T.
+      law: (reading) -> [B, T, M] quantiles of the return at every state, sorted ascending; M = 1
+        for a critic that knows only the mean.
+      returns: (key, reading, steps, lambda) -> [B, R, S] samples of the return from every state by
+        the lambda-mixture (their mean, S = 1, for a critic that knows only the mean). `reading` is
+        that of s_0 .. s_R; lambda is a number or [B]; at lambda 1 they are the observed returns.
+      targets: (key, reading, steps, lambda) -> Rows, what `losses` needs; never differentiated.
+      losses: (params, states [B, R + 1, D], rows, old_params, keys [B]) -> Loss by name. It is
+        differentiated by `params` and `states`; `old_params` are those of `targets`. Row b draws
+        from keys[b] alone, so that splitting a batch changes nothing.
+      gives: what an advantage may read, "value" and, where `law` is a distribution, "law".
+      paths: (reading) -> [17, B, T, M] positions of a flow at 17 times from 0 to 1, for plots.
+    """
+
+    init: Callable[[Array, int], ArrayTree]
+    read: Callable[[ArrayTree, Array], Reading]
+    law: Callable[[Reading], Array]
+    returns: Callable[[Array, Reading, Steps, Array | float], Array]
+    targets: Callable[[Array, Reading, Steps, Array | float], Rows]
+    losses: Callable[[ArrayTree, Array, Rows, ArrayTree, Array], dict[str, Loss]]
+    gives: frozenset[str]
+    paths: Callable[[Reading], Array] | None = None
+
+
+def init_head(head: Any, key: Array, *inputs: Any) -> ArrayTree:
+    """Parameters of a Linen head, whose boxes stay."""
+    return head.init(key, *inputs)["params"]
+
+
+def at_successors(x: Array, steps: Steps) -> Array:
+    """[B, R + 1, ...] of states s_0 .. s_R -> [B, R, ...] of the state after each token."""
+    index = ops.successor_index(steps.mask)
+    return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+def draw(sampler: Callable, keys: Array, shape: tuple[int, ...]) -> Array:
+    """`sampler(key, shape[1:])` for every row's own key: [B, ...]."""
+    return jax.vmap(lambda key: sampler(key, shape[1:]))(keys)

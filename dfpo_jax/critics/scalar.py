@@ -1,0 +1,84 @@
+"""PPO's critic: a scalar value per state (arXiv 1707.06347; token-level, as in arXiv 2203.02155)."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import struct
+
+from dfpo_jax import ops
+from dfpo_jax.critics.interface import Critic, init_head
+from dfpo_jax.models.value_heads import ScalarHead
+from dfpo_jax.settings import check_interval
+from dfpo_jax.types import Array, Loss, Steps
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A linear value V(s), regressed on lambda-returns: 0.5 (V - G)^2.
+
+    Attributes:
+      value_clip: 0, or the largest move of a value from its old one that the loss rewards, in
+        normalised units.
+
+    Raises:
+      ValueError: a value outside its range, named with what is allowed.
+    """
+
+    value_clip: float = 0.0
+
+    def __post_init__(self):
+        """Check ranges."""
+        check_interval(self, "value_clip", low=0.0)
+
+    def build(self) -> Critic:
+        """The critic; its reading is the values [B, T]."""
+        head = ScalarHead()
+
+        def read(params, states):
+            return head.apply({"params": params}, states)
+
+        def targets(key, values, steps, lambda_):
+            del key
+            return ScalarTargets(lambda_returns(values, steps, lambda_), values[:, :-1])
+
+        def losses(params, states, rows, old_params, keys):
+            del old_params, keys
+            values, old = read(params, states)[:, :-1], rows.old_values
+            errors = jnp.square(values - rows.returns)
+            if self.value_clip > 0.0:
+                moved = old + jnp.clip(values - old, -self.value_clip, self.value_clip)
+                errors = jnp.maximum(errors, jnp.square(moved - rows.returns))
+            return {"loss": Loss(0.5 * errors)}
+
+        return Critic(
+            init=lambda key, width: init_head(head, key, jnp.zeros((1, width))),
+            read=read,
+            law=lambda values: values[..., None],
+            returns=lambda key, values, steps, lambda_: (
+                lambda_returns(values, steps, lambda_)[..., None]
+            ),
+            targets=targets,
+            losses=losses,
+            gives=frozenset({"value"}),
+        )
+
+
+@struct.dataclass
+class ScalarTargets:
+    """`returns` and `old_values`, both [B, R]."""
+
+    returns: Array
+    old_values: Array
+
+
+def lambda_returns(values: Array, steps: Steps, lambda_: Array | float) -> Array:
+    """lambda-returns [B, R] of values [B, R + 1] at s_0 .. s_R, by GAE (arXiv 1506.02438)."""
+    _, returns = ops.gae(
+        steps.rewards,
+        values[:, :-1],
+        steps.mask,
+        discount=steps.discount,
+        lambda_=lambda_,
+        final_values=ops.final_values(values, steps.mask, steps.bootstrap),
+    )
+    return returns

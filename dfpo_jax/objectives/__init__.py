@@ -1,0 +1,43 @@
+"""Objectives: what the policy minimises. One file and one field each."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from dfpo_jax import ops
+from dfpo_jax.objectives.clip import Clip
+from dfpo_jax.objectives.entropy import Entropy
+from dfpo_jax.objectives.interface import Live, Objective, Old
+from dfpo_jax.objectives.kl import Kl
+from dfpo_jax.settings import Choice, check_choice, check_interval
+
+__all__ = ["Clip", "Entropy", "Kl", "Live", "Objective", "Objectives", "Old"]
+
+
+@dataclass(frozen=True)
+class Objectives(Choice):
+    """The policy's loss, and what is added to it.
+
+    Attributes:
+      name: the loss: "clip", or one of your own.
+      custom: settings of one of your own.
+      aggregation: "token_mean" or "sequence_mean".
+      importance_cap: 0, or the cap of truncated importance weights between sampler and trainer.
+      entropy, kl: added to the loss.
+
+    Raises:
+      ValueError: a value outside its range, named with what is allowed.
+    """
+
+    kind: ClassVar[str] = "objective"
+    name: str = "clip"
+    aggregation: str = "token_mean"
+    importance_cap: float = 0.0
+    clip: Clip = field(default_factory=Clip)
+    entropy: Entropy = field(default_factory=Entropy)
+    kl: Kl = field(default_factory=Kl)
+
+    def __post_init__(self):
+        """Check ranges and names."""
+        super().__post_init__()
+        check_choice(self, "aggregation", ops.AGGREGATIONS)
+        check_interval(self, "importance_cap", low=0.0)

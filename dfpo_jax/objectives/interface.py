@@ -1,0 +1,63 @@
+"""What an objective is: losses of the policy per token, as pure functions of log-probabilities."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from dfpo_jax.types import Array, ArrayTree, Loss, Rollout
+
+
+class Live(NamedTuple):
+    """The policy that is trained, evaluated once for all objectives; differentiated.
+
+    Attributes:
+      hidden: [B, P + R, D] hidden states of prompt and response.
+      log_probs: [B, R] of the response's tokens, at the sampling temperature.
+      entropy: [B, R] (nats).
+    """
+
+    hidden: Array
+    log_probs: Array
+    entropy: Array
+
+
+class Old(NamedTuple):
+    """The policy that the iteration started with, and the reference, on a rollout.
+
+    Attributes:
+      hidden: [B, P + R, D] hidden states of prompt and response.
+      log_probs: [B, R].
+      ref_log_probs: [B, R], or None where no objective needs the reference.
+      mask: [B, R], 1 where the losses count.
+      controls: by name, [] what changes between iterations.
+    """
+
+    hidden: Array
+    log_probs: Array
+    ref_log_probs: Array | None
+    mask: Array
+    controls: Mapping[str, Array]
+
+
+class Objective(NamedTuple):
+    """An objective. Build one by the `build` of its settings, such as `objectives.Clip().build()`.
+
+    Attributes:
+      terms: (live, batch, context, own params or None) -> `Loss` by name; a name becomes
+        "policy/NAME". A loss counts on the batch's mask.
+      needs: what else there must be: "reference".
+      init: (key, D) -> parameters of a network of its own, which trains beside the policy.
+      prepare: (old, rollout) -> rows of its own, which `terms` finds in `batch.own`.
+      reward: (old) -> [B, R], added to the token rewards, in units of reward.
+      controls: first values of what it changes between iterations, by name.
+      observe: (controls) -> controls, at the start of every iteration.
+      adapt: (controls, means of the iteration's terms by name) -> controls, at its end.
+    """
+
+    terms: Callable[[Live, Any, Any, ArrayTree | None], dict[str, Loss]]
+    needs: frozenset[str] = frozenset()
+    init: Callable[[Array, int], ArrayTree] | None = None
+    prepare: Callable[[Old, Rollout], Any] | None = None
+    reward: Callable[[Old], Array] | None = None
+    controls: Mapping[str, float] = {}
+    observe: Callable[[Mapping[str, float]], Mapping[str, float]] | None = None
+    adapt: Callable[[Mapping[str, float], Mapping[str, float]], Mapping[str, float]] | None = None

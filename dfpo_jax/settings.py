@@ -1,0 +1,178 @@
+"""Sections of settings: ranges, choices, and parts that a section chooses by name."""
+
+import dataclasses
+import difflib
+import importlib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+OWN = "module:Class"
+
+
+def check_interval(config: Any, *names: str, low: float, high: float = float("inf")) -> None:
+    """Raise ValueError unless every named field of `config` lies in [low, high]."""
+    for name in names:
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value}; it must lie in [{low:g}, {high:g}]")
+
+
+def check_choice(config: Any, name: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError unless the named field of `config` is one of `allowed`."""
+    value = getattr(config, name)
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+def check_unread(config: Any, *names: str, because: str) -> None:
+    """Raise ValueError where a field differs from its default though nothing reads it.
+
+    Args:
+      config: a dataclass whose fields have defaults.
+      names: fields.
+      because: why nothing reads them, the middle of the sentence.
+    """
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if item.name in names and value != item.default:
+            raise ValueError(
+                f"{item.name} is {value!r}; {because}, so it must be left at {item.default!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A section that chooses one of several parts.
+
+    A subclass has one field per part, whose value is the part's settings: a dataclass with
+    `build`. Parts whose class says `added = True` are built beside the chosen one. All other fields
+    are settings that the parts share.
+
+    Attributes:
+      name: the field of the part, or "my_package.my_module:MyPart": a dataclass with `build` in a
+        module on PYTHONPATH.
+      custom: the settings of that dataclass.
+
+    Raises:
+      ValueError: no part of that name, or one that cannot be loaded.
+    """
+
+    kind: ClassVar[str] = "part"
+    name: str = ""
+    custom: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        """Check the name, and load a part of the user's own."""
+        if ":" not in self.name and self.name not in self.parts:
+            near = difflib.get_close_matches(self.name, self.parts, n=3, cutoff=0.4)
+            hint = f"the nearest is {', '.join(near)}" if near else f"own parts are {OWN}"
+            raise ValueError(
+                f"name is {self.name!r}; it must be one of {', '.join(self.parts)}; {hint}"
+            )
+        if ":" not in self.name and self.custom:
+            raise ValueError(
+                f"custom is {dict(self.custom)} and name is {self.name!r}; only a part of your own, "
+                f"{OWN}, reads it"
+            )
+        _ = self.chosen
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The settings of every part that can be chosen, by name."""
+        return {name: part for name, part in _parts(self) if not getattr(part, "added", False)}
+
+    @property
+    def added(self) -> dict[str, Any]:
+        """The settings of every part that stands beside the chosen one, by name."""
+        return {name: part for name, part in _parts(self) if getattr(part, "added", False)}
+
+    @property
+    def chosen(self) -> Any:
+        """The settings of the chosen part."""
+        if ":" in self.name:
+            return load_part(self.name, self.custom, self.kind)
+        return getattr(self, self.name)
+
+
+def _parts(section: Any) -> list[tuple[str, Any]]:
+    values = [(item.name, getattr(section, item.name)) for item in dataclasses.fields(section)]
+    return [(name, value) for name, value in values if hasattr(value, "build")]
+
+
+def load_part(name: str, custom: Mapping[str, Any], kind: str) -> Any:
+    """The settings of a part of the user's own.
+
+    Args:
+      name: "my_package.my_module:MyPart".
+      custom: values for fields of that dataclass.
+      kind: what it is, for messages.
+
+    Raises:
+      ValueError: the module or the class is not there, the class is no dataclass with `build`, or
+        it does not take these settings; names module and class.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        part = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        where = f"there is no module {error.name!r} on PYTHONPATH"
+        raise ValueError(f"name is {name!r}; {where}") from error
+    except AttributeError as error:
+        raise ValueError(f"name is {name!r}; {error}") from error
+    except Exception as error:  # a user's module is arbitrary Python
+        words = f"importing it raises {type(error).__name__}: {error}"
+        raise ValueError(f"name is {name!r}; {words}") from error
+    if not (dataclasses.is_dataclass(part) and callable(getattr(part, "build", None))):
+        raise ValueError(f"name is {name!r}; a {kind} must be a dataclass with a method build")
+    try:
+        return parse_section(part(), custom, "custom")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"name is {name!r}; {error}") from error
+
+
+def parse_section(default: Any, source: Mapping[str, Any], path: str, unknown: Any = None) -> Any:
+    """A dataclass with the values of a mapping in place of its own.
+
+    Args:
+      default: gives the types, and the values of what is left out, at any depth.
+      source: values by field name; nested mappings for nested dataclasses.
+      path: dotted name of the section, for messages.
+      unknown: (dotted name) -> sentence about a key that is no field.
+
+    Raises:
+      ValueError: an unknown key, a value of another type or one that the dataclass refuses.
+    """
+    hints = typing.get_type_hints(type(default))
+    names = [item.name for item in dataclasses.fields(default)]
+    values = {}
+    for key in source:
+        if key not in names:
+            name = f"{path}.{key}"
+            raise ValueError(unknown(name) if unknown else f"{name}: there are {', '.join(names)}")
+        value = getattr(default, key)
+        values[key] = _convert(hints[key], value, source[key], f"{path}.{key}", unknown)
+    try:
+        return dataclasses.replace(default, **values)
+    except ValueError as error:
+        raise ValueError(f"{path}.{error}") from error
+
+
+def _convert(hint: Any, default: Any, value: Any, path: str, unknown: Any) -> Any:
+    if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is Mapping:
+        if not (isinstance(value, Mapping) or hasattr(value, "to_dict")):
+            raise ValueError(f"{path} is {value!r}; it must be a section of settings")
+        if dataclasses.is_dataclass(hint):
+            return parse_section(default, value, path, unknown)
+        return value.to_dict() if hasattr(value, "to_dict") else dict(value)
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if typing.get_origin(hint) is tuple and type(value) in (tuple, list):
+        return tuple(value)
+    if type(value) is not hint:
+        raise ValueError(
+            f"{path} is {value!r} of type {type(value).__name__}; it must be of type "
+            f"{hint.__name__}"
+        )
+    return value

@@ -1,0 +1,118 @@
+"""A `ConfigDict` that knows which settings were assigned, so that a preset replaces no other."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+class Settings(ConfigDict):
+    """All settings of a run, as a configuration file changes them.
+
+    An assignment counts also where it repeats the default. Assigning `algorithm` gives all settings
+    that were not assigned the values of that preset, or else their defaults.
+    """
+
+    def __init__(self, values: Mapping[str, Any] | None = None, type_safe: bool = True, **options):
+        """A section that remembers nothing; see `of`."""
+        object.__setattr__(self, "_root", None)
+        super().__init__(values, type_safe, **options)
+
+    @classmethod
+    def of(cls, default: Any, presets: Mapping[str, Mapping[str, Any]]) -> "Settings":
+        """The settings of a dataclass and of all dataclasses in it.
+
+        Args:
+          default: the dataclass, with its defaults.
+          presets: name -> settings by dotted name.
+        """
+        root = cls()
+        for name, value in (("_assigned", set()), ("_flagged", None), ("_presets", presets)):
+            object.__setattr__(root, name, value)
+        object.__setattr__(root, "_defaults", default)
+        _fill(root, default, root, "")
+        return root
+
+    @property
+    def flagged(self) -> frozenset[str]:
+        """Dotted names of what was assigned since `begin_flags`."""
+        return frozenset(self._flagged or ())
+
+    def begin_flags(self) -> None:
+        """From now on, what is assigned comes from a command line."""
+        object.__setattr__(self, "_flagged", set())
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Assign a setting, or a section as a whole."""
+        if self._root is None:
+            super().__setitem__(key, value)
+            return
+        old, path = self._fields.get(key), self._path + key
+        if isinstance(old, Settings) and isinstance(value, Mapping | ConfigDict):
+            section = Settings(value.to_dict() if isinstance(value, ConfigDict) else dict(value))
+            _link(section, self._root, f"{path}.")
+            self._fields[key] = section
+            names = [f"{path}.{name}" for name in _leaves(section)]
+        else:
+            super().__setitem__(key, value)
+            names = [path]
+        root = self._root
+        root._assigned.update(names)
+        if root._flagged is not None:
+            root._flagged.update(names)
+        if path == "algorithm":
+            root._apply_preset()
+
+    def _apply_preset(self) -> None:
+        chosen = self._presets.get(self._fields["algorithm"], {})
+        names = {name for preset in self._presets.values() for name in preset}
+        for name in names - self._assigned:
+            *sections, key = name.split(".")
+            section, default = self, self._defaults
+            for part in sections:
+                section, default = section._fields[part], getattr(default, part)
+            section._fields[key] = chosen.get(name, getattr(default, key))
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings from dotted names."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *sections, name = path.split(".")
+        section = tree
+        for part in sections:
+            section = section.setdefault(part, {})
+        section[name] = value
+    return tree
+
+
+def _fill(section: Settings, default: Any, root: Settings, path: str) -> None:
+    for item in dataclasses.fields(default):
+        value = getattr(default, item.name)
+        if dataclasses.is_dataclass(value):
+            child = Settings()
+            _fill(child, value, root, f"{path}{item.name}.")
+            value = child
+        section[item.name] = value
+    object.__setattr__(section, "_path", path)
+    object.__setattr__(section, "_root", root)
+
+
+def _link(section: Settings, root: Settings, path: str) -> None:
+    """Makes a section remember, and all dictionaries in it."""
+    for key, value in section._fields.items():
+        if isinstance(value, ConfigDict):
+            child = Settings(value.to_dict())
+            _link(child, root, f"{path}{key}.")
+            section._fields[key] = child
+    object.__setattr__(section, "_path", path)
+    object.__setattr__(section, "_root", root)
+
+
+def _leaves(section: ConfigDict, prefix: str = "") -> Iterator[str]:
+    for key, value in section.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key

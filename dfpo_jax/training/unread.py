@@ -1,0 +1,34 @@
+"""Refuses settings from the command line that nothing reads, because another part is chosen."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from dfpo_jax.settings import Choice
+
+# What only a critic reads, beside the section `critic` itself.
+_OF_CRITICS = ("critic_optimizer.", "evaluation.critic_")
+
+
+def refuse_unread(config: Any, names: Iterable[str]) -> None:
+    """Raise ValueError for a setting that no chosen part reads.
+
+    A configuration file may hold settings of several parts, so that a command line can choose among
+    them; what the command line itself sets must have an effect.
+
+    Args:
+      config: the whole configuration.
+      names: dotted names of what the command line sets.
+    """
+    for name in sorted(names):
+        section, _, rest = name.partition(".")
+        part, choice = rest.partition(".")[0], getattr(config, section)
+        if isinstance(choice, Choice) and part in choice.parts and part != choice.name:
+            raise ValueError(
+                f"config.{name} is set and config.{section}.name is {choice.name!r}; only {part!r} "
+                "reads it"
+            )
+        shared = section == "critic" and part not in ("name", "none")
+        if config.critic.name == "none" and (shared or name.startswith(_OF_CRITICS)):
+            raise ValueError(
+                f"config.{name} is set and config.critic.name is 'none'; only a critic reads it"
+            )
