@@ -49,6 +49,7 @@ class Rollout:
       rewards: [B] float32, the (possibly corrupted) sequence reward the learner sees.
       clean_rewards: [B] float32, the verifier's own reward; metrics only, never in a loss.
       groups: [B] int32, index of the prompt each response answers.
+      samples: responses per prompt, those of one prompt consecutive; static.
     """
 
     prompt_tokens: Array
@@ -60,6 +61,7 @@ class Rollout:
     rewards: Array
     clean_rewards: Array
     groups: Array
+    samples: int = struct.field(pytree_node=False, default=1)
 
 
 @struct.dataclass
