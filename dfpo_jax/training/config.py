@@ -26,7 +26,7 @@ from dfpo_jax.algorithms.dfpo import RiskConfig
 from dfpo_jax.algorithms.flow_critic import RISK_WEIGHTS
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.models.value_flow import ValueFlowConfig
-from dfpo_jax.rollout.rollout import LengthPenalty
+from dfpo_jax.rollout.collect import LengthPenalty
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.tasks.noise import RewardNoise
 from dfpo_jax.training.config_keys import unknown_setting

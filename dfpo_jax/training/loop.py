@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from dfpo_jax import ops
-from dfpo_jax.rollout.rollout import collect
+from dfpo_jax.rollout.collect import collect
 from dfpo_jax.sharding import put_replicated
 from dfpo_jax.training import distributed, failures
 from dfpo_jax.training.checkpoint import Checkpointer

@@ -14,7 +14,8 @@ from dfpo_jax.algorithms import ALGORITHMS, sft
 from dfpo_jax.chat import Chat
 from dfpo_jax.models import lora, pretrained
 from dfpo_jax.models.transformer import Transformer
-from dfpo_jax.rollout.rollout import Sampler, demonstrations
+from dfpo_jax.rollout.demonstrations import demonstrations
+from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tokenizers import beginning, character_tokenizer, pretrained_tokenizer
