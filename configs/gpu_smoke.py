@@ -38,7 +38,7 @@ def get_config(arg=None):
     config.warm_start.update(steps=100, batch_size=128)
     config.warm_start.optimizer.update(learning_rate=1e-3, warmup_steps=20)
     config.critic_optimizer.learning_rate = 1e-3
-    config.noise.update(false_positive=0.2, false_negative=0.2)
+    config.rewards.flip.update(false_positive=0.2, false_negative=0.2)
     config.evaluation.update(every=5, prompts=128)
     config.checkpoint.every = 5
     return config

@@ -48,16 +48,16 @@ def get_config(arg=None):
     config.warm_start.optimizer.update(learning_rate=3e-3, warmup_steps=20, schedule="cosine")
     config.policy_optimizer.update(learning_rate=6e-4, warmup_steps=10, b1=0.95, b2=0.999)
     config.critic_optimizer.update(learning_rate=1e-2, b2=0.999)
-    config.policy.recompute_log_probs = False
+    config.log_probs.recompute = False
     # The head alone learns fast, and half of the compute is saved.
     config.critic.update(trunk="detached", warmup=5)
-    config.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
+    config.critic.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
     config.evaluation.every = 26
     config.checkpoint.every = 26
     if arg == "heavy_tail":
-        config.noise.spike_probability = 0.1
-        config.policy.advantage = "rank"
-        config.flow.value_bound = 10.0
+        config.rewards.spike.probability = 0.1
+        config.advantage.name = "rank"
+        config.critic.flow.value_bound = 10.0
     else:
-        config.noise.update(false_positive=0.2, false_negative=0.2)
+        config.rewards.flip.update(false_positive=0.2, false_negative=0.2)
     return config

@@ -39,7 +39,7 @@ def get_config(arg=None):
     config.task.verifier.update(name="number", extract="last_number")
     config.out_of_domain = config.task.copy_and_resolve_references()
     config.out_of_domain.update(dataset="chain_sum", held_out_percent=99)
-    config.noise.update(false_positive=0.2, false_negative=0.2)
+    config.rewards.flip.update(false_positive=0.2, false_negative=0.2)
     config.model = dataclasses.asdict(PRESETS["qwen3_8b"])
     config.model.update(remat="full", max_positions=2048)
     config.sampling.max_new_tokens = 1536

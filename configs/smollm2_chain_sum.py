@@ -45,13 +45,13 @@ def get_config(arg=None):
     task.verifier.update(name="number", extract="last_number")
     config.out_of_domain = task.copy_and_resolve_references()
     config.out_of_domain.parameters = {"min_terms": 3, "max_terms": 3, "max_digits": 2}
-    config.noise.update(false_positive=0.2, false_negative=0.2)
+    config.rewards.flip.update(false_positive=0.2, false_negative=0.2)
     config.train.update(iterations=100, prompts=256, samples=4, prompt_length=64, minibatches=4)
     config.sampling.max_new_tokens = 64
     config.policy_optimizer.update(learning_rate=1e-5, warmup_steps=10)
     # The head alone learns fast, and half of the compute is saved.
     config.critic.update(trunk="detached", warmup=2)
-    config.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
+    config.critic.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
     config.evaluation.every = 20
     config.checkpoint.every = 20
     if arg == "cpu":

@@ -3,12 +3,13 @@
 import dataclasses
 import difflib
 import importlib
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-OWN = "module:Class"
+OWN = "module:Class"  # how a part of the user's own is named
 
 
 def check_interval(config: Any, *names: str, low: float, high: float = float("inf")) -> None:
@@ -35,10 +36,14 @@ def check_unread(config: Any, *names: str, because: str) -> None:
       because: why nothing reads them, the middle of the sentence.
     """
     for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if item.name in names and value != item.default:
+        made = item.default_factory is not dataclasses.MISSING
+        default, value = (
+            item.default_factory() if made else item.default,
+            getattr(config, item.name),
+        )
+        if item.name in names and value != default:
             raise ValueError(
-                f"{item.name} is {value!r}; {because}, so it must be left at {item.default!r}"
+                f"{item.name} is {value!r}; {because}, so it must be left at {default!r}"
             )
 
 
@@ -65,18 +70,22 @@ class Choice:
 
     def __post_init__(self):
         """Check the name, and load a part of the user's own."""
-        if ":" not in self.name and self.name not in self.parts:
+        if self.is_own:
+            load_part(self.name, self.custom, self.kind)
+            return
+        if self.name not in self.parts:
             near = difflib.get_close_matches(self.name, self.parts, n=3, cutoff=0.4)
-            hint = f"the nearest is {', '.join(near)}" if near else f"own parts are {OWN}"
+            nearest = f" (the nearest is {', '.join(near)})" if near else ""
             raise ValueError(
-                f"name is {self.name!r}; it must be one of {', '.join(self.parts)}; {hint}"
+                f"name is {self.name!r}; it must be one of {', '.join(self.parts)}{nearest}, or "
+                f"{OWN} of your own"
             )
-        if ":" not in self.name and self.custom:
-            raise ValueError(
-                f"custom is {dict(self.custom)} and name is {self.name!r}; only a part of your own, "
-                f"{OWN}, reads it"
-            )
-        _ = self.chosen
+        check_unread(self, "custom", because=f"name is {self.name!r}, not one of your own")
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the chosen part is one of the user's own."""
+        return ":" in self.name
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -91,9 +100,22 @@ class Choice:
     @property
     def chosen(self) -> Any:
         """The settings of the chosen part."""
-        if ":" in self.name:
+        if self.is_own:
             return load_part(self.name, self.custom, self.kind)
         return getattr(self, self.name)
+
+    def build_chosen(self, check: Callable[[Any, str], None], *inputs: Any) -> Any:
+        """The chosen part.
+
+        Args:
+          check: (part, name) -> None; raises ValueError where one of the user's own is wrong.
+          *inputs: of its `build`.
+        """
+        if not self.is_own:
+            return self.chosen.build(*inputs)
+        part = call_custom(self.name, "build", lambda: self.chosen.build(*inputs))
+        check(part, self.name)
+        return part
 
 
 def _parts(section: Any) -> list[tuple[str, Any]]:
@@ -105,31 +127,50 @@ def load_part(name: str, custom: Mapping[str, Any], kind: str) -> Any:
     """The settings of a part of the user's own.
 
     Args:
-      name: "my_package.my_module:MyPart".
-      custom: values for fields of that dataclass.
+      name: "my_package.my_module:MyPart" of a dataclass with `build`.
+      custom: values of its fields.
       kind: what it is, for messages.
 
     Raises:
-      ValueError: the module or the class is not there, the class is no dataclass with `build`, or
-        it does not take these settings; names module and class.
+      ValueError: there is no such class, or the values do not fit it; one line.
     """
+    if not re.fullmatch(r"[\w.]+:\w+", name):
+        raise ValueError(f"name is {name!r}; a {kind} of your own is named {OWN}")
     module, _, attribute = name.partition(":")
     try:
-        part = getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        where = f"there is no module {error.name!r} on PYTHONPATH"
-        raise ValueError(f"name is {name!r}; {where}") from error
-    except AttributeError as error:
-        raise ValueError(f"name is {name!r}; {error}") from error
+        found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a user's module is arbitrary Python
-        words = f"importing it raises {type(error).__name__}: {error}"
-        raise ValueError(f"name is {name!r}; {words}") from error
-    if not (dataclasses.is_dataclass(part) and callable(getattr(part, "build", None))):
+        raise ValueError(f"name is {name!r}, which does not import: {_line(error)}") from error
+    is_class = isinstance(found, type) and dataclasses.is_dataclass(found)
+    if not is_class or not callable(getattr(found, "build", None)):
         raise ValueError(f"name is {name!r}; a {kind} must be a dataclass with a method build")
+    default = call_custom(name, "the class", found)
+    return parse_section(default, custom, "custom")
+
+
+def call_custom(name: str, function: str, call: Callable[[], Any]) -> Any:
+    """The result of a function of a part of the user's own.
+
+    Args:
+      name: of the part, "module:Class".
+      function: name of the function, for the message.
+      call: calls it.
+
+    Raises:
+      ValueError: whatever the function raised, as one line that names the part and the function. A
+        ValueError that already begins with the part's name passes as it is.
+    """
     try:
-        return parse_section(part(), custom, "custom")
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"name is {name!r}; {error}") from error
+        return call()
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(f"{name}: "):
+            raise
+        raise ValueError(f"{name}: {function} raised {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """An exception's type and message on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def parse_section(default: Any, source: Mapping[str, Any], path: str, unknown: Any = None) -> Any:

@@ -125,8 +125,8 @@ class TrainState:
       opt_state: optimizer states of the networks that train, by network.
       reference: policy parameters the KL is measured against, or None; with LoRA only those that
         train.
-      controls: by name, [] float32, what the algorithm changes between iterations: "value_shift" and
-        "value_scale" (mu and sigma of the value units z = (G - mu) / sigma), and those of its
+      controls: by name, [] float32, what the algorithm changes between iterations: "value_shift"
+        and "value_scale" (mu and sigma of the value units z = (G - mu) / sigma), and those of its
         objectives, such as "kl_coefficient".
       key: typed PRNG key, constant during a run; iteration n uses fold_in(key, n).
     """

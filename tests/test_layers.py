@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # for its __init__.py, (root) for that of dfpo_jax.
 LAYERS = """
 (root)
-types published_files template_dates
+types settings published_files template_dates
 ops.masking
 ops.ode
 ops.advantages
@@ -50,9 +50,14 @@ tasks.judges tasks.fields tasks.multiple_choice
 tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks
+rewards.interface plans.interface
+rewards.check plans.check
+rewards.flip rewards.gaussian rewards.spike rewards.length rewards.scale rewards.clip plans.uniform
+rewards plans
 rollout.sampling rollout.stops rollout.prompts
 rollout.generate
-rollout.rollout
+rollout.sampler rollout.demonstrations
+rollout.collect
 rollout
 algorithms.base
 algorithms.policy

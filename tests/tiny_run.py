@@ -10,7 +10,7 @@ def tiny(**train_settings):
     config.out_of_domain = config.task.copy_and_resolve_references()
     config.out_of_domain.parameters = {"min_terms": 3, "max_terms": 3, "max_digits": 1}
     config.out_of_domain.held_out_percent = 50
-    config.noise.false_positive = 0.2
+    config.rewards.flip.false_positive = 0.2
     config.model.update(
         vocab_size=24, d_model=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32
     )

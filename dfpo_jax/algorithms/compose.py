@@ -99,9 +99,7 @@ def _prepare(
 ) -> tuple[Batch, Context]:
     critic, config = parts.critic, parts.config
     critic_key, policy_key = jax.random.split(key)
-    found = evaluate_old(
-        parts.model, config, parts.objectives, state, rollout, parts.temperature
-    )
+    found = evaluate_old(parts.model, config, parts.objectives, state, rollout, parts.temperature)
     steps, view, targets, head = found.steps, None, None, None
     if critic is not None:
         head, length = state.params["critic"]["head"], rollout.tokens.shape[1]
@@ -202,9 +200,7 @@ def _critic_terms(
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.row)
     head = params["critic"]["head"]
     terms = {}
-    for name, loss in parts.critic.losses(
-        head, states, batch.critic, context.critic, keys
-    ).items():
+    for name, loss in parts.critic.losses(head, states, batch.critic, context.critic, keys).items():
         mask = batch.mask if loss.mask is None else loss.mask
         total, count = ops.masked_sum_and_count(loss.per_token, mask)
         terms[f"critic/{name}"] = Term(total, count, config.loss_weight * loss.weight)

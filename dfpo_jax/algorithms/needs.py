@@ -18,7 +18,7 @@ def check_parts(config: AlgorithmConfig, plan: Plans | None = None, samples: int
     objectives |= {f"{name}": part.build() for name, part in config.objective.added.items()}
     gives = {f"critic {config.critic.name!r}": frozenset() if critic is None else critic.gives}
     if plan is not None:
-        gives[f"plan {plan.name!r} with train.samples={samples}"] = plan.chosen.build(samples).gives
+        gives[f"plan {plan.name!r} with train.samples={samples}"] = plan.build(samples).gives
     needs = {f"advantage {config.advantage.name!r}": advantage.needs}
     if config.returns.overlong == "bootstrap":
         needs["returns.overlong 'bootstrap'"] = frozenset({"value"})
@@ -50,7 +50,9 @@ def _missing(who: str, need: str, gives: dict, config: AlgorithmConfig, plan) ->
 def _check_whole_responses(config: AlgorithmConfig, objectives: dict) -> None:
     reader = f"advantage {config.advantage.name!r} without a critic reads whole responses alone"
     if config.returns.discount != 1.0:
-        raise ValueError(f"returns.discount is {config.returns.discount}; {reader}, so it must be 1.0")
+        raise ValueError(
+            f"returns.discount is {config.returns.discount}; {reader}, so it must be 1.0"
+        )
     for name, objective in objectives.items():
         if objective.reward is not None:
             raise ValueError(

@@ -136,9 +136,7 @@ class Flow:
             )
 
         def read(params, states):
-            return FlowReading(
-                params, head.apply({"params": params}, states, method="condition")
-            )
+            return FlowReading(params, head.apply({"params": params}, states, method="condition"))
 
         def successors(reading, steps):
             return field(reading.params, at_successors(reading.condition, steps))

@@ -106,7 +106,9 @@ def flow_losses(
         noise = draw(jax.random.normal, keys[2], shape)
         times = draw(ops.stratified_times, keys[3], shape)
         options = {**solver, "discount": steps.discount, "base": config.dcfm_base}
-        matching = ops.distributional_cfm_loss(live, next_old, steps.rewards, noise, times, **options)
+        matching = ops.distributional_cfm_loss(
+            live, next_old, steps.rewards, noise, times, **options
+        )
         losses["dcfm"] = Loss(matching * weight, has_successor, config.dcfm_weight)
     if config.geometry_weight > 0:
         noise = draw(jax.random.normal, keys[4], shape)
@@ -117,9 +119,7 @@ def flow_losses(
     return losses | tail_losses(config, live, old, targets)
 
 
-def tail_losses(
-    config: Any, velocity: Velocity, old: Velocity, targets: Array
-) -> dict[str, Loss]:
+def tail_losses(config: Any, velocity: Velocity, old: Velocity, targets: Array) -> dict[str, Loss]:
     """Conditional risk and tail shape of the one-step quantiles, those that have a weight (5.4)."""
     weights = config.tail_weights
     if not any(weights.values()):

@@ -1,7 +1,7 @@
 """What a critic is: pure functions of states, which know no transformer.
 
-Shapes: B sequences, R tokens, states s_0 .. s_R of width D (see `dfpo_jax.types`). All values are in
-normalised units.
+Shapes: B sequences, R tokens, states s_0 .. s_R of width D (see `dfpo_jax.types`). All values are
+in normalised units.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from dfpo_jax import ops
 from dfpo_jax.types import Array, ArrayTree, Loss, Steps
 
 Reading = Any
-"""What a critic makes of states, a pytree of its own choice: the argument of its other functions."""
+"""What a critic makes of states: a pytree of its own choice, which its other functions take."""
 Rows = Any
 """A pytree whose leaves have the batch as their leading axis."""
 

@@ -1,4 +1,4 @@
-"""PPO's critic: a scalar value per state (arXiv 1707.06347; token-level, as in arXiv 2203.02155)."""
+"""PPO's critic: a scalar value per state (arXiv 1707.06347; per token, as in arXiv 2203.02155)."""
 
 from dataclasses import dataclass
 
@@ -54,9 +54,9 @@ class Scalar:
             init=lambda key, width: init_head(head, key, jnp.zeros((1, width))),
             read=read,
             law=lambda values: values[..., None],
-            returns=lambda key, values, steps, lambda_: (
-                lambda_returns(values, steps, lambda_)[..., None]
-            ),
+            returns=lambda key, values, steps, lambda_: lambda_returns(values, steps, lambda_)[
+                ..., None
+            ],
             targets=targets,
             losses=losses,
             gives=frozenset({"value"}),

@@ -1,4 +1,4 @@
-"""The value flow's network: a scalar velocity field per token. `critics/flow_inference.py` reads it.
+"""The value flow's network: a scalar velocity field per token; `critics.flow_inference` reads it.
 
 The field v(z, t, d | c) transports noise z ~ N(0, 1) at t = 0 to the return Z(s) at t = 1 along
 dz/dt = v(z, t, 0 | c); v(z, 0, 1 | c) is the jump over the whole horizon (the flow map). Values are

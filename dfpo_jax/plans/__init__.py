@@ -1,10 +1,15 @@
 """Plans: how many responses to which prompts make an iteration. One file and one field each."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from dfpo_jax.plans.check import check_plan
+from dfpo_jax.plans.interface import Draw, Drawn, Plan, join
 from dfpo_jax.plans.uniform import Uniform
 from dfpo_jax.settings import Choice
+
+__all__ = ["Draw", "Drawn", "Plan", "Plans", "Uniform", "check_plan", "join"]
 
 
 @dataclass(frozen=True)
@@ -12,10 +17,21 @@ class Plans(Choice):
     """How an iteration's rollout is collected.
 
     Attributes:
-      name: "uniform", or one of your own.
+      name: "uniform" (one round of all prompts), or one of your own.
       custom: settings of one of your own.
+
+    Raises:
+      ValueError: there is no such plan.
     """
 
     kind: ClassVar[str] = "plan"
     name: str = "uniform"
     uniform: Uniform = field(default_factory=Uniform)
+
+    def build(self, samples: int) -> Plan:
+        """The plan for `samples` responses per prompt.
+
+        Raises:
+          ValueError: a plan of your own is wrong; one line.
+        """
+        return self.build_chosen(functools.partial(check_plan, samples=samples), samples)

@@ -1,5 +1,6 @@
 """Token ids of prompts: raw or rendered by a chat template, of a length that fits."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -56,3 +57,36 @@ def check_length(item: Item, ids: Sequence[int], length: int) -> None:
     """Raise ValueError where a prompt has more than `length` tokens."""
     if len(ids) > length:
         raise ValueError(f"prompt {item.prompt!r} has {len(ids)} tokens; prompt_length is {length}")
+
+
+def fitted_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat | None,
+    items: Sequence[Item],
+    length: int,
+    *,
+    truncate: bool,
+    begin: str = "auto",
+    tally: Counter | None = None,
+) -> list[list[int]]:
+    """Token ids of prompts of 1 to `length` tokens. Raises ValueError if that is impossible.
+
+    Args:
+      tokenizer: encodes.
+      chat: renders prompts, if given.
+      items: prompts.
+      length: most tokens.
+      truncate: whether a prompt that is too long is cut, see `shortened_ids`.
+      begin: how a prompt without a chat template begins.
+      tally: "rollout/shortened_prompts" is added to it.
+    """
+    rows = []
+    for item in items:
+        ids = prompt_ids(tokenizer, chat, item, begin)
+        if truncate and len(ids) > length:
+            ids = shortened_ids(tokenizer, chat, item, ids, length, begin)
+            if tally is not None:
+                tally["rollout/shortened_prompts"] += 1
+        check_length(item, ids, length)
+        rows.append(ids)
+    return rows

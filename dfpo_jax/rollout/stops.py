@@ -1,4 +1,4 @@
-"""Stop texts as tables that sampling reads on the device."""
+"""Stop texts as tables that sampling reads on the device: an early exit, see `sampler`."""
 
 import functools
 
@@ -17,8 +17,8 @@ def stop_table(tokenizer: PreTrainedTokenizerBase, stop: str, vocab_size: int) -
     Knuth, Morris and Pratt 1977, section 2, over the characters of tokens.
 
     A character that several tokens make together, as byte-level tokenizers have them, is in none
-    of their texts: a stop text with such a one may be met without its row of the table. Where a
-    tokenizer drops the space that a response begins with, the table still counts it.
+    of their texts, so the table does not see it. Where a tokenizer drops the space that a response
+    begins with, the table still counts it.
 
     Args:
       tokenizer: gives the tokens' texts.

@@ -1,8 +1,7 @@
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tasks.jsonl import JsonlTask
-from dfpo_jax.tasks.noise import RewardNoise
 from dfpo_jax.tasks.reasoning_gym import ReasoningGymTask
 
 TASKS = {"jsonl": JsonlTask, "reasoning_gym": ReasoningGymTask}
 
-__all__ = ["TASKS", "Item", "JsonlTask", "ReasoningGymTask", "RewardNoise", "Task"]
+__all__ = ["TASKS", "Item", "JsonlTask", "ReasoningGymTask", "Task"]

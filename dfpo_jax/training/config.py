@@ -311,7 +311,7 @@ def default_config() -> Settings:
 
     Assigning `algorithm` gives the preset's values to all settings that were not assigned.
     """
-    return Settings.of(Config(), PRESETS)
+    return Settings.of(Config(), PRESETS, _unknown)
 
 
 def parse_config(source: Mapping[str, Any]) -> Config:

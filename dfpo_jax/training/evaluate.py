@@ -7,7 +7,8 @@ import numpy as np
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms import Returns
-from dfpo_jax.rollout.rollout import Sampler, score
+from dfpo_jax.rollout.collect import score
+from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.training.metrics import explained_variance
 from dfpo_jax.types import Array, ArrayTree, Rollout

@@ -89,6 +89,12 @@ class Learner:
         return self._predict is not None
 
     @property
+    def controls(self) -> tuple[str, ...]:
+        """Names of what the objectives change between iterations."""
+        names = self._algorithm.controls
+        return tuple(name for name in names if not name.startswith("value_"))
+
+    @property
     def programs(self) -> dict[str, jax.stages.Wrapped]:
         """The jitted functions behind `prepare` and `update`, to lower on `abstract_state`."""
         return {"prepare": self._prepare.jitted, "update": self._update.jitted}

@@ -16,7 +16,8 @@ from dfpo_jax.models import lora, pretrained
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.plans import Plan
 from dfpo_jax.rewards import Link
-from dfpo_jax.rollout.rollout import Sampler, demonstrations
+from dfpo_jax.rollout.demonstrations import demonstrations
+from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tokenizers import beginning, character_tokenizer, pretrained_tokenizer
@@ -85,8 +86,8 @@ def build_run(config: Config, training: bool = True) -> Run:
         training, and its published weights need not be there any more.
 
     Raises:
-      ValueError: a data set, alphabet, length, mesh, link of the reward chain or file of weights that
-        does not fit, by name.
+      ValueError: a data set, alphabet, length, mesh, reward link or file of weights that does not
+        fit, by name.
     """
     started = time.perf_counter()
     config = replace(

@@ -1,7 +1,7 @@
 """A `ConfigDict` that knows which settings were assigned, so that a preset replaces no other."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -20,17 +20,23 @@ class Settings(ConfigDict):
         super().__init__(values, type_safe, **options)
 
     @classmethod
-    def of(cls, default: Any, presets: Mapping[str, Mapping[str, Any]]) -> "Settings":
+    def of(
+        cls,
+        default: Any,
+        presets: Mapping[str, Mapping[str, Any]],
+        unknown: Callable[[str], str],
+    ) -> "Settings":
         """The settings of a dataclass and of all dataclasses in it.
 
         Args:
           default: the dataclass, with its defaults.
           presets: name -> settings by dotted name.
+          unknown: (dotted name) -> a sentence about a setting that does not exist.
         """
-        root = cls()
-        for name, value in (("_assigned", set()), ("_flagged", None), ("_presets", presets)):
+        root, memory = cls(), {"_assigned": set(), "_flagged": None, "_presets": presets}
+        memory |= {"_defaults": default, "_unknown": unknown}
+        for name, value in memory.items():
             object.__setattr__(root, name, value)
-        object.__setattr__(root, "_defaults", default)
         _fill(root, default, root, "")
         return root
 
@@ -42,6 +48,19 @@ class Settings(ConfigDict):
     def begin_flags(self) -> None:
         """From now on, what is assigned comes from a command line."""
         object.__setattr__(self, "_flagged", set())
+
+    def __getattr__(self, key: str) -> Any:
+        """A setting or a section.
+
+        Raises:
+          AttributeError: there is none of that name; says which it may have meant.
+        """
+        try:
+            return super().__getattr__(key)
+        except AttributeError:
+            if key.startswith("_") or self._root is None:
+                raise
+            raise AttributeError(self._root._unknown(self._path + key)) from None
 
     def __setitem__(self, key: str, value: Any) -> None:
         """Assign a setting, or a section as a whole."""

@@ -8,11 +8,13 @@ import pytest
 import tiny
 
 from dfpo_jax.models import Transformer
-from dfpo_jax.rollout import rollout
-from dfpo_jax.rollout.rollout import Sampler, collect
+from dfpo_jax.rewards.interface import chain
+from dfpo_jax.rollout import prompts as prompts_module
+from dfpo_jax.rollout.collect import draw
+from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.sharding import create_mesh
-from dfpo_jax.tasks import Item, RewardNoise
+from dfpo_jax.tasks import Item
 from dfpo_jax.tasks.base import Task
 from dfpo_jax.tokenizers import character_tokenizer
 
@@ -96,9 +98,9 @@ def test_rollouts_differ_in_padding_alone(params):
     def run(*buckets):
         sampler = make_sampler(*buckets, mesh=(2, 2, 2))
         key, prompts = jax.random.key(2), items(2, 1, 3)
-        return collect(sampler, params, Lengths(), RewardNoise(), prompts, key, 5, num_samples=2)
+        return draw(sampler, params, Lengths(), chain([]), prompts, key, 5, num_samples=2)
 
-    (short, texts), (whole, same) = run(3, 5), run()
+    (short, texts, _), (whole, same, _) = run(3, 5), run()
     assert texts == same and (short.prompt_tokens.shape, whole.prompt_tokens.shape) == (
         (6, 3),
         (6, 8),
@@ -111,13 +113,13 @@ def test_rollouts_differ_in_padding_alone(params):
 
 
 def test_prompts_are_encoded_once_and_shortened_ones_are_counted(params, monkeypatch):
-    encoded, real = [], rollout.prompt_ids
+    encoded, real = [], prompts_module.prompt_ids
 
     def counted(tokenizer, chat, item, begin):
         encoded.append(item.prompt)
         return real(tokenizer, chat, item, begin)
 
-    monkeypatch.setattr(rollout, "prompt_ids", counted)
+    monkeypatch.setattr(prompts_module, "prompt_ids", counted)
     for truncate, lengths, shortened in (
         (True, (9, 2, 9), 2),
         (True, (8,), 0),
@@ -126,7 +128,6 @@ def test_prompts_are_encoded_once_and_shortened_ones_are_counted(params, monkeyp
         sampler, tally = make_sampler(3, truncate_prompts=truncate), Counter()
         encoded.clear()
         prompts, key = items(*lengths), jax.random.key(0)
-        task, noise = Lengths(), RewardNoise()
-        collect(sampler, params, task, noise, prompts, key, 0, num_samples=2, tally=tally)
+        draw(sampler, params, Lengths(), chain([]), prompts, key, 0, num_samples=2, tally=tally)
         assert encoded == [item.prompt for item in prompts]
         assert tally.get("rollout/shortened_prompts") == shortened

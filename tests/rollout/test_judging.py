@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 from tiny import follow, table_model, table_params
 
-from dfpo_jax.rollout.rollout import LengthPenalty, Sampler, collect, demonstrations, score
+from dfpo_jax.rewards import Rewards
+from dfpo_jax.rewards.length import Length
+from dfpo_jax.rollout.collect import draw, score
+from dfpo_jax.rollout.demonstrations import demonstrations
+from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.sharding import create_mesh
-from dfpo_jax.tasks import Item, RewardNoise
+from dfpo_jax.tasks import Item
 from dfpo_jax.tasks.base import Task, Verdict, VerifierFailure
 from dfpo_jax.tokenizers import character_tokenizer
 
@@ -124,24 +128,14 @@ def test_a_stop_text_ends_a_response_and_is_cut_off():
     ]
 
 
-def test_the_length_penalty_is_zero_then_linear_then_its_scale():
-    found = LengthPenalty(buffer=4, scale=2.0)(np.array([0, 6, 7, 8, 10]), 10)
-    np.testing.assert_allclose(found, [0.0, 0.0, -0.5, -1.0, -2.0])
-    np.testing.assert_array_equal(LengthPenalty()(np.array([0, 10]), 10), [0.0, 0.0])
-    assert (LengthPenalty().lowest, LengthPenalty(4, 2.0).lowest) == (0.0, -2.0)
-    for bad in ({"buffer": -1}, {"scale": -1.0}):
-        with pytest.raises(ValueError, match="both must be >= 0"):
-            LengthPenalty(**bad)
-
-
 def test_a_rollout_is_penalised_in_what_is_learned_and_not_in_what_is_reported():
     tokenizer, params = follow("12345")
     sampler = Sampler(
         table_model(20), tokenizer, 3, SamplingConfig(max_new_tokens=4), create_mesh(1, 1, 1)
     )
     task = Judge()
-    settings = {"num_samples": 1, "penalty": LengthPenalty(buffer=2, scale=0.5)}
-    key = jax.random.key(0)
-    rollout, _ = collect(sampler, params, task, RewardNoise(), [Item("1", "")], key, 0, **settings)
+    rewards = Rewards(length=Length(buffer=2, scale=0.5)).build(task.reward_range)
+    items, key = [Item("1", "")], jax.random.key(0)
+    rollout = draw(sampler, params, task, rewards, items, key, 0, num_samples=1).rollout
     np.testing.assert_allclose(rollout.rewards, [0.5])
     np.testing.assert_allclose(rollout.clean_rewards, [1.0])

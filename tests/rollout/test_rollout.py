@@ -6,13 +6,18 @@ import pytest
 import tiny
 from tiny import traced  # noqa: F401
 
-from dfpo_jax.rollout import rollout as rollout_module
-from dfpo_jax.rollout.rollout import Sampler, collect, demonstrations, score
+from dfpo_jax.rewards import Rewards
+from dfpo_jax.rewards.flip import Flip
+from dfpo_jax.rewards.gaussian import Gaussian
+from dfpo_jax.rollout import collect
+from dfpo_jax.rollout.collect import draw, score
+from dfpo_jax.rollout.demonstrations import demonstrations
+from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks.base import Item, Task
-from dfpo_jax.tasks.noise import RewardNoise
 from dfpo_jax.tokenizers import character_tokenizer
+from dfpo_jax.types import Generation
 
 ALPHABET = "0123456789+="
 PROMPT, RESPONSE = 5, 3
@@ -63,17 +68,17 @@ def plain(request):
     return make_sampler(request.param)
 
 
-def run(sampler, params, task, noise=None, num_samples=2, step=3):
-    noise = RewardNoise() if noise is None else noise
-    return collect(
-        sampler, params, task, noise, ITEMS, jax.random.key(0), step, num_samples=num_samples
-    )
+def run(sampler, params, task, num_samples=2, step=3, **links):
+    rewards = Rewards(**links).build(task.reward_range)
+    key = jax.random.key(0)
+    return draw(sampler, params, task, rewards, ITEMS, key, step, num_samples=num_samples)
 
 
-def test_collect_lays_out_rows_by_prompt(plain):
+def test_a_draw_lays_out_rows_by_prompt(plain):
     sampler, params = plain
     task = Table(REWARDS)
-    rollout, texts = run(sampler, params, task)
+    rollout, texts, items = run(sampler, params, task)
+    assert items == ITEMS and rollout.samples == 2
     assert texts == [text for text in TEXTS for _ in range(2)]
     assert task.scored == [
         (item.prompt, text) for item, text in zip(ITEMS, TEXTS, strict=True) for _ in range(2)
@@ -94,25 +99,57 @@ def test_collect_lays_out_rows_by_prompt(plain):
 
 
 def test_rewards_stay_fractions_in_float32(plain):
-    rollout, _ = run(*plain, Table(REWARDS))
+    rollout = run(*plain, Table(REWARDS)).rollout
     for rewards in (rollout.rewards, rollout.clean_rewards):
         assert rewards.dtype == np.float32
         assert rewards.tolist() == [0.75, 0.75, 0.0, 0.0, 1.0, 1.0]
 
 
 def test_noise_spares_the_clean_rewards(plain):
-    noise = RewardNoise(false_positive=1.0, false_negative=1.0)
-    rollout, _ = run(*plain, Table(REWARDS), noise)
+    flip = Flip(false_positive=1.0, false_negative=1.0)
+    rollout = run(*plain, Table(REWARDS), flip=flip).rollout
     assert rollout.clean_rewards.tolist() == [0.75, 0.75, 0.0, 0.0, 1.0, 1.0]
     assert rollout.rewards.tolist() == [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
     # The ends of the declared range, and the step, reach the noise.
-    rollout, _ = run(*plain, Table(REWARDS, reward_range=(-1.0, 2.0)), noise)
+    rollout = run(*plain, Table(REWARDS, reward_range=(-1.0, 2.0)), flip=flip).rollout
     assert rollout.rewards.tolist() == [-1.0, -1.0, 2.0, 2.0, -1.0, -1.0]
-    noise = RewardNoise(gaussian_std=0.5, seed=4)
-    rollout, _ = run(*plain, Table(REWARDS, reward_range=None), noise, step=9)
-    expected = noise.apply(rollout.clean_rewards, 9, 0.0, 1.0)
+    task, gaussian = Table(REWARDS, reward_range=None), Gaussian(std=0.5, seed=4)
+    rollout = run(*plain, task, step=9, gaussian=gaussian).rollout
+    normal = np.random.default_rng([4, 0x6E6F6973, 9, 1]).standard_normal(6)
+    expected = rollout.clean_rewards + (0.5 * normal).astype(np.float32)
     np.testing.assert_array_equal(rollout.rewards, expected)
     assert np.all(rollout.rewards != rollout.clean_rewards)
+
+
+class Recorder:
+    """Stands in for a sampler: the key it was called with, and one token per response."""
+
+    def prompts(self, items, tally=None):
+        return np.zeros((len(items), 1), np.int32), np.ones((len(items), 1), np.float32)
+
+    def __call__(self, params, tokens, mask, key, *, num_samples):
+        self.key, rows = key, len(tokens) * num_samples
+        ones = np.ones((rows, 1), np.float32)
+        return Generation(ones.astype(np.int32), ones, 0 * ones, np.zeros(rows, bool))
+
+    def texts(self, generation):
+        return ["4"] * len(generation.tokens)
+
+
+def test_a_later_round_has_random_numbers_of_its_own():
+    key, keys, rewards = jax.random.key(0), [], []
+    chain = Rewards(gaussian=Gaussian(std=1.0)).build((0.0, 1.0))
+    for round in (0, 1, 2):
+        sampler = Recorder()
+        drawn = draw(
+            sampler, None, Table({"4": 0.5}), chain, ITEMS, key, 7, num_samples=2, round=round
+        )
+        keys.append(sampler.key)
+        rewards.append(drawn.rollout.rewards)
+    assert keys[0] is key  # an iteration of one round is that of a run without rounds
+    assert keys[1] == jax.random.fold_in(key, 1) and keys[2] == jax.random.fold_in(key, 2)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert np.all(rewards[one] != rewards[other])
 
 
 @pytest.mark.parametrize("reward", [float("nan"), float("inf")])
@@ -124,11 +161,9 @@ def test_rewards_that_are_not_finite_name_the_item(reward):
 
 
 def test_a_reward_that_another_process_refuses_is_refused_here(monkeypatch):
-    monkeypatch.setattr(rollout_module, "own_rows", lambda count: slice(0, 2))
+    monkeypatch.setattr(collect, "own_rows", lambda count: slice(0, 2))
     others = np.array([0.25, 1.5], np.float32)
-    monkeypatch.setattr(
-        rollout_module, "gather_rows", lambda rows, count: np.concatenate([rows, others])
-    )
+    monkeypatch.setattr(collect, "gather_rows", lambda rows, count: np.concatenate([rows, others]))
     items, task = [Item("a", ""), Item("b", "")], Table({"4": 0.5}, reward_range=None)
     assert score(task, items, ["4", "4", "5", "6"]).tolist() == [0.5, 0.5, 0.25, 1.5]
     task.reward_range = (0.0, 1.0)
@@ -146,7 +181,7 @@ def test_prompts_that_do_not_fit_are_refused(plain):
 
 def test_special_tokens_do_not_vanish_from_texts(plain):
     sampler, _ = plain
-    rollout, _ = run(*plain, Table(REWARDS), num_samples=1)
+    rollout = run(*plain, Table(REWARDS), num_samples=1).rollout
     ids = sampler.tokenizer.convert_tokens_to_ids(["4", "<bos>", "2"])
     rollout = rollout.replace(tokens=np.asarray([ids] * 3), mask=np.ones((3, 3)))
     assert sampler.texts(rollout.replace(truncated=np.ones(3, bool))) == ["4<bos>2"] * 3
@@ -154,7 +189,7 @@ def test_special_tokens_do_not_vanish_from_texts(plain):
 
 def test_ids_without_a_token_do_not_vanish_from_texts(plain):
     sampler, _ = plain
-    rollout, _ = run(*plain, Table(REWARDS), num_samples=1)
+    rollout = run(*plain, Table(REWARDS), num_samples=1).rollout
     four, two, end = sampler.tokenizer.convert_tokens_to_ids(["4", "2", "<eos>"])
     rows = np.array([[four, 60, two], [four, two, end], [60, len(sampler.tokenizer), end]])
     rollout = rollout.replace(tokens=rows, mask=np.ones((3, 3)))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny import follow, steps, table_model  # noqa: F401
 
-from dfpo_jax.rollout.rollout import Sampler
+from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.rollout.stops import stop_table, token_texts
 from dfpo_jax.sharding import create_mesh

@@ -20,7 +20,7 @@ from tiny import (  # noqa: F401
 from dfpo_jax.algorithms import DFPOConfig, dfpo
 from dfpo_jax.algorithms.base import PolicyConfig
 from dfpo_jax.models import Transformer
-from dfpo_jax.rollout.rollout import Sampler
+from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks.base import Item, Verdict

@@ -1,0 +1,80 @@
+"""What a sampling plan is: it draws responses, in one round or several, to make a rollout of."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dfpo_jax.tasks.base import Item
+from dfpo_jax.types import Rollout
+
+
+class Drawn(NamedTuple):
+    """Responses with their rewards.
+
+    Attributes:
+      rollout: B rows.
+      texts: [B] the responses.
+      items: prompts; row b answers `items[rollout.groups[b]]`.
+    """
+
+    rollout: Rollout
+    texts: Sequence[str]
+    items: Sequence[Item]
+
+
+# (items, responses per item, round) -> len(items) * responses rows, those of one item consecutive.
+# An iteration numbers its rounds 0, 1, 2, ...: rounds of one number have the same random numbers.
+Draw = Callable[[Sequence[Item], int, int], Drawn]
+
+
+class Plan(NamedTuple):
+    """How an iteration's rollout is collected.
+
+    Attributes:
+      collect: (draw, prompts, count, samples) -> the iteration's rollout of count * samples rows,
+        and metrics by name. `prompts(n)` gives the first n of the iteration's prompts; it is a pure
+        function, and those of a smaller n are the first of those of a larger one. `collect` is a
+        pure function of what it draws, so that a resumed run repeats it. Every round draws equally
+        many rows, so that sampling is compiled once.
+      gives: "groups" where samples >= 2 responses to one prompt are consecutive.
+    """
+
+    collect: Callable[[Draw, Callable[[int], list[Item]], int, int], tuple[Drawn, dict[str, float]]]
+    gives: frozenset[str] = frozenset()
+
+
+def join(drawn: Sequence[Drawn]) -> Drawn:
+    """Several rounds as one, row after row.
+
+    Prompts are padded on the left to the most slots of any round, with a prompt mask of 0.
+
+    Args:
+      drawn: at least one round, all with the same number of responses per prompt.
+
+    Raises:
+      ValueError: there is no round, or the numbers of responses differ.
+    """
+    samples = {one.rollout.samples for one in drawn}
+    if len(samples) != 1:
+        raise ValueError(
+            f"rounds have {sorted(samples) or 'no'} responses per prompt; join takes rounds with "
+            "one common number"
+        )
+    slots = max(one.rollout.prompt_tokens.shape[1] for one in drawn)
+    first = np.cumsum([0, *(len(one.items) for one in drawn)])
+    rollouts = []
+    for one, start in zip(drawn, first, strict=False):
+        rollout = one.rollout
+        pad = ((0, 0), (slots - rollout.prompt_tokens.shape[1], 0))
+        rollouts.append(
+            rollout.replace(
+                prompt_tokens=np.pad(rollout.prompt_tokens, pad),  # with any token: the mask is 0
+                prompt_mask=np.pad(rollout.prompt_mask, pad),
+                groups=np.asarray(rollout.groups + start, np.int32),
+            )
+        )
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rollouts)
+    texts = [text for one in drawn for text in one.texts]
+    return Drawn(joined, texts, [item for one in drawn for item in one.items])

@@ -1,0 +1,77 @@
+"""The reward chain: what happens to rewards between the verifier and the learner."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dfpo_jax.rewards.check import check_link
+from dfpo_jax.rewards.clip import Clip
+from dfpo_jax.rewards.flip import Flip
+from dfpo_jax.rewards.gaussian import Gaussian
+from dfpo_jax.rewards.interface import Link, Range, Scored, chain
+from dfpo_jax.rewards.length import Length
+from dfpo_jax.rewards.scale import Scale
+from dfpo_jax.rewards.spike import Spike
+from dfpo_jax.settings import call_custom, check_unread, load_part
+from dfpo_jax.tasks.base import Item
+
+__all__ = ["Link", "Range", "Rewards", "Scored", "chain", "check_link"]
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Links of the reward chain, in the order in which they act; by default none acts.
+
+    Attributes:
+      name: "", or "my_package.my_module:MyLink", a link of your own that acts first, on the
+        verifier's rewards.
+      custom: settings of that link.
+      flip: flipped verdicts.
+      gaussian: Gaussian noise.
+      spike: heavy-tailed spikes.
+      length: a penalty on long responses.
+      scale: a factor.
+      clip: an interval.
+
+    Raises:
+      ValueError: there is no such link, or `custom` is set and there is none of your own.
+    """
+
+    name: str = ""
+    custom: Mapping[str, Any] = field(default_factory=dict)
+    flip: Flip = field(default_factory=Flip)
+    gaussian: Gaussian = field(default_factory=Gaussian)
+    spike: Spike = field(default_factory=Spike)
+    length: Length = field(default_factory=Length)
+    scale: Scale = field(default_factory=Scale)
+    clip: Clip = field(default_factory=Clip)
+
+    def __post_init__(self):
+        """Load a link of the user's own; check that something reads `custom`."""
+        if self.name:
+            load_part(self.name, self.custom, "link")
+        else:
+            check_unread(self, "custom", because="nothing reads it while name is empty")
+
+    def build(self, task_range: Range | None, items: Sequence[Item] = ()) -> Link:
+        """The chain of all links that are on.
+
+        Args:
+          task_range: of the verifier's rewards; None where no bound is known.
+          items: some of the task's prompts, on which a link of your own is tried.
+
+        Raises:
+          ValueError: a link cannot work on such rewards, or one of your own is wrong; one line.
+        """
+        links = []
+        if self.name:
+            part = load_part(self.name, self.custom, "link")
+            own = call_custom(self.name, "build", part.build)
+            own = check_link(own, self.name, task_range, items)
+            links.append(own if own.words else own._replace(words=f"{self.name} changed them"))
+        sections = (getattr(self, part.name) for part in dataclasses.fields(self))
+        built = (part.build() for part in sections if dataclasses.is_dataclass(part))
+        chained = chain([*links, *(link for link in built if link is not None)])
+        chained.range(task_range)  # raises
+        return chained

@@ -1,0 +1,103 @@
+"""Checks a link of the user's own, once before training and whenever it is applied."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dfpo_jax.rewards.interface import Link, Range, Scored
+from dfpo_jax.settings import call_custom
+from dfpo_jax.tasks.base import Item
+
+_MADE_UP = tuple(Item(f"prompt {i}", f"answer {i}", index=i) for i in range(3))
+_LIMIT = 8
+
+
+def check_link(
+    link: Any, name: str, bounds: Range | None = None, items: Sequence[Item] = ()
+) -> Link:
+    """See that a link keeps the contract of `Link`, by applying it to a few responses.
+
+    Args:
+      link: what the user's class built.
+      name: of that class, "module:Class".
+      bounds: range of the rewards that it will receive.
+      items: prompts of the task, whose reference answers stand for responses; without any, three
+        made-up ones with no payload.
+
+    Returns:
+      The link. What it gives during training is checked in the same way, so that no wrong reward
+      trains anything.
+
+    Raises:
+      ValueError: it is no `Link`, one of its functions fails, is impure or gives something else
+        than it must; one line that names the class, the function and what is expected.
+    """
+    if not isinstance(link, Link):
+        raise ValueError(
+            f"{name}: build returned {type(link).__name__}; it must return a "
+            "dfpo_jax.rewards.interface.Link"
+        )
+    for function in ("apply", "range"):
+        if not callable(getattr(link, function)):
+            raise ValueError(
+                f"{name}: {function} is {getattr(link, function)!r}; it must be a function"
+            )
+    guarded = link._replace(
+        apply=lambda rewards, scored: _applied(link, name, rewards, scored),
+        range=lambda bounds: _range(link, name, bounds),
+    )
+    scored = _trial(bounds, items or _MADE_UP)
+    given, twice = scored.clean.copy(), []
+    for _ in range(2):
+        twice.append(call_custom(name, "apply", lambda: guarded.apply(given, scored)).copy())
+        if not np.array_equal(given, scored.clean):
+            raise ValueError(
+                f"{name}: apply changed the rewards that it was given; it must return new ones"
+            )
+    if not np.array_equal(*twice):
+        raise ValueError(
+            f"{name}: apply gave two results for the same responses; random numbers must come from "
+            "dfpo_jax.rewards.interface.generator"
+        )
+    return guarded
+
+
+def _trial(bounds: Range | None, items: Sequence[Item]) -> Scored:
+    """The items' reference answers as responses, rewards over the whole range."""
+    clean = np.linspace(*(bounds or (0.0, 1.0)), len(items), dtype=np.float32)
+    texts = [item.answer for item in items]
+    lengths = np.array([min(len(text), _LIMIT) for text in texts], np.float32)
+    return Scored(0, 0, items, texts, lengths, _LIMIT, clean, bounds)
+
+
+def _applied(link: Link, name: str, rewards: np.ndarray, scored: Scored) -> np.ndarray:
+    found = link.apply(rewards, scored)
+    wanted = f"it must return a numpy array float32 {rewards.shape}, a reward for each response"
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{name}: apply returned {type(found).__name__}; {wanted}")
+    if found.dtype != np.float32 or found.shape != rewards.shape:
+        raise ValueError(f"{name}: apply returned {found.dtype} {found.shape}; {wanted}")
+    low, high = _range(link, name, scored.range) or (-np.inf, np.inf)
+    sound = np.isfinite(found) & (low <= found) & (found <= high)
+    if not sound.all():
+        row = int(np.argmin(sound))
+        allowed = "finite" if np.isinf(low) else f"within ({low}, {high}), what its range returned"
+        raise ValueError(
+            f"{name}: apply made {found[row]} of the reward {rewards[row]}; it must be {allowed}"
+        )
+    return found
+
+
+def _range(link: Link, name: str, bounds: Range | None) -> Range | None:
+    found = call_custom(name, "range", lambda: link.range(bounds))
+    if found is None:
+        return None
+    numbers = isinstance(found, tuple) and len(found) == 2
+    numbers = numbers and all(isinstance(end, int | float | np.number) for end in found)
+    if not numbers or not (np.isfinite(found).all() and found[0] <= found[1]):
+        raise ValueError(
+            f"{name}: range returned {found!r} for rewards in {bounds}; it must return None, where "
+            "no bound is known, or (low, high), finite and in this order"
+        )
+    return float(found[0]), float(found[1])

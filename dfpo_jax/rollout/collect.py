@@ -1,0 +1,127 @@
+"""One round of an iteration: responses are sampled, verified and rewarded."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from dfpo_jax.plans.interface import Drawn
+from dfpo_jax.rewards.interface import Link, Scored
+from dfpo_jax.rollout.sampler import Sampler
+from dfpo_jax.sharding import gather_rows, own_rows
+from dfpo_jax.tasks.base import Item, Task, VerifierFailure
+from dfpo_jax.types import Array, ArrayTree, Rollout
+
+
+def score(
+    task: Task, items: Sequence[Item], texts: Sequence[str], tally: Counter | None = None
+) -> np.ndarray:
+    """Verifier rewards [len(texts)] float32; `texts` holds equally many responses per item.
+
+    Every process verifies its share of the responses and gets all rewards.
+
+    Args:
+      task: judges.
+      items: prompts.
+      texts: responses, those to one prompt consecutive.
+      tally: "verifier/errors" and "verifier/timeouts" of all processes are added to it.
+
+    Raises:
+      ValueError: the verifier gave a reward that is not finite or outside the task's declared
+        range; the item is named. Every process raises it, so that none waits for another.
+      VerifierFailure: with a tally, where the verifier failed on more than `task.most_failures` of
+        the responses, on every process too.
+    """
+    low, high = task.reward_range or (-np.inf, np.inf)
+    per_item, own = len(texts) // len(items), own_rows(len(texts))
+    own_items = [items[row // per_item] for row in range(own.start, own.stop)]
+    verdicts = task.judge(own_items, texts[own])
+    rewards = gather_rows(np.array([v.reward for v in verdicts], np.float32), len(texts))
+    sound = np.isfinite(rewards) & (low <= rewards) & (rewards <= high)
+    if not sound.all():
+        row = int(np.argmin(sound))
+        allowed = "finite numbers"
+        if task.reward_range is not None:
+            allowed = f"between {low} and {high}, the task's range"
+        prompt = items[row // per_item].prompt
+        raise ValueError(
+            f"task {task.name!r} gave reward {rewards[row]} for prompt {prompt!r} and response "
+            f"{texts[row]!r}; rewards must be {allowed}"
+        )
+    if tally is not None:
+        statuses = ("ok", "error", "timeout")
+        codes = np.array([statuses.index(v.status) for v in verdicts], np.int32)
+        codes = gather_rows(codes, len(texts))
+        tally["verifier/errors"] += int((codes == 1).sum())
+        tally["verifier/timeouts"] += int((codes == 2).sum())
+        failed = int((codes > 0).sum())
+        if failed > task.most_failures * len(texts):
+            first = next((v.why for v in verdicts if v.status != "ok"), "seen on another host")
+            raise VerifierFailure(
+                f"the verifier of {task.name} failed on {failed} of {len(texts)} responses, more "
+                f"than verifier.most_failures={task.most_failures} allows; the first: {first}"
+            )
+    return rewards
+
+
+def draw(
+    sampler: Sampler,
+    params: ArrayTree,
+    task: Task,
+    rewards: Link,
+    items: Sequence[Item],
+    key: Array,
+    step: int,
+    *,
+    num_samples: int,
+    round: int = 0,
+    tally: Counter | None = None,
+) -> Drawn:
+    """Sample `num_samples` responses per item, verify them and apply the reward chain.
+
+    Args:
+      sampler: policy and tokenizer.
+      params: policy parameters.
+      task: gives the clean rewards, which stay beside the others for metrics.
+      rewards: the chain, from the task's range of rewards on.
+      items: N prompts.
+      key: PRNG key of this iteration.
+      step: iteration number; random links draw from it.
+      num_samples: responses per item.
+      round: of the sampling plan. A later round than 0 samples with `fold_in(key, round)`.
+      tally: verifier failures and shortened prompts are added to it, under their metrics' names.
+
+    Returns:
+      A host-side `Rollout` with N * num_samples rows, those of one prompt consecutive, its texts
+      and the items.
+    """
+    if round > 0:
+        key = jax.random.fold_in(key, round)
+    prompt_tokens, prompt_mask = sampler.prompts(items, tally)
+    generation = sampler(params, prompt_tokens, prompt_mask, key, num_samples=num_samples)
+    texts = sampler.texts(generation)
+    clean = score(task, items, texts, tally)
+    scored = Scored(
+        step=step,
+        round=round,
+        items=[item for item in items for _ in range(num_samples)],
+        texts=texts,
+        lengths=np.asarray(generation.mask).sum(axis=1),
+        limit=generation.mask.shape[1],
+        clean=clean.copy(),
+        range=task.reward_range,
+    )
+    rollout = Rollout(
+        prompt_tokens=np.repeat(prompt_tokens, num_samples, axis=0),
+        prompt_mask=np.repeat(prompt_mask, num_samples, axis=0),
+        tokens=generation.tokens,
+        mask=generation.mask,
+        log_probs=generation.log_probs,
+        truncated=generation.truncated,
+        rewards=rewards.apply(clean, scored),
+        clean_rewards=clean,
+        groups=np.repeat(np.arange(len(items), dtype=np.int32), num_samples),
+        samples=num_samples,
+    )
+    return Drawn(rollout, texts, items)

@@ -1,0 +1,186 @@
+"""The one seam between device arrays and Python text: prompts in, responses out."""
+
+import bisect
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from dfpo_jax.chat import Chat
+from dfpo_jax.memory import Checked
+from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.rollout.generate import generate
+from dfpo_jax.rollout.prompts import fitted_ids, prompt_ids
+from dfpo_jax.rollout.sampling import SamplingConfig
+from dfpo_jax.rollout.stops import stop_table
+from dfpo_jax.sharding import mesh_context, put_batch, put_replicated, to_host
+from dfpo_jax.tasks.base import Item
+from dfpo_jax.tokenizers import decode, left_pad
+from dfpo_jax.types import Array, ArrayTree, Generation
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A policy with its tokenizer, jitted once per (shape, sampling configuration).
+
+    Attributes:
+      model: the policy.
+      tokenizer: a `transformers` tokenizer with pad and eos tokens.
+      prompt_length: most slots P that prompts are padded to.
+      config: sampling distribution and length limit.
+      mesh: device mesh the rows are spread over.
+      eos_ids: tokens that end a response; () for the tokenizer's own.
+      chat: renders prompts; None for prompts as they are.
+      truncate_prompts: whether a prompt that is too long is cut, see `prompts.prompt_ids`.
+      stop: "" or a text that ends a response with the token that completes it, see `_stopped`.
+      prompt_buckets: smaller numbers of slots, for prompts that all fit one.
+      begin: how a prompt without a chat template begins, see `tokenizers.beginning`.
+    """
+
+    model: Transformer
+    tokenizer: PreTrainedTokenizerBase
+    prompt_length: int
+    config: SamplingConfig
+    mesh: jax.sharding.Mesh
+    eos_ids: tuple[int, ...] = ()
+    chat: Chat | None = None
+    truncate_prompts: bool = False
+    stop: str = ""
+    prompt_buckets: tuple[int, ...] = ()
+    begin: str = "auto"
+
+    def encode(self, item: Item) -> list[int]:
+        """Token ids of an item's prompt."""
+        return prompt_ids(self.tokenizer, self.chat, item, self.begin)
+
+    def prompts(
+        self, items: Sequence[Item], tally: Counter | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encode and left-pad prompts: tokens [N, P] int32 and mask [N, P] float32.
+
+        P is the smallest of `prompt_buckets` and `prompt_length` that holds the longest of them.
+
+        Args:
+          items: prompts.
+          tally: where prompts are truncated, "rollout/shortened_prompts" is added to it.
+
+        Raises:
+          ValueError: a prompt longer than `prompt_length`, named with both lengths.
+        """
+        if tally is not None and self.truncate_prompts:
+            tally["rollout/shortened_prompts"] += 0  # the metric is there without any
+        ids = fitted_ids(
+            self.tokenizer,
+            self.chat,
+            items,
+            self.prompt_length,
+            truncate=self.truncate_prompts,
+            begin=self.begin,
+            tally=tally,
+        )
+        longest = max(map(len, ids), default=0)
+        slots = min(n for n in (*self.prompt_buckets, self.prompt_length) if n >= longest)
+        return left_pad(ids, slots, self.tokenizer.pad_token_id)
+
+    def __call__(
+        self,
+        params: ArrayTree,
+        prompt_tokens: np.ndarray,
+        prompt_mask: np.ndarray,
+        key: Array,
+        *,
+        num_samples: int = 1,
+        greedy: bool = False,
+    ) -> Generation:
+        """Sample on the mesh; the result lies on the host.
+
+        Rows that do not fill the mesh are padded and cut off again.
+
+        Raises:
+          MemoryError: the program does not fit the devices; nothing ran.
+        """
+        config = replace(self.config, temperature=0.0) if greedy else self.config
+        rows = len(prompt_tokens)
+        multiple = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        extra = -rows % multiple
+        tokens, mask = (
+            np.pad(x, ((0, extra), (0, 0)), mode="edge") for x in (prompt_tokens, prompt_mask)
+        )
+        tokens, mask = put_batch((tokens, mask), self.mesh)
+        stops = None
+        if self.stop:
+            stops = stop_table(self.tokenizer, self.stop, self.model.config.vocab_size)
+            stops = put_replicated(stops, self.mesh)
+        with mesh_context(self.mesh):
+            out = _checked_sample(
+                params,
+                tokens,
+                mask,
+                key,
+                stops,
+                model=self.model,
+                config=config,
+                eos_ids=self._ends,
+                pad_id=self.tokenizer.pad_token_id,
+                num_samples=num_samples,
+            )
+        out = jax.tree.map(lambda x: x[: rows * num_samples], to_host(out))
+        return self._stopped(out) if self.stop else out
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        return self.eos_ids or (self.tokenizer.eos_token_id,)
+
+    def _stopped(self, generation: Generation) -> Generation:
+        """Responses cut behind the token that completes the stop text; those have ended.
+
+        This pass decides where a response ends. The automaton on the device, `stops.stop_table`, is
+        an early exit, which saves decoding: it reads the text of one token at a time, and may miss
+        a stop text of which several tokens make one character.
+        """
+        mask, truncated = np.array(generation.mask), np.array(generation.truncated)
+        for row, tokens in enumerate(np.asarray(generation.tokens)):
+            length = int(mask[row].sum())
+            if self.stop not in decode(self.tokenizer, tokens[:length]):
+                continue
+            first = bisect.bisect_left(
+                range(length + 1),
+                True,
+                key=lambda n: self.stop in decode(self.tokenizer, tokens[:n]),
+            )
+            mask[row, first:], truncated[row] = 0.0, False
+        return Generation(
+            tokens=np.where(mask > 0, generation.tokens, self.tokenizer.pad_token_id),
+            mask=mask,
+            log_probs=np.asarray(generation.log_probs) * mask,
+            truncated=truncated,
+        )
+
+    def texts(self, generation: Generation) -> list[str]:
+        """Responses as text, without what ended them: an end-of-sequence token or the stop text.
+
+        Other special tokens stay visible, and U+FFFD stands for an id without a token, so that no
+        verifier takes "1<bos>2" for "12".
+        """
+        tokens, mask = np.asarray(generation.tokens), np.asarray(generation.mask)
+        texts = []
+        for row, length in zip(tokens, mask.sum(axis=1).astype(int), strict=True):
+            ended = length > 0 and row[length - 1] in self._ends
+            text = decode(self.tokenizer, row[: length - ended])
+            texts.append(text.split(self.stop)[0] if self.stop else text)
+        return texts
+
+
+def _sample(params, prompt_tokens, prompt_mask, key, stops, *, model, **options) -> Generation:
+    return generate(model, params, prompt_tokens, prompt_mask, key, stops=stops, **options)
+
+
+_checked_sample = Checked(
+    "sampling",
+    jax.jit(_sample, static_argnames=("model", "config", "eos_ids", "pad_id", "num_samples")),
+    "set sampling.slots and sampling.prefill_rows (0 is all at once) or lower them, or lower "
+    "sampling.max_new_tokens, train.prompts or evaluation.prompts",
+)
