@@ -1,10 +1,10 @@
 """Checks a plan of the user's own with made-up responses, before training."""
 
+import dataclasses
 import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from dfpo_jax.plans.interface import Drawn, Plan
@@ -107,24 +107,29 @@ def _zeros(items: Sequence[Item], samples: int) -> Drawn:
 
 def _check_rows(drawn: Drawn, name: str, samples: int, grouped: bool) -> None:
     rollout, rows = drawn.rollout, _PROMPTS * samples
-    wanted = f"{rows} rows for {_PROMPTS} prompts with {samples} responses each"
+    wanted = f"there must be {rows}, for {_PROMPTS} prompts with {samples} responses each"
     if not isinstance(rollout, Rollout):
         raise ValueError(
             f"{name}: collect returned a rollout of type {type(rollout).__name__}; it must be a "
             "dfpo_jax.types.Rollout"
         )
-    leaves = map(np.atleast_1d, jax.tree.leaves(rollout))
-    lengths = {len(leaf) for leaf in leaves} | {len(drawn.texts)}
-    if lengths != {rows}:
-        raise ValueError(
-            f"{name}: collect returned {' or '.join(map(str, sorted(lengths)))} rows and texts; it "
-            f"must return {wanted}"
-        )
+    for field, kind in (("texts", str), ("items", Item)):
+        values = getattr(drawn, field)
+        if not isinstance(values, Sequence) or not all(isinstance(x, kind) for x in values):
+            raise ValueError(
+                f"{name}: collect returned {field} {values!r}; it must be a list of {kind.__name__}"
+            )
+    if len(drawn.texts) != rows:
+        raise ValueError(f"{name}: collect returned {len(drawn.texts)} texts; {wanted}")
+    for field, value in _arrays(rollout).items():
+        if np.shape(value)[:1] != (rows,):
+            raise ValueError(
+                f"{name}: collect returned rollout.{field} of shape {np.shape(value)}; {wanted}, "
+                "along its first axis"
+            )
     groups = np.asarray(rollout.groups)
-    if (
-        not np.issubdtype(groups.dtype, np.integer)
-        or not ((0 <= groups) & (groups < len(drawn.items))).all()
-    ):
+    inside = np.issubdtype(groups.dtype, np.integer) and groups.min() >= 0
+    if not inside or groups.max() >= len(drawn.items):
         raise ValueError(
             f"{name}: collect returned groups {groups.tolist()}; they must be indices of the "
             f"{len(drawn.items)} items"
@@ -138,3 +143,9 @@ def _check_rows(drawn: Drawn, name: str, samples: int, grouped: bool) -> None:
             f"samples={rollout.samples}; the {samples} rows of a prompt must be consecutive, at "
             "least 2 of them"
         )
+
+
+def _arrays(rollout: Rollout) -> dict[str, Any]:
+    """The fields that every rollout has, an array with a row per response each."""
+    fields = [f for f in dataclasses.fields(rollout) if f.default is dataclasses.MISSING]
+    return {field.name: getattr(rollout, field.name) for field in fields}

@@ -1,0 +1,230 @@
+"""Plans: what every registered one keeps to, joined rounds, and what is refused of the user's."""
+
+import dataclasses
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from dfpo_jax.plans import Plans, check_plan, join
+from dfpo_jax.plans.interface import Drawn, Plan
+from dfpo_jax.tasks.base import Item
+from dfpo_jax.types import Rollout
+
+PLANS = [part.name for part in dataclasses.fields(Plans) if part.name not in ("name", "custom")]
+
+
+def prompts(count):
+    return [Item("1" * (1 + i % 3), str(i), index=i) for i in range(count)]
+
+
+def draw(items, samples, round):
+    """Responses whose tokens name item, round and sample; prompts as long as the longest."""
+    slots = max(len(item.prompt) for item in items)
+    rows = [(item, sample) for item in items for sample in range(samples)]
+    tokens = np.array([[item.index, round, sample] for item, sample in rows], np.int32)
+    mask = np.array(
+        [[0.0] * (slots - len(i.prompt)) + [1.0] * len(i.prompt) for i, _ in rows], np.float32
+    )
+    rewards = np.array([(i.index + s) % 2 for i, s in rows], np.float32)
+    rollout = Rollout(
+        prompt_tokens=(7 * mask).astype(np.int32),
+        prompt_mask=mask,
+        tokens=tokens,
+        mask=np.ones(tokens.shape, np.float32),
+        log_probs=-np.ones(tokens.shape, np.float32),
+        truncated=np.zeros(len(rows), bool),
+        rewards=rewards,
+        clean_rewards=rewards,
+        groups=np.repeat(np.arange(len(items), dtype=np.int32), samples),
+        samples=samples,
+    )
+    return Drawn(rollout, [f"{i.index}.{round}.{s}" for i, s in rows], list(items))
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3])
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_gives_the_rows_it_owes_and_repeats_them(name, samples):
+    plan = Plans(name=name).build(samples)
+    drawn, metrics = plan.collect(draw, prompts, 5, samples)
+    rollout, texts, items = drawn
+    assert len(texts) == 5 * samples and {len(x) for x in jax.tree.leaves(rollout)} == {5 * samples}
+    assert all(isinstance(name, str) and np.isfinite(value) for name, value in metrics.items())
+    for row, text in enumerate(texts):  # every row answers its item
+        assert text.split(".")[0] == items[rollout.groups[row]].answer
+        assert rollout.tokens[row, 0] == items[rollout.groups[row]].index
+    assert ("groups" in plan.gives) == (samples >= 2)
+    if "groups" in plan.gives:
+        groups = rollout.groups.reshape(-1, samples)
+        assert rollout.samples == samples and (groups == groups[:, :1]).all()
+    again, same = plan.collect(draw, prompts, 5, samples)
+    assert again.texts == texts and same == metrics
+    jax.tree.map(np.testing.assert_array_equal, again.rollout, rollout)
+    check_plan(plan, f"plans:{name}", samples)
+
+
+def test_uniform_is_one_round_of_all_prompts():
+    drawn, metrics = Plans().build(2).collect(draw, prompts, 3, 2)
+    assert drawn.texts == ["0.0.0", "0.0.1", "1.0.0", "1.0.1", "2.0.0", "2.0.1"] and metrics == {}
+    assert drawn.items == prompts(3)
+
+
+def test_joined_rounds_are_their_rows_with_groups_of_their_own():
+    rounds = [draw(prompts(1), 2, 0), draw(prompts(3), 2, 1), draw(prompts(2), 2, 2)]
+    rollout, texts, items = join(rounds)
+    assert rollout.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert rollout.groups.dtype == np.int32 and rollout.samples == 2
+    assert texts == [text for one in rounds for text in one.texts]
+    assert [items[group].answer for group in rollout.groups] == [t.split(".")[0] for t in texts]
+    # Prompts of 1, 1 to 3 and 1 to 2 tokens, at the right end of 3 slots.
+    assert rollout.prompt_mask[::2].tolist() == [
+        [0, 0, 1], [0, 0, 1], [0, 1, 1], [1, 1, 1], [0, 0, 1], [0, 1, 1]
+    ]  # fmt: skip
+    np.testing.assert_array_equal(rollout.prompt_tokens, 7 * rollout.prompt_mask)
+    for name in ("tokens", "mask", "log_probs", "truncated", "rewards", "clean_rewards"):
+        parts = [getattr(one.rollout, name) for one in rounds]
+        np.testing.assert_array_equal(getattr(rollout, name), np.concatenate(parts))
+        assert getattr(rollout, name).dtype == parts[0].dtype
+    assert rounds[1].rollout.groups.tolist() == [0, 0, 1, 1, 2, 2]  # unchanged
+
+
+def test_one_round_joined_is_that_round():
+    one = draw(prompts(3), 2, 0)
+    joined = join([one])
+    jax.tree.map(np.testing.assert_array_equal, joined.rollout, one.rollout)
+    assert joined.texts == one.texts and joined.items == one.items
+
+
+@pytest.mark.parametrize(
+    ("rounds", "said"),
+    [([], "no responses per prompt"), ([(2, 0), (3, 1)], r"\[2, 3\] responses per prompt")],
+)
+def test_rounds_that_cannot_be_joined_are_refused(rounds, said):
+    with pytest.raises(ValueError, match=f"rounds have {said}; join takes"):
+        join([draw(prompts(2), *one) for one in rounds])
+
+
+def test_a_name_that_no_plan_has_is_refused_and_settings_that_no_plan_reads():
+    with pytest.raises(ValueError, match="name is 'refil'; it must be one of uniform.*module:Cl"):
+        Plans(name="refil")
+    with pytest.raises(ValueError, match="custom is .* while name is 'uniform', so .* at {}"):
+        Plans(custom={"a": 1})
+
+
+SOURCE = '''
+import dataclasses
+from dfpo_jax.plans.interface import Plan, join
+
+@dataclasses.dataclass(frozen=True)
+class Halves:
+    """The prompts in two rounds."""
+    rounds: int = 2
+
+    def build(self, samples):
+        def collect(draw, prompts, count, samples):
+            items, size = prompts(count), count // self.rounds
+            parts = [
+                draw(items[size * n : size * (n + 1)], samples, n) for n in range(self.rounds)
+            ]
+            return join(parts), {"plan/rounds": self.rounds}
+        return Plan(collect, frozenset({"groups"} if samples >= 2 else ()))
+'''
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "own_plans.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("own_plans", None)
+
+
+def test_a_plan_of_the_users_own(module):
+    plan = Plans(name="own_plans:Halves", custom={"rounds": 4}).build(2)
+    drawn, metrics = plan.collect(draw, prompts, 4, 2)
+    assert metrics == {"plan/rounds": 4} and drawn.texts[-1] == "3.3.1"
+    with pytest.raises(ValueError, match="plan.custom.round is not a setting of own_plans:Halves"):
+        Plans(name="own_plans:Halves", custom={"round": 4}).build(2)
+    with pytest.raises(ValueError, match="Halves: collect returned 6 texts; there must be 8"):
+        Plans(name="own_plans:Halves", custom={"rounds": 3}).build(2)
+
+
+def one_round(draw, prompts, count, samples):
+    return draw(prompts(count), samples, 0), {}
+
+
+def changed(**values):
+    """One round with other values in its `Drawn`, or in its rollout."""
+
+    def collect(draw, prompts, count, samples):
+        drawn, _ = one_round(draw, prompts, count, samples)
+        outer = {name: values[name] for name in values if name in Drawn._fields}
+        inner = {name: values[name] for name in values if name not in outer}
+        return drawn._replace(rollout=drawn.rollout.replace(**inner))._replace(**outer), {}
+
+    return collect
+
+
+def same_round_twice(draw, prompts, count, samples):
+    return join([draw(prompts(2), samples, 0), draw(prompts(4)[2:], samples, 0)]), {}
+
+
+def endless(draw, prompts, count, samples):
+    for round in range(10**9):
+        draw(prompts(count), samples, round)
+
+
+def impure():
+    shift = iter(range(100))
+
+    def collect(draw, prompts, count, samples):
+        return draw(prompts(count + next(shift))[-count:], samples, 0), {}
+
+    return collect
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ({}, "build returned dict; it must return a dfpo_jax.plans.interface.Plan"),
+        (Plan(None), "build returned Plan.*with a function collect"),
+        (Plan(one_round, ["groups"]), r"gives is \['groups'\]; it must be a frozenset"),
+        (Plan(lambda draw: None), "collect raised TypeError"),
+        (Plan(lambda draw, p, c, s: draw(p(c), s)), "collect raised TypeError"),
+        (Plan(lambda *args: None), r"collect returned NoneType; it must return \(Drawn, metrics"),
+        (Plan(lambda *args: one_round(*args)[0]), "collect returned Drawn; it must return"),
+        (Plan(lambda *args: (one_round(*args)[0], {"a": "b"})), "collect returned metrics {'a'"),
+        (
+            Plan(lambda d, p, c, s: one_round(d, p, 3, s)),
+            "collect returned 6 texts; there must",
+        ),
+        (Plan(changed(texts=["x"])), "collect returned 1 texts"),
+        (Plan(changed(texts=None)), "collect returned texts None; it must be a list of str"),
+        (Plan(changed(items=["p"] * 4)), r"collect returned items \['p', .* list of Item"),
+        (Plan(changed(rewards=np.zeros(4))), r"collect returned rollout.rewards of shape \(4,\)"),
+        (
+            Plan(changed(rewards=None)),
+            r"collect returned rollout.rewards of shape \(\);",
+        ),
+        (Plan(changed(rollout=1)), "collect returned a rollout of type int; it must be a"),
+        (Plan(changed(groups=np.arange(8))), r"collect returned groups .* indices of the 4 items"),
+        (Plan(changed(groups=np.zeros(8))), r"collect returned groups .* indices of the 4 items"),
+        (
+            Plan(changed(groups=np.arange(8) % 4), frozenset({"groups"})),
+            "gives has 'groups', and collect returned groups .* must be consecutive",
+        ),
+        (Plan(changed(samples=1), frozenset({"groups"})), "gives has 'groups', .* samples=1"),
+        (Plan(same_round_twice), "collect drew round 0; rounds must be numbered .* the next is 1"),
+        (Plan(endless), "collect drew 1000 rounds for 4 prompts; it must end"),
+        (Plan(impure()), "collect did something else the second time; it must be a pure"),
+    ],
+)
+def test_what_breaks_the_contract_is_one_line(plan, said):
+    with pytest.raises(ValueError, match=f"^my_plans:Mine: {said}") as refused:
+        check_plan(plan, "my_plans:Mine", 2)
+    assert "\n" not in str(refused.value)
+
+
+def test_without_groups_rows_may_lie_in_any_order():
+    check_plan(Plan(changed(groups=np.arange(8, dtype=np.int32) % 4)), "my_plans:Mine", 2)
