@@ -16,7 +16,6 @@ levels only; errors of the mean and of the mean of the lowest 10 %; true mass of
 between the 5 % and 95 % quantiles; network evaluations per sample at inference; training time.
 """
 
-import dataclasses
 import json
 import time
 
@@ -26,7 +25,8 @@ from _token_mdp.critics import Row, evaluations, read, score, train
 from _token_mdp.mdp import make_mdp, make_truth
 from absl import flags
 
-from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
+from dfpo_jax.critics import Flow, Quantile, Scalar
+from dfpo_jax.models import ValueFlowConfig
 from dfpo_jax.training import command_line
 
 FLOW_RATE = 1.2e-2
@@ -41,15 +41,17 @@ flags.DEFINE_string("rows", "main", 'Comma-separated names, "main" or "all".')
 flags.DEFINE_string("json", None, "File for the rows of the table.")
 
 
-def _flow(*readings: str, critic_lambda: float = 0.95, normalise: bool = True, **changes) -> Row:
+HEAD = ValueFlowConfig(num_blocks=1)
+
+
+def _flow(*readings: str, lambda_: float = 0.95, normalise: bool = True, **changes) -> Row:
     """DFPO's default losses, with changes."""
-    flow = dataclasses.replace(FlowCriticConfig(), **changes)
     readings = readings or ("midpoint 4", "one step")
-    return Row("flow", FLOW_RATE, critic_lambda, flow, normalise=normalise, readings=readings)
+    return Row(Flow(head=HEAD, **changes), FLOW_RATE, lambda_, normalise, readings)
 
 
-def _quantile(critic_lambda: float, mode: str = "mixture") -> Row:
-    return Row("quantile", 2.4e-2, critic_lambda, FlowCriticConfig(target_mode=mode))
+def _quantile(lambda_: float, **changes) -> Row:
+    return Row(Quantile(**changes), 2.4e-2, lambda_)
 
 
 VALUE_FLOWS = dict(
@@ -65,14 +67,14 @@ VALUE_FLOWS = dict(
 )
 OFF = dict(inference="ode", geometry_weight=0.0)
 MAIN = {
-    "scalar": Row("scalar", 8e-3),
-    "scalar, lambda .95": Row("scalar", 8e-3, 0.95),
+    "scalar": Row(Scalar(), 8e-3),
+    "scalar, lambda .95": Row(Scalar(), 8e-3, 0.95),
     "quantile": _quantile(1.0),
-    "quantile, kappa 1": dataclasses.replace(_quantile(1.0), kappa=1.0),
+    "quantile, kappa 1": _quantile(1.0, kappa=1.0),
     "quantile, lambda .95": _quantile(0.95),
-    "quantile, average, lambda .9": _quantile(0.9, "average"),
-    "value flows": _flow("Euler 10", "Euler 1 of the field", critic_lambda=0.0, **VALUE_FLOWS),
-    "dfpo": _flow("midpoint 4", "one step", "Euler 16", "Euler 1 of the field", critic_lambda=1.0),
+    "quantile, average, lambda .9": _quantile(0.9, target_mode="average"),
+    "value flows": _flow("Euler 10", "Euler 1 of the field", lambda_=0.0, **VALUE_FLOWS),
+    "dfpo": _flow("midpoint 4", "one step", "Euler 16", "Euler 1 of the field", lambda_=1.0),
 }
 ABLATION = {
     "lambda .95": _flow(),
@@ -84,15 +86,15 @@ ABLATION = {
     "mean shift": _flow(mean_shift_weight=0.1),
     "tail shape and curvature": _flow(tail_shape_weight=0.1, tail_curvature_weight=0.1),
     "cvar and upper gain on returns": _flow(
-        cvar_weight=0.1, upper_gain_weight=0.1, risk_targets="returns"
+        cvar_weight=0.1, upper_gain_weight=0.1, tail_targets="returns"
     ),
     "emphasize": _flow(uncertainty="emphasize"),
     "discount": _flow(uncertainty="discount"),
     "not normalised": _flow(normalise=False),
     "equal steps": _flow(first_step=1.0),
     "4 samples": _flow(num_samples=4),
-    "average targets, lambda .9": _flow(critic_lambda=0.9, target_mode="average"),
-    "lambda .8": _flow(critic_lambda=0.8),
+    "average targets, lambda .9": _flow(lambda_=0.9, target_mode="average"),
+    "lambda .8": _flow(lambda_=0.8),
 }
 ROWS = MAIN | ABLATION
 

@@ -71,10 +71,10 @@ class Run:
     def least_scale(self) -> float:
         """The smallest unit of value where noise is unbounded: half the verifier's own range.
 
-        1e-3 where the task declares none.
+        1e-3 where the task declares none; both times the factor of the reward chain.
         """
         bounds = self.train_task.reward_range
-        return 1e-3 if bounds is None else (bounds[1] - bounds[0]) / 2
+        return (1e-3 if bounds is None else (bounds[1] - bounds[0]) / 2) * self.rewards.unit
 
 
 def build_run(config: Config, training: bool = True) -> Run:

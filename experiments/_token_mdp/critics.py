@@ -1,4 +1,4 @@
-"""Critics of the token MDP: one trunk under three heads, their losses, training and reading."""
+"""Critics of the token MDP: the library's own critics on a small trunk, trained and read."""
 
 import dataclasses
 
@@ -20,45 +20,22 @@ from _token_mdp.mdp import (
 )
 
 from dfpo_jax import ops
-from dfpo_jax.algorithms import flow_critic
-from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
-from dfpo_jax.models import QuantileHead, ScalarHead, ValueFlow, ValueFlowConfig, value_flow
-from dfpo_jax.types import Array
+from dfpo_jax.critics import Critic, Flow, Quantile, Scalar
+from dfpo_jax.types import Array, Steps
 
 WIDTH = 64
-BATCH, REFRESH = 128, 10  # episodes per update; updates between two freezes of the critic
+BATCH, REFRESH = 128, 10  # episodes per update; updates between two copies of the old critic
 
 
-class Critic(nn.Module):
-    """The trunk every row has, two layers of WIDTH on the history, under a head."""
+class Trunk(nn.Module):
+    """The trunk every row has: two layers of WIDTH on the history."""
 
-    head: nn.Module
-
-    def setup(self):
-        """Names the layers."""
-        self.trunk = [nn.Dense(WIDTH) for _ in range(2)]
-
-    def encode(self, x: Array) -> Array:
-        """[..., LENGTH * TOKENS] -> [..., WIDTH]."""
-        for layer in self.trunk:
-            x = jax.nn.silu(layer(x))
-        return x
-
+    @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Outputs of a scalar or quantile head."""
-        return self.head(self.encode(x))
-
-    def condition(self, x: Array) -> Array:
-        """Condition of a flow head."""
-        return self.head.condition(self.encode(x))
-
-    def start(self, x: Array) -> Array:
-        """One pass through every parameter of a flow head."""
-        return self.head(self.encode(x), jnp.zeros((*x.shape[:-1], 1)), 0.0, 0.0)
-
-    def velocity(self, condition: Array, z: Array, t: Array, d: Array) -> Array:
-        """Field of a flow head."""
-        return self.head.velocity(condition, z, t, d)
+        """[..., LENGTH * TOKENS] -> [..., WIDTH]."""
+        for _ in range(2):
+            x = jax.nn.silu(nn.Dense(WIDTH)(x))
+        return x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,21 +43,18 @@ class Row:
     """One critic of the table.
 
     Attributes:
-      head: "scalar", "quantile" or "flow".
+      critic: its settings, as in `config.critic`.
       rate: Adam's rate at the start; it decays to 0 along half a cosine. Chosen per family from
         factors of about 2: scalar .001-.032, quantile .001-.064, flow .004-.032.
-      critic_lambda: lambda of the targets.
-      flow: losses of a flow; its target mode also serves quantile heads.
-      kappa: Huber threshold of quantile regression, normalised; the best of 0, .05, .2 and 1.
+      lambda_: lambda of the targets.
       normalise: value units (G - 1/2) / (1/2), or the reward itself.
-      readings: names in `READINGS`; each gives a line of the table.
+      readings: names in `READINGS`; each gives a line of the table. () for a critic that is read in
+        one way only.
     """
 
-    head: str
+    critic: Scalar | Quantile | Flow
     rate: float
-    critic_lambda: float = 1.0
-    flow: FlowCriticConfig = FlowCriticConfig()
-    kappa: float = 0.0
+    lambda_: float = 1.0
     normalise: bool = True
     readings: tuple[str, ...] = ()
 
@@ -90,101 +64,55 @@ class Row:
         return (0.5, 0.5) if self.normalise else (0.0, 1.0)
 
 
-# Solver and steps by which a flow is read (None: the flow map).
+# How a flow is read: settings of inference that replace the row's own.
+_ODE = {"inference": "ode", "first_step": 1.0}
 READINGS = {
-    "midpoint 4": ("midpoint", 4),
-    "one step": None,
-    "Euler 16": ("euler", 16),
-    "Euler 10": ("euler", 10),
-    "Euler 1 of the field": ("euler", 1),
+    "midpoint 4": {"inference": "ode", "solver": "midpoint", "num_steps": 4},
+    "one step": {"inference": "one_step"},
+    "Euler 16": {**_ODE, "solver": "euler", "num_steps": 16},
+    "Euler 10": {**_ODE, "solver": "euler", "num_steps": 10},
+    "Euler 1 of the field": {**_ODE, "solver": "euler", "num_steps": 1},
 }
 
 
-def make_critic(row: Row) -> Critic:
-    """The row's network."""
-    if row.head == "flow":
-        return Critic(ValueFlow(ValueFlowConfig(num_blocks=1)))
-    return Critic(ScalarHead() if row.head == "scalar" else QuantileHead(QUANTILES))
+def steps_of(rewards: Array) -> Steps:
+    """Episodes of LENGTH tokens with rewards [B], in value units, after the last one."""
+    rewards = jnp.zeros((len(rewards), LENGTH)).at[:, -1].set(rewards)
+    return Steps(rewards, jnp.ones_like(rewards), jnp.zeros(len(rewards), bool))
 
 
-def direct_loss(row: Row, critic: Critic, params, frozen, x, rewards, key) -> Array:
-    """Loss of a scalar or quantile head on features x [B, LENGTH + 1, F], a number."""
-    mask = jnp.ones_like(rewards)
-    old = jax.lax.stop_gradient(critic.apply(frozen, x))
-    new = critic.apply(params, x[:, :-1])
-    if row.head == "scalar":
-        _, returns = ops.gae(rewards, old[:, :-1], mask, lambda_=row.critic_lambda)
-        return jnp.mean(jnp.square(new - jax.lax.stop_gradient(returns)))
-    old = jnp.sort(old, axis=-1)
-    if row.flow.target_mode == "average":
-        targets = ops.lambda_average(rewards, old[:, :-1], mask, lambda_=row.critic_lambda)
-    elif row.critic_lambda == 1.0:  # the return itself, once
-        targets = ops.lambda_mixture(key, rewards, old[:, 1:, :1], mask, lambda_=1.0)
-    else:
-        targets = ops.lambda_mixture(key, rewards, old[:, 1:], mask, lambda_=row.critic_lambda)
-    return jnp.mean(ops.quantile_huber(new, targets, ops.quantile_levels(QUANTILES), row.kappa))
-
-
-def velocity_of(critic: Critic, params, condition: Array) -> value_flow.Velocity:
-    """The field at the states of `condition`."""
-    return lambda z, t, d: critic.apply(params, condition, z, t, d, method="velocity")
-
-
-def flow_loss(row: Row, critic: Critic, params, frozen, x, rewards, key) -> Array:
-    """DFPO's critic loss on features x [B, LENGTH + 1, F], a number."""
+def loss(critic: Critic, lambda_: float, params, old, x: Array, steps: Steps, key: Array) -> Array:
+    """The critic's objective on features x [B, LENGTH + 1, F], a number."""
     target_key, loss_key = jax.random.split(key)
-    mask = jnp.ones_like(rewards)
-    old = critic.apply(frozen, x, method="condition")
-    now, after = (velocity_of(critic, frozen, c) for c in (old[:, :-1], old[:, 1:]))
-    live = velocity_of(critic, params, critic.apply(params, x[:, :-1], method="condition"))
-    samples = flow_critic.return_targets(
-        row.flow,
-        target_key,
-        now,
-        after,
-        rewards,
-        mask,
-        discount=1.0,
-        critic_lambda=row.critic_lambda,
-        bootstrap=jnp.zeros(len(rewards), bool),
-    )
-    losses = flow_critic.flow_losses(
-        row.flow, loss_key, live, now, after, samples, rewards, discount=1.0
-    )
-    weight = 1.0
-    if row.flow.uncertainty != "none":
-        weight = ops.uncertainty_weights(
-            flow_critic.spread(row.flow, now, rewards.shape),
-            mode=row.flow.uncertainty,
-            temperature=row.flow.uncertainty_temperature,
-        )
+    reading = critic.read(old["head"], Trunk().apply(old["trunk"], x))
+    rows = jax.lax.stop_gradient(critic.targets(target_key, reading, steps, lambda_))
+    states = Trunk().apply(params["trunk"], x)
+    keys = jax.random.split(loss_key, len(x))
     total = 0.0
-    for name, loss in losses.items():
-        loss = loss * weight if name in ("anchor", "dcfm") else loss
-        loss = loss[:, :-1] if name == "dcfm" else loss  # the last token has no successor
-        total += flow_critic.loss_weight(row.flow, name) * jnp.mean(loss)
+    for part in critic.losses(params["head"], states, rows, old["head"], keys).values():
+        mask = steps.mask if part.mask is None else part.mask
+        total += part.weight * ops.masked_mean(part.per_token, mask)
     return total
 
 
 def train(row: Row, updates: int, mdp: TokenMDP, key: Array):
     """Parameters after `updates` updates, each on BATCH fresh episodes."""
-    critic = make_critic(row)
-    centre, scale = row.units
-    loss = flow_loss if row.head == "flow" else direct_loss
+    critic, (centre, scale) = row.critic.build(), row.units
+    trunk_key, head_key = jax.random.split(key)
     empty = jnp.zeros((1, LENGTH * TOKENS))
-    params = nn.unbox(critic.init(key, empty, method="start" if row.head == "flow" else None))
+    trunk, head = Trunk().init(trunk_key, empty), nn.unbox(critic.init(head_key, WIDTH))
+    params = {"trunk": trunk, "head": head}
     optimizer = optax.adam(optax.cosine_decay_schedule(row.rate, updates))
 
     def update(carry, step):
-        params, frozen, moments = carry
-        frozen = jax.tree.map(lambda new, old: jnp.where(step % REFRESH, old, new), params, frozen)
+        params, old, moments = carry
+        old = jax.tree.map(lambda new, x: jnp.where(step % REFRESH, x, new), params, old)
         episode_key, loss_key = jax.random.split(jax.random.fold_in(key, step))
         tokens, rewards = sample_episodes(mdp, episode_key, BATCH)
-        rewards = jnp.zeros((BATCH, LENGTH)).at[:, -1].set((rewards - centre) / scale)
-        x = features(tokens)
-        grads = jax.grad(lambda p: loss(row, critic, p, frozen, x, rewards, loss_key))(params)
+        inputs = (old, features(tokens), steps_of((rewards - centre) / scale), loss_key)
+        grads = jax.grad(lambda p: loss(critic, row.lambda_, p, *inputs))(params)
         changes, moments = optimizer.update(grads, moments)
-        return (optax.apply_updates(params, changes), frozen, moments), None
+        return (optax.apply_updates(params, changes), old, moments), None
 
     start = (params, params, optimizer.init(params))
     return jax.lax.scan(update, start, jnp.arange(updates))[0][0]
@@ -192,36 +120,31 @@ def train(row: Row, updates: int, mdp: TokenMDP, key: Array):
 
 def read(row: Row, params, tokens: Array, depth: Array) -> dict[str, tuple[Array, Array]]:
     """Reading -> sorted quantiles [N, QUANTILES] and [N, FINE], in reward units."""
-    critic = make_critic(row)
     centre, scale = row.units
     x = features(tokens)[jnp.arange(len(depth)), depth]
-    if row.head != "flow":
-        q = critic.apply(params, x).reshape(len(depth), -1) * scale + centre
-        q = jnp.sort(q, axis=-1)
-        return {"": tuple(jnp.repeat(q, m // q.shape[-1], axis=-1) for m in (QUANTILES, FINE))}
-    velocity = velocity_of(critic, params, critic.apply(params, x, method="condition"))
+    states = Trunk().apply(params["trunk"], x)[None]
 
-    def quantiles(reading, num):
-        noise = value_flow.noise_grid((len(depth),), num)
-        if READINGS[reading] is None:
-            z = value_flow.one_step(velocity, noise)
-        else:
-            solver, steps = READINGS[reading]
-            first = row.flow.first_step if reading == "midpoint 4" else 1.0
-            z = value_flow.samples(
-                velocity, noise, num_steps=steps, solver=solver, first_step=first
-            )
-        return jnp.sort(z, axis=-1) * scale + centre
+    def quantiles(settings, num):
+        if isinstance(settings, Flow):
+            settings = dataclasses.replace(settings, num_quantiles=num)
+        critic = settings.build()
+        law = critic.law(critic.read(params["head"], states))[0] * scale + centre
+        return jnp.repeat(law, num // law.shape[-1], axis=-1)
 
-    return {name: tuple(quantiles(name, m) for m in (QUANTILES, FINE)) for name in row.readings}
+    readings = {name: dataclasses.replace(row.critic, **READINGS[name]) for name in row.readings}
+    readings = readings or {"": row.critic}
+    return {
+        name: tuple(quantiles(settings, num) for num in (QUANTILES, FINE))
+        for name, settings in readings.items()
+    }
 
 
 def evaluations(reading: str) -> int:
     """Network evaluations per sample at inference."""
-    if READINGS.get(reading) is None:
+    how = READINGS.get(reading, {"inference": "one_step"})
+    if how["inference"] == "one_step":
         return 1
-    solver, steps = READINGS[reading]
-    return steps * len(ops.SOLVERS[solver].b)
+    return how["num_steps"] * len(ops.SOLVERS[how["solver"]].b)
 
 
 def score(q: np.ndarray, fine: np.ndarray, truth: Truth, noise: float) -> dict[str, float]:
