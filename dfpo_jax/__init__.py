@@ -4,7 +4,7 @@ import importlib
 import logging
 from types import ModuleType
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # transformers says so when it is imported without PyTorch. Its tokenizers are all that is used
 # here, and they do not need PyTorch.

@@ -5,7 +5,27 @@ PRESETS = {
     "dfpo": {},
     # arXiv 1707.06347.
     "ppo": {"critic.name": "scalar"},
-    # arXiv 2402.03300, less the KL to the reference, which needs memory for another policy.
-    "grpo": {"critic.name": "none", "advantage.name": "group"},
+    # arXiv 2402.03300, section 4.1, without its KL to the reference, which `objective.kl` adds.
+    "grpo": {
+        "critic.name": "none",
+        "advantage.name": "group",
+        "advantage.whiten": False,
+        "objective.aggregation": "sequence_mean",
+    },
+    # arXiv 2503.20783, section 3.
+    "dr_grpo": {
+        "critic.name": "none",
+        "advantage.name": "group",
+        "advantage.whiten": False,
+        "advantage.group.normalize": False,
+    },
+    # arXiv 2402.14740: REINFORCE with a leave-one-out baseline, on the clipped ratio.
+    "rloo": {
+        "critic.name": "none",
+        "advantage.name": "group",
+        "advantage.whiten": False,
+        "advantage.group.baseline": "leave_one_out",
+        "advantage.group.normalize": False,
+    },
 }
-"""Name -> settings. What a configuration or a command line sets wins over them."""
+"""Name -> settings. What a configuration file or a command line sets wins over them."""
