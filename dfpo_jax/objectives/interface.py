@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dfpo_jax.types import Array, ArrayTree, Loss, Rollout
+from dfpo_jax.types import Array, ArrayTree, Batch, Context, Loss, Rollout
 
 
 class Live(NamedTuple):
@@ -53,7 +53,7 @@ class Objective(NamedTuple):
       adapt: (controls, means of the iteration's terms by name) -> controls, at its end.
     """
 
-    terms: Callable[[Live, Any, Any, ArrayTree | None], dict[str, Loss]]
+    terms: Callable[[Live, Batch, Context, ArrayTree | None], dict[str, Loss]]
     needs: frozenset[str] = frozenset()
     init: Callable[[Array, int], ArrayTree] | None = None
     prepare: Callable[[Old, Rollout], Any] | None = None
