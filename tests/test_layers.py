@@ -36,16 +36,20 @@ models.decode
 models.value_flow
 models.value_heads
 models
+trial
 critics.interface
 critics.flow_inference
 critics.flow_losses
+critics.check
 critics.*
 critics
 advantages.interface
 advantages.gae
+advantages.check
 advantages.*
 advantages
 objectives.interface
+objectives.check
 objectives.*
 objectives
 sharding memory
