@@ -43,7 +43,8 @@ class Objective(NamedTuple):
 
     Attributes:
       terms: (live, batch, context, own params or None) -> `Loss` by name; a name becomes
-        "policy/NAME". A loss counts on the batch's mask.
+        "policy/NAME". A loss counts on the batch's mask, is finite outside of it too, and stops
+        gradients to `batch` and `context`.
       needs: what else there must be: "reference".
       init: (key, D) -> parameters of a network of its own, which trains beside the policy.
       prepare: (old, rollout) -> rows of its own, which `terms` finds in `batch.own`.
