@@ -82,6 +82,9 @@ algorithms.interface algorithms.needs algorithms.trunk
 algorithms.units algorithms.old_policy algorithms.sft
 algorithms.compose
 algorithms
+contracts.measure
+contracts.*
+contracts
 training.sources training.moved_settings training.settings_dict training.unread
 training.config_keys
 training.config training.config_diff

@@ -3,7 +3,7 @@
 import collections
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -59,7 +59,7 @@ def check_objective(
     old = Old(live.hidden, log_probs, batch.ref_log_probs, batch.mask, scalars)
     context = Context(scalars, trial.shape())
     trial.trace(name, run, trial.keys(), live, batch, old, context, trial.rollout(2))
-    _check_controls(objective, name, controls)
+    check_controls(objective, name, controls, trial.on_host)
 
 
 def all_controls(
@@ -86,15 +86,26 @@ def all_controls(
     return known | found
 
 
-def _check_controls(objective: Objective, name: str, controls: Mapping[str, float]) -> None:
-    """Change the controls as a run does; without an update, the means of all terms are NaN."""
+def check_controls(
+    objective: Objective, name: str, controls: Mapping[str, float], call: Callable[..., Any]
+) -> None:
+    """Change the controls as a run does; without an update, the means of all terms are NaN.
+
+    Args:
+      objective: it may have `observe` and `adapt`.
+      name: of the user's class.
+      controls: all of them.
+      call: (name, function, call) -> its result.
+
+    Raises:
+      ValueError: a function fails or returns something else than finite numbers of known names.
+    """
     if objective.observe is not None:
-        found = trial.on_host(name, "observe", lambda: objective.observe(dict(controls)))
+        found = call(name, "observe", lambda: objective.observe(dict(controls)))
         trial.check_numbers(found, name, "observe", controls)
     for mean in (0.1, math.nan) if objective.adapt is not None else ():
         means = collections.defaultdict(lambda mean=mean: mean)
-        call = functools.partial(objective.adapt, dict(controls), means)
-        found = trial.on_host(name, "adapt", call)
+        found = call(name, "adapt", functools.partial(objective.adapt, dict(controls), means))
         function = "adapt" if mean == mean else "adapt, with means of NaN as no update was made,"
         trial.check_numbers(found, name, function, controls)
 
