@@ -115,6 +115,54 @@ class Term:
 
 
 @struct.dataclass
+class Batch:
+    """Per-sequence inputs of a loss; every leaf has the batch as its leading axis.
+
+    Attributes:
+      row: [B] int32, the row's number in the whole batch; losses fold it into their key, so that
+        splitting a batch does not change their random numbers.
+      sequence: [B, P + R] int32, prompt then response.
+      valid: [B, P + R] float32, 1 on real tokens.
+      tokens: [B, R] int32, the response part of `sequence`.
+      mask: [B, R] float32, 1 where the losses count.
+      old_log_probs: [B, R] the old policy's log-probabilities at the sampling temperature.
+      ref_log_probs: [B, R] the reference's, or None where no objective needs them.
+      importance: [B, R] truncated sampler-to-trainer weights (1 where switched off).
+      advantages: [B, R].
+      critic: the critic's own targets, or None.
+      own: what objectives prepared for themselves, by name.
+    """
+
+    row: Array
+    sequence: Array
+    valid: Array
+    tokens: Array
+    mask: Array
+    old_log_probs: Array | None = None
+    ref_log_probs: Array | None = None
+    importance: Array | None = None
+    advantages: Array | None = None
+    critic: Any = None
+    own: dict[str, Any] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class Context:
+    """Inputs of a loss that are shared by all rows.
+
+    Attributes:
+      controls: by name, [] what changes between iterations.
+      policy_scale: [] 1, or 0 while only the critic learns.
+      critic: the critic head's parameters at the start of the iteration (never differentiated), or
+        None.
+    """
+
+    controls: dict[str, Array]
+    policy_scale: Array
+    critic: ArrayTree | None = None
+
+
+@struct.dataclass
 class TrainState:
     """Everything that must survive a restart.
 

@@ -36,16 +36,20 @@ models.decode
 models.value_flow
 models.value_heads
 models
+trial
 critics.interface
 critics.flow_inference
 critics.flow_losses
+critics.check
 critics.*
 critics
 advantages.interface
 advantages.gae
+advantages.check
 advantages.*
 advantages
 objectives.interface
+objectives.check
 objectives.*
 objectives
 sharding memory
@@ -78,6 +82,9 @@ algorithms.interface algorithms.needs algorithms.trunk
 algorithms.units algorithms.old_policy algorithms.sft
 algorithms.compose
 algorithms
+contracts.measure
+contracts.*
+contracts
 training.sources training.moved_settings training.settings_dict training.unread
 training.config_keys
 training.config training.config_diff

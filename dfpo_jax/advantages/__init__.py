@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from dfpo_jax.advantages.check import check_advantage
 from dfpo_jax.advantages.gae import Gae, Risk
 from dfpo_jax.advantages.group import Group
 from dfpo_jax.advantages.interface import Advantage, View
@@ -10,7 +11,17 @@ from dfpo_jax.advantages.rank import Rank
 from dfpo_jax.advantages.sigma import Sigma
 from dfpo_jax.settings import Choice
 
-__all__ = ["Advantage", "Advantages", "Gae", "Group", "Rank", "Risk", "Sigma", "View"]
+__all__ = [
+    "Advantage",
+    "Advantages",
+    "Gae",
+    "Group",
+    "Rank",
+    "Risk",
+    "Sigma",
+    "View",
+    "check_advantage",
+]
 
 
 @dataclass(frozen=True)
@@ -31,3 +42,11 @@ class Advantages(Choice):
     sigma: Sigma = field(default_factory=Sigma)
     rank: Rank = field(default_factory=Rank)
     group: Group = field(default_factory=Group)
+
+    def build(self) -> Advantage:
+        """The advantage.
+
+        Raises:
+          ValueError: an advantage of your own is wrong; one line.
+        """
+        return self.build_chosen(check_advantage)

@@ -55,10 +55,8 @@ def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> 
       ValueError: parts that cannot work together, see `needs.check_parts`.
     """
     check_parts(config)
-    critic = config.critic.chosen.build()
-    advantage = config.advantage.chosen.build()
-    objectives = {"objective": config.objective.chosen.build()}
-    objectives |= {name: part.build() for name, part in config.objective.added.items()}
+    critic, advantage = config.critic.build(), config.advantage.build()
+    objectives = config.objective.build()
     parts = _Parts(model, config, temperature, critic, advantage, objectives)
 
     def bound(function, wanted=True):

@@ -1,4 +1,4 @@
-"""What an algorithm is, and what its prepared rollout consists of.
+"""What an algorithm is.
 
 An algorithm is a few pure functions, which `algorithms.compose` makes of a critic, an advantage and
 objectives. `prepare` sees the parameters at the start of an iteration and turns a rollout into
@@ -9,9 +9,7 @@ between iterations, on the host.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from flax import struct
-
-from dfpo_jax.types import Array, ArrayTree, Rollout, Term, TrainState
+from dfpo_jax.types import Array, ArrayTree, Batch, Context, Rollout, Term, TrainState
 
 Controls = Mapping[str, float]
 
@@ -57,8 +55,8 @@ class Algorithm(NamedTuple):
     """
 
     init: Callable[[Array, ArrayTree], ArrayTree]
-    prepare: Callable[[TrainState, Rollout, Array], tuple["Batch", "Context"]]
-    loss: Callable[[ArrayTree, "Batch", "Context", Array], dict[str, Term]]
+    prepare: Callable[[TrainState, Rollout, Array], tuple[Batch, Context]]
+    loss: Callable[[ArrayTree, Batch, Context, Array], dict[str, Term]]
     predict: Callable[[TrainState, Rollout], Array] | None = None
     trajectories: Callable[[TrainState, Rollout], Array] | None = None
     controls: Controls = {}
@@ -66,51 +64,3 @@ class Algorithm(NamedTuple):
     adapt: Callable[[Controls, Mapping[str, float]], Controls] = _same
     networks: tuple[str, ...] = ("policy",)
     keeps_reference: bool = False
-
-
-@struct.dataclass
-class Batch:
-    """Per-sequence inputs of a loss; every leaf has the batch as its leading axis.
-
-    Attributes:
-      row: [B] int32, the row's number in the whole batch; losses fold it into their key, so that
-        splitting a batch does not change their random numbers.
-      sequence: [B, P + R] int32, prompt then response.
-      valid: [B, P + R] float32, 1 on real tokens.
-      tokens: [B, R] int32, the response part of `sequence`.
-      mask: [B, R] float32, 1 where the losses count.
-      old_log_probs: [B, R] the old policy's log-probabilities at the sampling temperature.
-      ref_log_probs: [B, R] the reference's, or None where no objective needs them.
-      importance: [B, R] truncated sampler-to-trainer weights (1 where switched off).
-      advantages: [B, R].
-      critic: the critic's own targets, or None.
-      own: what objectives prepared for themselves, by name.
-    """
-
-    row: Array
-    sequence: Array
-    valid: Array
-    tokens: Array
-    mask: Array
-    old_log_probs: Array | None = None
-    ref_log_probs: Array | None = None
-    importance: Array | None = None
-    advantages: Array | None = None
-    critic: Any = None
-    own: dict[str, Any] = struct.field(default_factory=dict)
-
-
-@struct.dataclass
-class Context:
-    """Inputs of a loss that are shared by all rows.
-
-    Attributes:
-      controls: by name, [] what changes between iterations.
-      policy_scale: [] 1, or 0 while only the critic learns.
-      critic: the critic head's parameters at the start of the iteration (never differentiated), or
-        None.
-    """
-
-    controls: dict[str, Array]
-    policy_scale: Array
-    critic: ArrayTree | None = None

@@ -12,10 +12,9 @@ def check_parts(config: AlgorithmConfig, plan: Plans | None = None, samples: int
       plan: how rollouts are collected; None for any.
       samples: responses per prompt.
     """
-    critic = config.critic.chosen.build()
-    advantage = config.advantage.chosen.build()
-    objectives = {config.objective.name: config.objective.chosen.build()}
-    objectives |= {f"{name}": part.build() for name, part in config.objective.added.items()}
+    critic, advantage = config.critic.build(), config.advantage.build()
+    chosen = {"objective": config.objective.name}
+    objectives = {chosen.get(k, k): part for k, part in config.objective.build().items()}
     gives = {f"critic {config.critic.name!r}": frozenset() if critic is None else critic.gives}
     if plan is not None:
         gives[f"plan {plan.name!r} with train.samples={samples}"] = plan.build(samples).gives

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from dfpo_jax.critics.check import check_critic
 from dfpo_jax.critics.flow import Flow
 from dfpo_jax.critics.interface import Critic
 from dfpo_jax.critics.none import NoCritic
@@ -11,7 +12,7 @@ from dfpo_jax.critics.scalar import Scalar
 from dfpo_jax.settings import Choice, check_choice, check_interval
 
 TRUNKS = ("own", "shared", "detached")
-__all__ = ["Critic", "Critics", "Flow", "NoCritic", "Quantile", "Scalar"]
+__all__ = ["Critic", "Critics", "Flow", "NoCritic", "Quantile", "Scalar", "check_critic"]
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,11 @@ class Critics(Choice):
         check_choice(self, "trunk", TRUNKS)
         check_interval(self, "lambda_", low=0.0, high=1.0)
         check_interval(self, "warmup", "loss_weight", low=0.0)
+
+    def build(self) -> Critic | None:
+        """The critic; None where there is none.
+
+        Raises:
+          ValueError: a critic of your own is wrong; one line.
+        """
+        return self.build_chosen(check_critic)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -168,6 +169,7 @@ class Flow:
             )
 
         def losses(params, states, rows, old_params, keys):
+            rows, old_params = jax.lax.stop_gradient((rows, old_params))
             old = FlowReading(old_params, rows.condition)
             live = read(params, states).condition[:, :-1]
             fields = Fields(

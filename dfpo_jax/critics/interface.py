@@ -32,8 +32,9 @@ class Critic(NamedTuple):
         that of s_0 .. s_R; lambda is a number or [B]; at lambda 1 they are the observed returns.
       targets: (key, reading, steps, lambda) -> Rows, what `losses` needs; never differentiated.
       losses: (params, states [B, R + 1, D], rows, old_params, keys [B]) -> Loss by name. It is
-        differentiated by `params` and `states`; `old_params` are those of `targets`. Row b draws
-        from keys[b] alone, so that splitting a batch changes nothing.
+        differentiated by `params` and `states`, and stops gradients to `rows` and to `old_params`,
+        those of `targets`. Row b draws from keys[b] alone, so that splitting a batch changes
+        nothing. A mask of its own counts no token that `steps.mask` does not.
       gives: what an advantage may read, "value" and, where `law` is a distribution, "law".
       paths: (reading) -> [17, B, T, M] positions of a flow at 17 times from 0 to 1, for plots.
     """

@@ -40,7 +40,6 @@ class Quantile:
     def build(self) -> Critic:
         """The critic; its reading is the quantiles [B, T, M], sorted."""
         head = QuantileHead(self.num_quantiles)
-        levels = ops.quantile_levels(self.num_quantiles)
 
         def raw(params, states):
             return head.apply({"params": params}, states)
@@ -67,6 +66,9 @@ class Quantile:
 
         def losses(params, states, rows, old_params, keys):
             del old_params, keys
+            # Not outside of it: a configuration builds its parts before processes connect, and JAX
+            # must compute nothing until then.
+            levels = ops.quantile_levels(self.num_quantiles)
             predicted = raw(params, states)[:, :-1]
             return {"loss": Loss(ops.quantile_huber(predicted, rows, levels, self.kappa))}
 

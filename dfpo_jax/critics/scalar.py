@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -43,6 +44,7 @@ class Scalar:
 
         def losses(params, states, rows, old_params, keys):
             del old_params, keys
+            rows = jax.lax.stop_gradient(rows)
             values, old = read(params, states)[:, :-1], rows.old_values
             errors = jnp.square(values - rows.returns)
             if self.value_clip > 0.0:

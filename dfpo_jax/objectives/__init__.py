@@ -1,16 +1,18 @@
 """Objectives: what the policy minimises. One file and one field each."""
 
+import functools
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from dfpo_jax import ops
+from dfpo_jax.objectives.check import check_objective
 from dfpo_jax.objectives.clip import Clip
 from dfpo_jax.objectives.entropy import Entropy
 from dfpo_jax.objectives.interface import Live, Objective, Old
 from dfpo_jax.objectives.kl import Kl
 from dfpo_jax.settings import Choice, check_choice, check_interval
 
-__all__ = ["Clip", "Entropy", "Kl", "Live", "Objective", "Objectives", "Old"]
+__all__ = ["Clip", "Entropy", "Kl", "Live", "Objective", "Objectives", "Old", "check_objective"]
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,13 @@ class Objectives(Choice):
         super().__post_init__()
         check_choice(self, "aggregation", ops.AGGREGATIONS)
         check_interval(self, "importance_cap", low=0.0)
+
+    def build(self) -> dict[str, Objective]:
+        """The chosen objective, as "objective", and those that stand beside it, by name.
+
+        Raises:
+          ValueError: an objective of your own is wrong; one line.
+        """
+        others = {name: part.build() for name, part in self.added.items()}
+        chosen = self.build_chosen(functools.partial(check_objective, others=others))
+        return {"objective": chosen, **others}

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import jax
+
 from dfpo_jax import ops
 from dfpo_jax.objectives.interface import Objective
 from dfpo_jax.settings import check_interval
@@ -41,7 +43,7 @@ class Clip:
             surrogate = ops.ppo_clip(*inputs, **bounds, dual_clip=self.dual or None)
             clipped = ops.clip_fraction(*inputs, **bounds)
             return {
-                "loss": Loss(surrogate * batch.importance),
+                "loss": Loss(surrogate * jax.lax.stop_gradient(batch.importance)),
                 "clip_fraction": Loss(clipped, weight=0.0),
             }
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dfpo_jax.types import Array, ArrayTree, Loss, Rollout
+from dfpo_jax.types import Array, ArrayTree, Batch, Context, Loss, Rollout
 
 
 class Live(NamedTuple):
@@ -43,7 +43,8 @@ class Objective(NamedTuple):
 
     Attributes:
       terms: (live, batch, context, own params or None) -> `Loss` by name; a name becomes
-        "policy/NAME". A loss counts on the batch's mask.
+        "policy/NAME". A loss counts on the batch's mask, is finite outside of it too, and stops
+        gradients to `batch` and `context`.
       needs: what else there must be: "reference".
       init: (key, D) -> parameters of a network of its own, which trains beside the policy.
       prepare: (old, rollout) -> rows of its own, which `terms` finds in `batch.own`.
@@ -53,7 +54,7 @@ class Objective(NamedTuple):
       adapt: (controls, means of the iteration's terms by name) -> controls, at its end.
     """
 
-    terms: Callable[[Live, Any, Any, ArrayTree | None], dict[str, Loss]]
+    terms: Callable[[Live, Batch, Context, ArrayTree | None], dict[str, Loss]]
     needs: frozenset[str] = frozenset()
     init: Callable[[Array, int], ArrayTree] | None = None
     prepare: Callable[[Old, Rollout], Any] | None = None

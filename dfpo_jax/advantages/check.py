@@ -1,0 +1,50 @@
+"""Checks an advantage of the user's own by tracing it on small shapes, before anything compiles."""
+
+from typing import Any
+
+from dfpo_jax import trial
+from dfpo_jax.advantages.interface import Advantage, View
+from dfpo_jax.settings import call_custom
+
+_B, _R = (trial.SIZES[letter] for letter in "BR")
+_QUANTILES, _SAMPLES = 5, 4
+
+
+def check_advantage(advantage: Any, name: str) -> None:
+    """See that an advantage keeps to the shapes and types of `Advantage`.
+
+    It is traced with every kind of critic and rollout that satisfies its needs.
+
+    Args:
+      advantage: what the user's class built.
+      name: of that class, "module:Class".
+
+    Raises:
+      ValueError: it is no `Advantage`, its function fails or returns something else than it must;
+        one line that names the class, the function and what is expected.
+    """
+    trial.check_fields(advantage, Advantage, name, optional=(), names="needs")
+    if not isinstance(advantage.whole_response, bool):
+        raise ValueError(
+            f"{name}: whole_response is {advantage.whole_response!r}; it must be True or False"
+        )
+
+    def run(arrays, steps, rollout):
+        view = None if arrays is None else View(arrays[0], lambda lambda_: arrays[1])
+        found = call_custom(name, "estimate", lambda: advantage.estimate(view, steps, rollout))
+        trial.check_array(found, name, "estimate", B=_B, R=_R)
+
+    for quantiles in laws(advantage):
+        arrays = None
+        if quantiles is not None:
+            samples = _SAMPLES if quantiles > 1 else 1
+            arrays = trial.shape(_B, _R + 1, quantiles), trial.shape(_B, _R, samples)
+        for samples in (2,) if "groups" in advantage.needs else (1, 2):
+            trial.trace(name, run, arrays, trial.steps(), trial.rollout(samples))
+
+
+def laws(advantage: Advantage) -> tuple[int | None, ...]:
+    """Numbers of quantiles of the critics that satisfy an advantage; None stands for no critic."""
+    if "law" in advantage.needs:
+        return (_QUANTILES,)
+    return (1, _QUANTILES) if "value" in advantage.needs else (None, 1, _QUANTILES)

@@ -1,0 +1,53 @@
+"""The contract of an advantage."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from dfpo_jax.advantages.check import check_advantage, laws
+from dfpo_jax.advantages.interface import Advantage, View
+from dfpo_jax.contracts import measure
+from dfpo_jax.contracts.measure import BOOTSTRAP, MASK, STATES, B, R
+from dfpo_jax.types import Steps
+
+
+def advantage(settings: Any) -> None:
+    """Raise AssertionError unless an advantage keeps the contract of `advantages.Advantage`.
+
+    Shapes; finite everywhere, also where a batch is empty or has one token; what belongs to no
+    token changes nothing. It is tried with every kind of critic that its needs allow.
+    """
+    name, part = measure.built(settings, check_advantage)
+    for quantiles in laws(part):
+        _check(name, part, quantiles)
+
+
+def _check(name: str, part: Advantage, quantiles: int | None) -> None:
+    random = np.random.default_rng(0)
+    rollout, several = measure.rollout(random), quantiles not in (None, 1)
+    law = np.sort(random.normal(size=(B, R + 1, quantiles or 1)), axis=-1).astype(np.float32)
+    samples = random.normal(size=(B, R, 4 if several else 1)).astype(np.float32)
+    rewards = (random.normal(size=MASK.shape) * MASK).astype(np.float32)
+
+    @jax.jit
+    def run(law, samples, steps, rollout):
+        view = None if quantiles is None else View(law, lambda lambda_: samples)
+        return part.estimate(view, steps, rollout)
+
+    def result(law=law, samples=samples, rewards=rewards, mask=MASK, rollout=rollout) -> dict:
+        steps = Steps(rewards, mask, BOOTSTRAP, measure.DISCOUNT)
+        found = {"estimate": run(law, samples, steps, rollout.replace(mask=mask))}
+        measure.check_finite(name, found)
+        return found
+
+    one = np.zeros_like(MASK)
+    one[3, 0] = 1
+    found, _, _ = result(), result(mask=0 * MASK), result(mask=one)
+    junk = result(
+        measure.only(STATES, law),
+        measure.only(MASK, samples),
+        measure.only(MASK, rewards),
+        rollout=measure.with_junk(rollout),
+    )
+    measure.check_junk(name, "estimate", found["estimate"], junk["estimate"])

@@ -1,0 +1,153 @@
+"""Checks an objective of the user's own by tracing it on small shapes, before anything compiles."""
+
+import collections
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dfpo_jax import trial
+from dfpo_jax.objectives.interface import Live, Objective, Old
+from dfpo_jax.settings import call_custom
+from dfpo_jax.types import Array, Batch, Context
+
+_B, _R, _P, _D = (trial.SIZES[letter] for letter in "BRPD")
+_UNITS = {"value_shift": 0.0, "value_scale": 1.0}
+
+
+def check_objective(
+    objective: Any, name: str, others: Mapping[str, Objective], own: str = "objective"
+) -> None:
+    """See that an objective keeps to the shapes and types of `Objective`.
+
+    Args:
+      objective: what the user's class built.
+      name: of that class, "module:Class".
+      others: the objectives that stand beside it, whose names of losses and controls are taken.
+      own: its name in `batch.own`.
+
+    Raises:
+      ValueError: it is no `Objective`, one of its functions fails, cannot be differentiated or
+        returns something else than it must; one line that names the class, the function and what is
+        expected.
+    """
+    optional = ("init", "prepare", "reward", "observe", "adapt")
+    trial.check_fields(objective, Objective, name, optional, names="needs")
+    controls = all_controls(objective, name, others)
+
+    def run(key, live, batch, old, context, rollout):
+        params = None
+        if objective.init is not None:
+            params = call_custom(name, "init", lambda: objective.init(key, _D))
+            params = trial.check_params(params, name)
+        if objective.prepare is not None:
+            rows = call_custom(name, "prepare", lambda: objective.prepare(old, rollout))
+            batch = batch.replace(own={own: trial.check_rows(rows, name, "prepare")})
+        if objective.reward is not None:
+            found = call_custom(name, "reward", lambda: objective.reward(old))
+            trial.check_array(found, name, "reward", B=_B, R=_R)
+        taken = _taken(others, live, batch, context)
+        _check_terms(objective, name, (live, batch, context, params), taken)
+
+    log_probs = trial.shape(_B, _R)
+    live = Live(trial.shape(_B, _P + _R, _D), log_probs, log_probs)
+    batch = _batch("reference" in objective.needs)
+    scalars = {key: trial.shape() for key in controls}
+    old = Old(live.hidden, log_probs, batch.ref_log_probs, batch.mask, scalars)
+    context = Context(scalars, trial.shape())
+    trial.trace(name, run, trial.keys(), live, batch, old, context, trial.rollout(2))
+    check_controls(objective, name, controls, trial.on_host)
+
+
+def all_controls(
+    objective: Objective, name: str, others: Mapping[str, Objective]
+) -> dict[str, float]:
+    """First values of all controls: the value units, those of `others` and the objective's own.
+
+    Raises:
+      ValueError: the objective's own are no finite numbers, or one has a name that is taken.
+    """
+    known = dict(_UNITS)
+    for other in others.values():
+        known |= other.controls
+    if not isinstance(objective.controls, Mapping):
+        raise ValueError(
+            f"{name}: controls is {objective.controls!r}; it must be a mapping of numbers by name"
+        )
+    if taken := sorted(known.keys() & objective.controls.keys()):
+        raise ValueError(
+            f"{name}: controls has {taken[0]!r}, a name that is taken; taken are "
+            f"{', '.join(sorted(known))}"
+        )
+    found = trial.check_numbers(objective.controls, name, "controls", objective.controls)
+    return known | found
+
+
+def check_controls(
+    objective: Objective, name: str, controls: Mapping[str, float], call: Callable[..., Any]
+) -> None:
+    """Change the controls as a run does; without an update, the means of all terms are NaN.
+
+    Args:
+      objective: it may have `observe` and `adapt`.
+      name: of the user's class.
+      controls: all of them.
+      call: (name, function, call) -> its result.
+
+    Raises:
+      ValueError: a function fails or returns something else than finite numbers of known names.
+    """
+    if objective.observe is not None:
+        found = call(name, "observe", lambda: objective.observe(dict(controls)))
+        trial.check_numbers(found, name, "observe", controls)
+    for mean in (0.1, math.nan) if objective.adapt is not None else ():
+        means = collections.defaultdict(lambda mean=mean: mean)
+        found = call(name, "adapt", functools.partial(objective.adapt, dict(controls), means))
+        function = "adapt" if mean == mean else "adapt, with means of NaN as no update was made,"
+        trial.check_numbers(found, name, function, controls)
+
+
+def _check_terms(objective: Objective, name: str, inputs: tuple, taken: set[str]) -> None:
+    live, batch, context, params = inputs
+
+    def total(live: Live, params: Any) -> Array:
+        found = call_custom(name, "terms", lambda: objective.terms(live, batch, context, params))
+        trial.check_losses(found, name, "terms", masked=False)
+        if same := sorted(taken & found.keys()):
+            raise ValueError(
+                f"{name}: terms returned a loss {same[0]!r}, a name that is taken; taken are "
+                f"{', '.join(sorted(taken))}"
+            )
+        return sum((jnp.sum(loss.per_token) for loss in found.values()), jnp.float32(0.0))
+
+    differentiated = (0,) if params is None else (0, 1)
+    call_custom(
+        name, "the gradient of terms", lambda: jax.grad(total, differentiated)(live, params)
+    )
+
+
+def _taken(others: Mapping[str, Objective], live: Live, batch: Batch, context: Context) -> set[str]:
+    """Names of the losses that stand beside the objective's."""
+    full = batch.replace(ref_log_probs=batch.old_log_probs)
+    names = {"kl_old"}
+    for other in others.values():
+        names |= other.terms(live, full, context, None).keys()
+    return names
+
+
+def _batch(reference: bool) -> Batch:
+    per_token = trial.shape(_B, _R)
+    return Batch(
+        row=trial.shape(_B, dtype=jnp.int32),
+        sequence=trial.shape(_B, _P + _R, dtype=jnp.int32),
+        valid=trial.shape(_B, _P + _R),
+        tokens=trial.shape(_B, _R, dtype=jnp.int32),
+        mask=per_token,
+        old_log_probs=per_token,
+        ref_log_probs=per_token if reference else None,
+        importance=per_token,
+        advantages=per_token,
+    )
