@@ -170,7 +170,7 @@ def _facts(results: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> s
 
 
 def describe_rewards(words: str) -> str:
-    """What became of the verifier's rewards, as a sentence, from the `words` of the reward chain."""
+    """What became of the verifier's rewards, in a sentence, from the `words` of the chain."""
     if not words:
         return "Training rewards were left as the verifier gave them."
     return f"Training rewards were changed on purpose: {words}."
