@@ -162,7 +162,7 @@ def test_what_a_started_run_cannot_change(key):
             lambda c: c.objective.kl.update(coefficient=0.1),
             r"kl.coefficient: 0.0 -> 0.1.*reference/",
         ),
-        (lambda c: c.critic.flow.head.update(hidden=24), r"hidden: 64 -> 24.*params/critic/head/"),
+        (lambda c: c.critic.flow.head.update(hidden=24), r"hidden: 64 -> 24.*critic/.*head/"),
         (lambda c: c.policy_optimizer.update(clip_norm=0.0), r"clip_norm: 1.0 -> 0.0.*opt_state/"),
         (lambda c: c.critic_optimizer.update(name="adafactor"), r"'adafactor'.*opt_state/critic"),
         (lambda c: c.model.update(d_model=32), r"cannot change config\.model\.d_model"),
