@@ -198,7 +198,8 @@ def parse_section(default: Any, source: Mapping[str, Any], path: str, unknown: A
     for key in source:
         if key not in names:
             name = f"{path}.{key}"
-            raise ValueError(unknown(name) if unknown else f"{name}: there are {', '.join(names)}")
+            there = f"{name} is not a setting; {path} has {', '.join(names) or 'none'}"
+            raise ValueError(unknown(name) if unknown else there)
         value = getattr(default, key)
         values[key] = _convert(hints[key], value, source[key], f"{path}.{key}", unknown)
     try:

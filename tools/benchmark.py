@@ -20,7 +20,8 @@ from _benchmark import language_model, verifiers
 from _benchmark.timing import alternate
 from absl import flags
 
-from dfpo_jax.algorithms import ALGORITHMS, CriticConfig, DFPOConfig, PPOConfig
+from dfpo_jax.algorithms import AlgorithmConfig, compose
+from dfpo_jax.critics import Critics, flow_inference
 from dfpo_jax.models import value_flow
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.models.transformer import Transformer
@@ -55,11 +56,11 @@ def synthetic_rollout(config: TransformerConfig, rows: int, prompt: int, respons
     )
 
 
-def _learner(name: str, model: Transformer, algorithm_config) -> Learner:
-    constructor, _ = ALGORITHMS[name]
+def _learner(model: Transformer, critic: Critics) -> Learner:
+    """One whose settings are the defaults, the critic's excepted."""
     optimizer = make_optimizer(OptimizerConfig(), 100)
     optimizers = {"policy": optimizer, "critic": optimizer}
-    algorithm = constructor(model, algorithm_config, 1.0)
+    algorithm = compose(model, AlgorithmConfig(critic), 1.0)
     return Learner(model, algorithm, optimizers, Schedule(), create_mesh())
 
 
@@ -78,11 +79,10 @@ def train_step(repeats: int) -> dict:
         d_ff=1216,
     )
     model, rollout = Transformer(config), synthetic_rollout(config, 8, 32, 96)
-    critic = CriticConfig()
-    settings = {"ppo": PPOConfig(critic=critic), "dfpo": DFPOConfig(critic=critic)}
+    critics = {"ppo": Critics("scalar"), "dfpo": Critics("flow")}
     states, learners = {}, {}
-    for name, setting in settings.items():
-        learners[name] = _learner(name, model, setting)
+    for name, critic in critics.items():
+        learners[name] = _learner(model, critic)
         states[name] = learners[name].start(jax.random.key(0))
 
     def step(name):
@@ -90,7 +90,7 @@ def train_step(repeats: int) -> dict:
         states[name], _ = learners[name].update(states[name], *prepared)
         return states[name]
 
-    times = alternate({name: functools.partial(step, name) for name in settings}, repeats)
+    times = alternate({name: functools.partial(step, name) for name in critics}, repeats)
     size = sum(x.size for x in jax.tree.leaves(states["ppo"].params["policy"]))
     return {"trunk_parameters": size, **times, "dfpo/ppo": times["dfpo"] / times["ppo"]}
 
@@ -99,7 +99,7 @@ def inference(repeats: int) -> dict:
     """Sampling a value flow: 16 Euler steps against one step of the flow map."""
     head = value_flow.ValueFlow()
     features = jax.random.normal(jax.random.key(0), (64, 64, 448))
-    noise = value_flow.noise_grid((64, 64), 32)
+    noise = flow_inference.noise_grid((64, 64), 32)
     params = head.init(jax.random.key(1), features[:1, :1], noise[:1, :1], 0.0, 0.0)
     params = jax.tree.map(lambda x: x + 0.01, params)
     condition = head.apply(params, features, method="condition")
@@ -115,10 +115,10 @@ def inference(repeats: int) -> dict:
 
     def euler(params, condition, noise):
         field = velocity(params, condition)
-        return value_flow.samples(field, noise, num_steps=16, solver="euler")
+        return flow_inference.solve(field, noise, num_steps=16, solver="euler")
 
     def one_step(params, condition, noise):
-        return value_flow.one_step(velocity(params, condition), noise)
+        return flow_inference.one_step(velocity(params, condition), noise)
 
     counts, programs = {}, {}
     for name, program in {"euler_16": euler, "one_step": one_step}.items():
@@ -164,8 +164,7 @@ def checkpoint(repeats: int) -> dict:
     lie on the host here), is given over the size of the state.
     """
     config = TransformerConfig(49152, 576, 30, 9, 3, 64, 1536, norm_eps=1e-5)
-    setting = DFPOConfig(critic=CriticConfig(trunk="detached"))
-    learner = _learner("dfpo", Transformer(config), setting)
+    learner = _learner(Transformer(config), Critics("flow", trunk="detached"))
     rollout = synthetic_rollout(config, 4, 32, 96)
     jax.block_until_ready(jax.jit(lambda: jax.numpy.zeros(1))())
     with _Peak() as with_state:

@@ -7,18 +7,20 @@ from collections.abc import Iterator
 import jax
 
 from dfpo_jax.memory import free_bytes, needed_bytes
-from dfpo_jax.training.config import Config, TaskConfig
+from dfpo_jax.training.config import Config, TaskConfig, parse_config
 from dfpo_jax.training.config_diff import flatten
 from dfpo_jax.training.programs import Programs, bytes_per_chip
 from dfpo_jax.training.run import Run
+from dfpo_jax.training.unread import unread_setting
 from dfpo_jax.types import ArrayTree
 
 
 def describe(run: Run) -> Iterator[str]:
     """Lines about a run that is built and not started, the quick ones first.
 
-    Its settings, those that differ from the defaults first; devices and parameters; and, while
-    they compile, the memory of the programs of one iteration, per device.
+    Its settings, those that differ from the defaults first and those that nothing reads last;
+    devices and parameters; and, while they compile, the memory of the programs of one iteration,
+    per device.
 
     Raises:
       MemoryError: after the last line, a program needs more memory than a device has free; names
@@ -37,18 +39,28 @@ def describe(run: Run) -> Iterator[str]:
 
 
 def settings(config: Config) -> Iterator[str]:
-    """Every setting as "name = value", under what they are: changed or default.
+    """Every setting as "name = value", under what they are: changed, default or not read.
 
-    Settings of the model that come with published weights count as changed.
+    Defaults are those of the preset that `algorithm` names. Settings of the model that come with
+    published weights count as changed.
     """
     task = TaskConfig().resolved()
-    plain = dataclasses.replace(Config(), task=task, out_of_domain=task)
-    ours, defaults = flatten(dataclasses.asdict(config)), flatten(dataclasses.asdict(plain))
-    changed = {name for name, value in ours.items() if value != defaults.get(name)}
-    yield "settings that differ from the defaults:"
-    yield from (f"  {name} = {ours[name]!r}" for name in ours if name in changed)
-    yield "defaults:"
-    yield from (f"  {name} = {ours[name]!r}" for name in ours if name not in changed)
+    preset = parse_config({"algorithm": config.algorithm})
+    preset = dataclasses.replace(preset, task=task, out_of_domain=task)
+    ours, defaults = flatten(dataclasses.asdict(config)), flatten(dataclasses.asdict(preset))
+    groups = {
+        "settings that differ from the defaults:": [],
+        "defaults:": [],
+        "not read, because another part is chosen:": [],
+    }
+    changed, default, unread = groups.values()
+    for name, value in ours.items():
+        kept = name in defaults and value == defaults[name]
+        group = unread if unread_setting(config, name) else default if kept else changed
+        group.append(f"  {name} = {value!r}")
+    for heading, lines in groups.items():
+        yield heading
+        yield from lines
 
 
 def _sizes(run: Run) -> Iterator[str]:

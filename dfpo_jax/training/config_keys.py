@@ -48,13 +48,21 @@ def moved_setting(path: str, value: Any, default: Any) -> str:
       value: its value; of a section, the first setting in it is named.
       default: the dataclass of the whole configuration.
     """
-    if isinstance(value, Mapping | ConfigDict) and path not in setting_paths(default):
+    if path in setting_paths(default):
+        return ""
+    if isinstance(value, Mapping | ConfigDict):
         for name in value:
             if sentence := moved_setting(f"{path}.{name}", value[name], default):
                 return sentence
     section, _, name = path.rpartition(".")
-    now = MOVED.get(path) or (f"{MOVED[section]}.{name}" if section in MOVED else "")
-    return f"config.{path} is of an earlier version; it is now config.{now}" if now else ""
+    if now := MOVED.get(path) or (f"{MOVED[section]}.{name}" if section in MOVED else ""):
+        return f"config.{path} is of an earlier version; it is now config.{now}"
+    inside = [new for old, new in MOVED.items() if old.startswith(f"{path}.")]
+    sections = sorted({f"config.{new.partition('.')[0]}" for new in inside})
+    where = ", ".join(sections)
+    return (
+        f"config.{path} is of an earlier version; its settings are now in {where}" if where else ""
+    )
 
 
 def unknown_setting(path: str, default: Any) -> str:

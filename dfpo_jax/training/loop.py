@@ -272,6 +272,7 @@ def _finish(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict[
         workdir / "report.html",
         title=f"{run.config.algorithm} on {run.train_task.name}",
         results=results,
+        rewards=run.rewards.words,
         rows=read_metrics(workdir),
         examples=examples[:12],
         snapshot=snapshot,

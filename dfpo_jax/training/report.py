@@ -66,6 +66,7 @@ def write_report(
     *,
     title: str,
     results: Mapping[str, Any],
+    rewards: str,
     rows: Sequence[Mapping[str, float]],
     examples: Sequence[Example],
     snapshot: CriticSnapshot | None,
@@ -77,14 +78,13 @@ def write_report(
       title: heading.
       results: "in_domain" and, where the run has it, "out_of_domain", each with the accuracy in
         [0, 1] "before" and "after" on clean held-out items (None or NaN where not measured);
-        "seconds", "peak_memory_bytes", "config" (nested, with the section "noise" described in
-        words if there is one) and "seed".
+        "seconds", "peak_memory_bytes", "config" (nested) and "seed".
+      rewards: the `words` of the reward chain; "" where rewards stay as they are.
       rows: metrics by iteration; keys may be missing and values NaN.
       examples: the first 12 are shown.
       snapshot: up to 4 of its prompts are shown, spread evenly from the lowest to the highest mean
         observed return; None for a run without a critic.
     """
-    config = results["config"]
     page = _PAGE.substitute(
         title=html.escape(title),
         colours_light=_variables(0),
@@ -92,11 +92,11 @@ def write_report(
         style=_STYLE,
         headline=_headline(results),
         facts=_facts(results, rows),
-        noise=_noise(config["noise"]) if "noise" in config else "",
+        rewards=_rewards(rewards),
         curves=_curves(rows),
         critic=_critic(snapshot),
         examples=_examples(examples),
-        config=html.escape(json.dumps(config, indent=2, default=str)),
+        config=html.escape(json.dumps(results["config"], indent=2, default=str)),
     )
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -169,30 +169,16 @@ def _facts(results: Mapping[str, Any], rows: Sequence[Mapping[str, float]]) -> s
     return f'<dl class="facts">{items}</dl>'
 
 
-def describe_noise(noise: Mapping[str, float]) -> str:
-    """The settings of `dfpo_jax.tasks.noise.RewardNoise` in words."""
-    share = {key: f"{100 * value:.3g}%" for key, value in noise.items()}
-    parts = []
-    if noise["false_positive"] > 0:
-        parts.append(f"{share['false_positive']} of wrong responses were rewarded as right")
-    if noise["false_negative"] > 0:
-        parts.append(f"{share['false_negative']} of right responses were rewarded as wrong")
-    if noise["gaussian_std"] > 0:
-        parts.append(f"Gaussian noise of standard deviation {noise['gaussian_std']:.3g} was added")
-    if noise["spike_probability"] > 0:
-        parts.append(
-            f"{share['spike_probability']} of rewards got a heavy-tailed spike, "
-            f"{noise['spike_scale']:.3g} times a Student t with {noise['spike_df']:.3g} degrees "
-            f"of freedom, cut at \u00b1{noise['spike_cut']:.3g}"
-        )
-    if not parts:
-        return "Rewards were left as the verifier gave them: no noise."
-    return f"Training rewards were corrupted on purpose: {'; '.join(parts)}."
+def describe_rewards(words: str) -> str:
+    """What became of the verifier's rewards, in a sentence, from the `words` of the chain."""
+    if not words:
+        return "Training rewards were left as the verifier gave them."
+    return f"Training rewards were changed on purpose: {words}."
 
 
-def _noise(noise: Mapping[str, float]) -> str:
-    text = html.escape(describe_noise(noise))
-    return f"<p><b>Reward noise.</b> {text} Accuracies above are on clean rewards.</p>"
+def _rewards(words: str) -> str:
+    text = html.escape(describe_rewards(words))
+    return f"<p><b>Rewards.</b> {text} Accuracies above are on clean rewards.</p>"
 
 
 def _curves(rows: Sequence[Mapping[str, float]]) -> str:
@@ -354,7 +340,7 @@ $style</style>
 <h1>$title</h1>
 $headline
 $facts
-$noise
+$rewards
 <h2>Learning curves</h2>
 $curves
 <h2>What the critic predicts</h2>

@@ -24,11 +24,16 @@ def read_run(workdir: str | Path) -> Run:
 
     Raises:
       FileNotFoundError: no run there.
+      ValueError: its configuration is damaged, or of a version with other settings.
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"workdir {workdir} holds no run: {path} does not exist")
-    config = parse_config(read_json(path))
+    saved = read_json(path)
+    try:
+        config = parse_config(saved)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit this version: {error}") from error
     return build_run(_on_these_devices(config), training=False)
 
 

@@ -7,11 +7,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 
+_MEMORY = ("_assigned", "_flagged", "_presets", "_defaults", "_unknown")
+
+
 class Settings(ConfigDict):
     """All settings of a run, as a configuration file changes them.
 
     An assignment counts also where it repeats the default. Assigning `algorithm` gives all settings
-    that were not assigned the values of that preset, or else their defaults.
+    that were not assigned the values of that preset, or else their defaults. Copies remember what
+    was assigned before they were made.
     """
 
     def __init__(self, values: Mapping[str, Any] | None = None, type_safe: bool = True, **options):
@@ -33,12 +37,32 @@ class Settings(ConfigDict):
           presets: name -> settings by dotted name.
           unknown: (dotted name) -> a sentence about a setting that does not exist.
         """
-        root, memory = cls(), {"_assigned": set(), "_flagged": None, "_presets": presets}
-        memory |= {"_defaults": default, "_unknown": unknown}
-        for name, value in memory.items():
+        root = cls()
+        for name, value in zip(_MEMORY, (set(), None, presets, default, unknown), strict=True):
             object.__setattr__(root, name, value)
         _fill(root, default, root, "")
         return root
+
+    def copy_and_resolve_references(self, visit_map: Any = None) -> "Settings":
+        """A copy of all settings remembers what was assigned; one of a section remembers nothing.
+
+        Args:
+          visit_map: see `ConfigDict`.
+        """
+        copied = super().copy_and_resolve_references(visit_map)
+        if self._root is self:
+            for name in _MEMORY:
+                value = getattr(self, name)
+                object.__setattr__(copied, name, set(value) if isinstance(value, set) else value)
+            _link(copied, copied, "")
+        return copied
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        """What `copy.deepcopy` and `pickle` made, with all that it remembers."""
+        super().__setstate__(state)
+        for name in ("_root", "_path", *_MEMORY):
+            if name in state:
+                object.__setattr__(self, name, state[name])
 
     @property
     def flagged(self) -> frozenset[str]:
@@ -122,7 +146,7 @@ def _link(section: Settings, root: Settings, path: str) -> None:
     """Makes a section remember, and all dictionaries in it."""
     for key, value in section._fields.items():
         if isinstance(value, ConfigDict):
-            child = Settings(value.to_dict())
+            child = value if isinstance(value, Settings) else Settings(value.to_dict())
             _link(child, root, f"{path}{key}.")
             section._fields[key] = child
     object.__setattr__(section, "_path", path)

@@ -1,4 +1,4 @@
-"""Refuses settings from the command line that nothing reads, because another part is chosen."""
+"""Settings that nothing reads, because another part is chosen; refused on the command line."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,6 +7,23 @@ from dfpo_jax.settings import Choice
 
 # What only a critic reads, beside the section `critic` itself.
 _OF_CRITICS = ("critic_optimizer.", "evaluation.critic_")
+
+
+def unread_setting(config: Any, name: str) -> str:
+    """Why no chosen part reads a setting, the second half of a sentence; "" where one does.
+
+    Args:
+      config: the whole configuration.
+      name: dotted name of the setting.
+    """
+    section, _, rest = name.partition(".")
+    part, choice = rest.partition(".")[0], getattr(config, section)
+    if isinstance(choice, Choice) and part in choice.parts and part != choice.name:
+        return f"config.{section}.name is {choice.name!r}; only {part!r} reads it"
+    shared = section == "critic" and part not in ("name", "none")
+    if config.critic.name == "none" and (shared or name.startswith(_OF_CRITICS)):
+        return "config.critic.name is 'none'; only a critic reads it"
+    return ""
 
 
 def refuse_unread(config: Any, names: Iterable[str]) -> None:
@@ -20,15 +37,5 @@ def refuse_unread(config: Any, names: Iterable[str]) -> None:
       names: dotted names of what the command line sets.
     """
     for name in sorted(names):
-        section, _, rest = name.partition(".")
-        part, choice = rest.partition(".")[0], getattr(config, section)
-        if isinstance(choice, Choice) and part in choice.parts and part != choice.name:
-            raise ValueError(
-                f"config.{name} is set and config.{section}.name is {choice.name!r}; only {part!r} "
-                "reads it"
-            )
-        shared = section == "critic" and part not in ("name", "none")
-        if config.critic.name == "none" and (shared or name.startswith(_OF_CRITICS)):
-            raise ValueError(
-                f"config.{name} is set and config.critic.name is 'none'; only a critic reads it"
-            )
+        if reason := unread_setting(config, name):
+            raise ValueError(f"config.{name} is set and {reason}")

@@ -85,7 +85,7 @@ def _begin(
         )
     path, new, old, changed = workdir / "config.json", _plain(run.config), None, []
     if started and path.exists():
-        old = _plain(parse_config(read_json(path)))  # with settings that are newer
+        old = _plain(_saved(path))  # with settings that are newer
         changed = changed_settings(old, new)
         _check_state(workdir, run, changed)
         check_data(workdir, run.config, data)
@@ -98,6 +98,19 @@ def _begin(
         write_json(workdir / f"config.{count}.json", old)
     write_json(path, new)
     write_json(workdir / DATA, data)
+
+
+def _saved(path: Path) -> Config:
+    """The configuration of a run.
+
+    Raises:
+      ValueError: it is damaged, or of a version with other settings.
+    """
+    saved = read_json(path)
+    try:
+        return parse_config(saved)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit this version: {error}") from error
 
 
 def _has_run(workdir: Path) -> bool:

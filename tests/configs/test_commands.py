@@ -7,8 +7,7 @@ import re
 import shlex
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
+from command_lines import read
 from pretrained_models import save_tiny
 
 from dfpo_jax.training.config import Config, parse_config
@@ -30,14 +29,9 @@ COMMANDS = [words for text in TEXTS for words in commands(text)]
 
 
 def configuration(words, monkeypatch):
-    """What the command line would read, as train.py reads it."""
+    """What train.py would run."""
     monkeypatch.chdir(ROOT)
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    flags.DEFINE_bool("check", False, "", flag_values=values)
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
-    assert values(["train.py", *words]) == ["train.py"]
-    return parse_config(values.config)
+    return parse_config(read(monkeypatch, *words))
 
 
 @pytest.mark.parametrize("path", DOCSTRINGS, ids=lambda path: path.name)

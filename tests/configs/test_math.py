@@ -34,7 +34,7 @@ def test_it_parses_to_the_run_it_names(name):
     assert config.algorithm == "dfpo"
     task = config.task.resolved()
     assert (task.name, task.dataset) == ("reasoning_gym", "gsm_symbolic")
-    assert config.noise.false_positive == config.noise.false_negative == 0.2
+    assert config.rewards.flip.false_positive == config.rewards.flip.false_negative == 0.2
     for field in SIZES:
         assert getattr(config.model, field) == getattr(PRESETS[preset], field)
     assert config.weights.source.lower().replace(".", "p") == preset.replace(

@@ -17,7 +17,7 @@ def train(*arguments):
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("--config.policy.gae_lambda=1.5", "gae_lambda is 1.5"),
+        ("--config.advantage.gae.lambda_=1.5", "config.advantage.gae.lambda_ is 1.5"),
         ("--config.train.iteration=3", "is not a setting; the nearest is config.train.iterations"),
         ("--noconfig.log.tensorbord", "config.log.tensorbord is not a setting; the nearest is"),
         ("--config.nosuch=3", "config.nosuch is not a setting, and none has a name like it"),

@@ -152,3 +152,42 @@ def test_a_setting_that_nothing_reads_is_refused(section, field, value, reader):
     assert str(refused.value) == (
         f"{field} is {value!r}; nothing reads it while {reader}, so it must be left at {default!r}"
     )
+
+
+FLIP, SPIKE = {"false_positive": 0.3, "false_negative": 0.4}, (0.3, 1.2, 0.7, 3.0)
+CLEAN = [0.0, 1.0, 0.0, 1.0, 0.25, 0.75, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"flip": Flip(**FLIP, seed=11)}, [0.0, 0.0, 0.0, 1.0, 0.25, 0.75, 0.0, 0.0]),
+        (
+            {"gaussian": Gaussian(0.37, seed=11)},
+            [-0.0350218266, 0.994676352, 0.349695325, 0.167705953]
+            + [0.0415975153, 0.390417218, 1.40621018, 0.0873826295],
+        ),
+        (
+            {"spike": Spike(*SPIKE, seed=11)},
+            [0.0, 1.0, -2.41738868, 1.0, 0.25, 0.85717994, -2.0, 0.0],
+        ),
+        (
+            {
+                "flip": Flip(**FLIP, seed=11),
+                "gaussian": Gaussian(0.37, seed=11),
+                "spike": Spike(*SPIKE, seed=11),
+                "length": Length(6, 0.3),
+                "clip": Clip(1.1),
+            },
+            [-0.0350218266, -0.00532366754, -1.10000002, 0.0677059442]
+            + [-0.108402491, 0.29759711, -1.10000002, -0.212617382],
+        ),
+    ],
+    ids=["flip", "gaussian", "spike", "all"],
+)
+def test_the_rewards_of_a_seed_stay_what_they_were(sections, expected):
+    """Random numbers of a version are those of the next: a run resumes with the same rewards."""
+    responses = scored(CLEAN, step=6, lengths=range(1, 9))._replace(limit=8)
+    found = Rewards(**sections).build((0.0, 1.0)).apply(responses.clean, responses)
+    np.testing.assert_array_equal(found, np.array(expected, np.float32))
+    assert found.dtype == np.float32

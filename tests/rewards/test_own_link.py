@@ -66,14 +66,14 @@ def test_a_link_of_the_users_own_acts_first(module):
 @pytest.mark.parametrize(
     ("name", "custom", "said"),
     [
-        ("bonus", {}, r"rewards.name is 'bonus'; a part of your own is named module:Class"),
-        ("own_links:Bonsu", {}, r"rewards.name is 'own_links:Bonsu', .*AttributeError"),
+        ("bonus", {}, "^name is 'bonus'; a link of your own is named module:Class"),
+        ("own_links:Bonsu", {}, "^name is 'own_links:Bonsu', which .*AttributeError"),
         ("no_such_links:Bonus", {}, r"does not import: ModuleNotFoundError: No module"),
         ("does_not_load:Bonus", {}, r"does not import: SyntaxError"),
-        ("own_links:NotOfSettings", {}, "it must be a dataclass with a method build"),
-        ("own_links:generator", {}, "it must be a dataclass with a method build"),
-        ("own_links:Bonus", {"sise": 1}, "rewards.custom.sise is not a setting of .*; it has size"),
-        ("own_links:Bonus", {"size": -1}, "does not fit own_links:Bonus: .* must be at least 0"),
+        ("own_links:NotOfSettings", {}, "a link must be a dataclass with a method build"),
+        ("own_links:generator", {}, "a link must be a dataclass with a method build"),
+        ("own_links:Bonus", {"sise": 1}, "^custom.sise is not a setting; custom has size"),
+        ("own_links:Bonus", {"size": -1}, r"^custom.size is -1.0; it must be at least 0"),
         ("own_links:Broken", {}, "own_links:Broken: build raised KeyError: 'weights'"),
     ],
 )

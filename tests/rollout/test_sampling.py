@@ -12,7 +12,7 @@ import tiny
 from tiny import steps, traced  # noqa: F401
 
 from dfpo_jax import ops
-from dfpo_jax.algorithms.policy import join_sequence, response_states, token_statistics
+from dfpo_jax.algorithms.trunk import join_sequence, response_states, token_statistics
 from dfpo_jax.models import LoraConfig
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate

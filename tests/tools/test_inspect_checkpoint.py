@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from tiny import Markov
 
-from dfpo_jax.algorithms import ppo
-from dfpo_jax.algorithms.ppo import PPOConfig
+from dfpo_jax.algorithms import AlgorithmConfig, compose
+from dfpo_jax.critics import Critics
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.learner import Learner
@@ -23,7 +23,8 @@ SCRIPT = Path(inspect_checkpoint.__file__)
 def test_what_is_there_is_listed(tmp_path):
     model = Markov()
     optimizers = {name: optax.sgd(0.1) for name in ("policy", "critic")}
-    learner = Learner(model, ppo(model, PPOConfig(), 1.0), optimizers, Schedule(), create_mesh())
+    algorithm = compose(model, AlgorithmConfig(Critics("scalar")), 1.0)
+    learner = Learner(model, algorithm, optimizers, Schedule(), create_mesh())
     checkpoints = Checkpointer(tmp_path)
     checkpoints.save(learner.start(jax.random.key(0)), 0.25)
     checkpoints.close()

@@ -40,9 +40,7 @@ def save(workdir, full):
                 params={"policy": array},
                 opt_state=None,
                 reference=None,
-                kl_coefficient=zero,
-                value_shift=zero,
-                value_scale=zero,
+                controls={"value_shift": zero, "value_scale": zero},
                 key=key,
             )
             checkpoints.save(state)

@@ -18,7 +18,7 @@ def main(workdir):
     distributed.initialize()
     config = tiny(iterations=2, prompts=8, prompt_length=9, prompt_buckets=(5, 6))
     config.mesh.update(data=2, fsdp=2, tensor=2)
-    config.policy.kl_coefficient = 0.1
+    config.objective.kl.coefficient = 0.1
     config.evaluation.update(every=2, critic_prompts=4)
     run = build_run(parse_config(config))
     open_workdir(workdir, run)

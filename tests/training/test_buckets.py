@@ -10,8 +10,10 @@ import tiny
 from training import test_loop
 
 from dfpo_jax import memory
-from dfpo_jax.algorithms import DFPOConfig, PolicyConfig, PPOConfig, dfpo, ppo
+from dfpo_jax.algorithms import AlgorithmConfig, Returns, compose
+from dfpo_jax.critics import Critics
 from dfpo_jax.models import Transformer
+from dfpo_jax.objectives import Kl, Objectives
 from dfpo_jax.training import loop
 from dfpo_jax.training.config import parse_config
 from dfpo_jax.training.metrics import read_metrics
@@ -128,14 +130,15 @@ def test_warm_starts_and_evaluation_sets_have_one_length():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dfpo", "ppo"])
-def test_losses_and_gradients_do_not_see_the_padding(name):
+@pytest.mark.parametrize("critic", ["flow", "scalar"])
+def test_losses_and_gradients_do_not_see_the_padding(critic):
     model = Transformer(tiny.DECODER)
-    policy = PolicyConfig(kl_coefficient=0.1, overlong="bootstrap")
-    if name == "dfpo":
-        algorithm = dfpo(model, DFPOConfig(policy, flow=tiny.FLOW, head=tiny.HEAD), 0.7)
-    else:
-        algorithm = ppo(model, PPOConfig(policy), 0.7)
+    config = AlgorithmConfig(
+        Critics(critic, flow=tiny.FLOW),
+        objective=Objectives(kl=Kl(0.1)),
+        returns=Returns(overlong="bootstrap"),
+    )
+    algorithm = compose(model, config, 0.7)
     short = tiny.ragged_rollout(prompt=4)
 
     def padded(x, value):

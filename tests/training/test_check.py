@@ -22,10 +22,10 @@ def test_settings_that_differ_come_first_and_none_is_left_out(run):
     lines = list(check.settings(run.config))
     start = lines.index("defaults:")
     assert lines[0] == "settings that differ from the defaults:"
-    assert "  noise.false_positive = 0.2" in lines[1:start]
+    assert "  rewards.flip.false_positive = 0.2" in lines[1:start]
     assert "  model.d_model = 16" in lines[1:start]
     assert "  task.name = 'reasoning_gym'" in lines[start:]
-    assert "  seed = 0" in lines[start:] and "  noise.false_negative = 0.0" in lines[start:]
+    assert "  seed = 0" in lines[start:] and "  rewards.flip.false_negative = 0.0" in lines[start:]
     names = [line.split(" = ")[0].strip() for line in lines if " = " in line]
     assert sorted(names) == sorted(flatten(dataclasses.asdict(run.config)))
 

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import FLOW, HEAD, Markov
+from tiny import FLOW, Markov
 
-from dfpo_jax.algorithms.dfpo import DFPOConfig, dfpo
+from dfpo_jax.algorithms import AlgorithmConfig, compose
+from dfpo_jax.critics import Critics
+from dfpo_jax.objectives import Kl, Objectives
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.learner import Learner
@@ -19,10 +21,9 @@ from dfpo_jax.training.update import Schedule
 def make_learner(*sizes):
     model = Markov()
     optimizers = {name: optax.adamw(0.1) for name in ("policy", "critic")}
-    algorithm = dfpo(model, DFPOConfig(flow=FLOW, head=HEAD), 1.0)
-    return Learner(
-        model, algorithm, optimizers, Schedule(), create_mesh(*sizes), keep_reference=True
-    )
+    config = AlgorithmConfig(Critics("flow", flow=FLOW), objective=Objectives(kl=Kl(0.1)))
+    algorithm = compose(model, config, 1.0)
+    return Learner(model, algorithm, optimizers, Schedule(), create_mesh(*sizes))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import json
+import operator
 import re
 
 import ml_collections
@@ -9,7 +11,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from dfpo_jax.algorithms import DFPOConfig, PPOConfig
+from dfpo_jax.algorithms import AlgorithmConfig
 from dfpo_jax.chat import ChatConfig
 from dfpo_jax.models import LoraConfig, TransformerConfig
 from dfpo_jax.tasks import TASKS, JsonlTask, ReasoningGymTask, Task
@@ -22,8 +24,13 @@ from dfpo_jax.training.config import (
     WarmStartConfig,
     default_config,
     parse_config,
-    to_config_dict,
 )
+from dfpo_jax.training.settings_dict import nested
+
+
+def as_saved(config):
+    """As config.json has it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def test_round_trip():
@@ -32,15 +39,16 @@ def test_round_trip():
     config = default_config()
     config.seed = 3
     config.algorithm = "ppo"
-    config.value_clip = 0.2
+    config.critic.scalar.value_clip = 0.2
     config.task.parameters = {"max_terms": 3, "nested": {"a": [1, 2]}}
-    config.policy.clip_high = 0.28
+    config.objective.clip.high = 0.28
     parsed = parse_config(config)
-    assert parse_config(to_config_dict(parsed)) == parsed
+    assert parse_config(as_saved(parsed)) == parsed
     assert parsed != Config()
     assert parsed.task.parameters == {"max_terms": 3, "nested": {"a": [1, 2]}}
     assert type(parsed.task.parameters) is dict
-    assert parsed.policy.clip_high == 0.28 and parsed.seed == 3
+    assert parsed.objective.clip.high == 0.28 and parsed.seed == 3
+    assert (parsed.critic.name, parsed.critic.scalar.value_clip) == ("scalar", 0.2)
 
 
 def test_every_setting_is_a_key():
@@ -77,8 +85,9 @@ def test_keys_left_out_keep_the_defaults_of_the_run():
     [
         ({"algoritm": "ppo"}, "config.algoritm is not a setting; the nearest is config.algorithm"),
         (
-            {"policy": {"gae_lamda": 0.9}},
-            "config.policy.gae_lamda is not a setting; the nearest is config.policy.gae_lambda",
+            {"advantage": {"gae": {"lamda_": 0.9}}},
+            "config.advantage.gae.lamda_ is not a setting; the nearest is "
+            "config.advantage.gae.lambda_",
         ),
         (
             {"warm_start": {"optimizer": {"lr": 0.1}}},
@@ -109,14 +118,18 @@ def test_unknown_keys_name_the_nearest(source, message):
     [
         ({"seed": True}, "config.seed is True of type bool; it must be of type int"),
         ({"seed": 1.0}, "config.seed is 1.0 of type float; it must be of type int"),
-        ({"policy": {"clip_low": "0.2"}}, "config.policy.clip_low is '0.2' of type str"),
         (
-            {"policy": {"whiten": 1}},
-            "config.policy.whiten is 1 of type int; it must be of type bool",
+            {"objective": {"clip": {"low": "0.2"}}},
+            "config.objective.clip.low is '0.2' of type str; it must be of type float",
         ),
-        ({"policy": {"discount": True}}, "config.policy.discount is True of type bool"),
-        ({"policy": {"discount": None}}, "config.policy.discount is None of type NoneType"),
-        ({"policy": 3}, "config.policy is 3; it must be a section"),
+        (
+            {"advantage": {"whiten": 1}},
+            "config.advantage.whiten is 1 of type int; it must be of type bool",
+        ),
+        ({"returns": {"discount": True}}, "config.returns.discount is True of type bool"),
+        ({"returns": {"discount": None}}, "config.returns.discount is None of type NoneType"),
+        ({"objective": 3}, "config.objective is 3; it must be a section"),
+        ({"critic": {"flow": 3}}, "config.critic.flow is 3; it must be a section"),
         ({"task": {"parameters": 3}}, "config.task.parameters is 3; it must be a section"),
         ({"algorithm": 3}, "config.algorithm is 3 of type int; it must be of type str"),
     ],
@@ -133,7 +146,7 @@ def test_tuples_may_be_lists_as_json_has_them(targets):
     for kind in (dict, ml_collections.ConfigDict):
         parsed = parse_config(kind(section))
         assert parsed.model.lora == LoraConfig(4, targets=("query", "up"))
-        assert parse_config(to_config_dict(parsed)) == parsed and hash(parsed.model) is not None
+        assert parse_config(as_saved(parsed)) == parsed and hash(parsed.model) is not None
     with pytest.raises(ValueError, match="config.model.lora.targets is 3 of type int; it must be"):
         parse_config({"model": {"lora": {"targets": 3}}})
     with pytest.raises(ValueError, match="^config.model.lora.targets is .* some of query, key"):
@@ -141,19 +154,25 @@ def test_tuples_may_be_lists_as_json_has_them(targets):
 
 
 def test_integers_stand_for_floats():
-    parsed = parse_config({"policy": {"discount": 1, "clip_high": 2}})
-    assert type(parsed.policy.discount) is float and parsed.policy.clip_high == 2.0
+    parsed = parse_config({"returns": {"discount": 1}, "objective": {"clip": {"high": 2}}})
+    assert type(parsed.returns.discount) is float and parsed.objective.clip.high == 2.0
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"policy": {"gae_lambda": 1.5}}, "config.policy.gae_lambda is 1.5; it must lie in [0, 1]"),
-        ({"critic": {"critic_lambda": 1.5}}, "config.critic.critic_lambda is 1.5"),
+        (
+            {"advantage": {"gae": {"lambda_": 1.5}}},
+            "config.advantage.gae.lambda_ is 1.5; it must lie in [0, 1]",
+        ),
+        ({"critic": {"lambda_": 1.5}}, "config.critic.lambda_ is 1.5"),
         ({"algorithm": "trpo"}, "config.algorithm is 'trpo'; it must be one of dfpo, ppo"),
         ({"task": {"name": "chess"}}, "config.task.name is 'chess'; it must be one of "),
-        ({"flow": {"solver": "rk5"}}, "config.flow.solver is 'rk5'; it must be one of euler, "),
-        ({"policy": {"advantage": "td"}}, "config.policy.advantage is 'td'; it must be one of gae"),
+        (
+            {"critic": {"flow": {"solver": "rk5"}}},
+            "config.critic.flow.solver is 'rk5'; it must be one of euler, ",
+        ),
+        ({"advantage": {"name": "td"}}, "config.advantage.name is 'td'; it must be one of gae"),
         (
             {"train": {"prompts": 3, "samples": 3, "minibatches": 2, "microbatches": 2}},
             "config.train.prompts * samples is 9; it must be a multiple of minibatches * "
@@ -165,36 +184,36 @@ def test_integers_stand_for_floats():
             "model.max_positions, 2048",
         ),
         (
-            {"algorithm": "ppo", "policy": {"advantage": "rank"}},
-            "config.policy.advantage is 'rank'; PPO's scalar critic allows gae",
-        ),
-        ({"algorithm": "ppo", "value_clip": -1.0}, "config.value_clip is -1.0"),
-        ({"value_clip": 0.2}, "config.value_clip is 0.2 and algorithm 'dfpo'; only ppo clips"),
-        (
-            {"policy": {"importance_cap": 2.0, "recompute_log_probs": False}},
-            "config.policy.importance_cap is 2.0 and recompute_log_probs False; ",
+            {"algorithm": "ppo", "advantage": {"name": "rank"}},
+            "config.advantage 'rank' needs law; critic 'scalar' gives value, ",
         ),
         (
-            {"algorithm": "ppo", "risk": {"measure": "cvar"}},
-            "config.risk.measure is 'cvar' and algorithm 'ppo', which reads no risk measure; it",
+            {"algorithm": "ppo", "critic": {"scalar": {"value_clip": -1.0}}},
+            "config.critic.scalar.value_clip is -1.0",
         ),
         (
-            {"algorithm": "grpo", "flow": {"tail_shape_weight": 0.1}},
-            "config.flow.tail_shape_weight is 0.1 and algorithm 'grpo'; only dfpo's critic",
+            {"objective": {"importance_cap": 2.0}, "log_probs": {"recompute": False}},
+            "config.objective.importance_cap is 2.0 and log_probs.recompute False; ",
         ),
         (
-            {"policy": {"advantage": "rank"}, "risk": {"measure": "wang"}},
-            "config.risk.measure is 'wang' and advantage 'rank', which reads no risk measure",
+            {"algorithm": "ppo", "advantage": {"gae": {"risk": {"measure": "cvar"}}}},
+            "config.advantage 'gae' needs law; critic 'scalar' gives value, ",
         ),
         ({"sampling": {"temperature": 0.0}}, "config.sampling.temperature is 0.0"),
         (
-            {"sampling": {"top_k": 5}, "policy": {"recompute_log_probs": False}},
-            "config.policy.recompute_log_probs is False",
+            {"sampling": {"top_k": 5}, "log_probs": {"recompute": False}},
+            "config.log_probs.recompute is False",
         ),
         ({"model": {"num_kv_heads": 3}}, "config.model.num_kv_heads is 3"),
-        ({"noise": {"false_positive": 2.0}}, "config.noise.false_positive=2.0"),
-        ({"risk": {"alpha": 0.0}}, "config.risk.alpha is 0.0"),
-        ({"head": {"hidden": 0}}, "config.head.hidden is 0"),
+        (
+            {"rewards": {"flip": {"false_positive": 2.0}}},
+            "config.rewards.flip.false_positive is 2.0",
+        ),
+        (
+            {"advantage": {"gae": {"risk": {"alpha": 0.0}}}},
+            "config.advantage.gae.risk.alpha is 0.0",
+        ),
+        ({"critic": {"flow": {"head": {"hidden": 0}}}}, "config.critic.flow.head.hidden is 0"),
         ({"policy_optimizer": {"schedule": "step"}}, "config.policy_optimizer.schedule is 'step'"),
         ({"policy_optimizer": {"b1": 1.5}}, "config.policy_optimizer.b1 is 1.5"),
         ({"policy_optimizer": {"learning_rate": -1.0}}, "learning_rate is -1.0"),
@@ -211,18 +230,21 @@ def test_values_out_of_range_name_the_path(source, message):
     assert message in str(error.value)
 
 
-def test_settings_that_have_an_effect_are_allowed():
-    for source in (
-        {"policy": {"importance_cap": 2.0}},
-        {"risk": {"measure": "cvar"}, "flow": {"cvar_weight": 0.1}},
-        {"policy": {"advantage": "sigma"}, "risk": {"measure": "wang"}},
-        {"policy": {"advantage": "rank"}, "flow": {"cvar_weight": 0.1}},
-        {"algorithm": "ppo", "flow": {"dcfm_weight": 0.0}},  # as configs for dfpo have it
-    ):
-        config = dataclasses.asdict(parse_config(source))
-        for section, values in source.items():
-            expected = config[section] | values if isinstance(values, dict) else values
-            assert config[section] == expected
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"objective.importance_cap": 2.0},
+        {"advantage.gae.risk.measure": "cvar", "critic.flow.cvar_weight": 0.1},
+        {"advantage.name": "sigma", "advantage.sigma.risk.measure": "wang"},
+        {"advantage.name": "rank", "critic.flow.cvar_weight": 0.1},
+        {"algorithm": "ppo", "critic.flow.dcfm_weight": 0.0},  # as configs for dfpo have it
+    ],
+    ids=str,
+)
+def test_settings_that_have_an_effect_are_allowed(settings):
+    parsed = parse_config(nested(settings))
+    for path, value in settings.items():
+        assert operator.attrgetter(path)(parsed) == value
 
 
 def test_a_limit_that_is_just_met_is_allowed():
@@ -234,22 +256,35 @@ def test_a_limit_that_is_just_met_is_allowed():
 
 
 def test_algorithm_settings_come_from_their_sections():
-    source = {"policy": {"clip_low": 0.1}, "critic": {"trunk": "shared"}, "head": {"hidden": 8}}
+    source = {
+        "objective": {"clip": {"low": 0.1}},
+        "critic": {"trunk": "shared", "flow": {"head": {"hidden": 8}}, "scalar": {"value_clip": 1}},
+        "returns": {"discount": 0.9},
+        "log_probs": {"chunk": 3},
+    }
     dfpo = parse_config(source).algorithm_config()
-    assert type(dfpo) is DFPOConfig
-    assert (dfpo.policy.clip_low, dfpo.critic.trunk, dfpo.head.hidden) == (0.1, "shared", 8)
-    ppo = parse_config({**source, "algorithm": "ppo", "value_clip": 0.3}).algorithm_config()
-    assert type(ppo) is PPOConfig
-    assert (ppo.policy.clip_low, ppo.critic.trunk, ppo.value_clip) == (0.1, "shared", 0.3)
+    assert type(dfpo) is AlgorithmConfig
+    assert (dfpo.objective.clip.low, dfpo.critic.trunk, dfpo.critic.name) == (0.1, "shared", "flow")
+    assert (dfpo.critic.chosen.head.hidden, dfpo.returns.discount) == (8, 0.9)
+    assert (dfpo.log_probs.chunk, dfpo.advantage.name) == (3, "gae")
+    ppo = parse_config({**source, "algorithm": "ppo"}).algorithm_config()
+    assert (ppo.objective.clip.low, ppo.critic.trunk, ppo.critic.name) == (0.1, "shared", "scalar")
+    assert ppo.critic.chosen.value_clip == 1.0
+    grpo = parse_config({**source, "algorithm": "grpo", "returns": {}}).algorithm_config()
+    assert (grpo.critic.name, grpo.advantage.name, grpo.critic.chosen.build()) == (
+        "none",
+        "group",
+        None,
+    )
 
 
 def test_sections_are_frozen():
     config = parse_config({})
-    for section in (config, config.policy, config.model, config.train):
+    for section in (config, config.objective, config.model, config.train, config.critic.flow):
         with pytest.raises(dataclasses.FrozenInstanceError):
             section.seed = 1
     assert isinstance(config.model, TransformerConfig)
-    assert isinstance(hash(config.policy), int)
+    assert isinstance(hash(config.critic.flow), int)
 
 
 def test_the_task_is_built_from_its_section():

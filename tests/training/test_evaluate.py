@@ -11,14 +11,13 @@ import scipy.stats
 from tiny import (  # noqa: F401
     DECODER,
     FLOW,
-    HEAD,
     follow,
     ragged_rollout,
     table_model,
 )
 
-from dfpo_jax.algorithms import DFPOConfig, dfpo
-from dfpo_jax.algorithms.base import PolicyConfig
+from dfpo_jax.algorithms import AlgorithmConfig, Returns, compose
+from dfpo_jax.critics import Critics
 from dfpo_jax.models import Transformer
 from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.rollout.sampling import SamplingConfig
@@ -80,7 +79,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_solution(policy):
 
 def test_a_critic_is_read_at_any_number_of_rows():
     model, optimizer = Transformer(DECODER), optax.sgd(0.1)
-    algorithm = dfpo(model, DFPOConfig(flow=FLOW, head=HEAD), 1.0)
+    algorithm = compose(model, AlgorithmConfig(Critics("flow", flow=FLOW)), 1.0)
     optimizers = {"policy": optimizer, "critic": optimizer}
     learner = Learner(model, algorithm, optimizers, Schedule(), create_mesh(2, 4))
     state, rollout = learner.start(jax.random.key(0)), ragged_rollout(batch=8)
@@ -112,23 +111,23 @@ MASK = [[1, 1, 1, 1], [1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
 
 
 @pytest.mark.parametrize("overlong", ["terminal", "mask", "bootstrap"])
-def test_returns_are_discounted_over_valid_tokens_and_clipped(overlong):
+def test_returns_are_discounted_over_valid_tokens(overlong):
     rollout = make_rollout(MASK, [2.0, 1.0, -3.0, 0.5], [False, False, False, True])
-    config = PolicyConfig(discount=0.9, reward_clip=1.5, overlong=overlong)
+    config = Returns(discount=0.9, overlong=overlong)
     returns, valid = observed_returns(rollout, config)
     for b, row in enumerate(MASK):
-        reward = min(max(float(rollout.rewards[b]), -1.5), 1.5)
         counts = overlong == "terminal" or not rollout.truncated[b]
         for i, on in enumerate(row):
             assert valid[b, i] == (bool(on) and counts)
             if on:
-                assert returns[b, i] == pytest.approx(reward * 0.9 ** sum(row[i + 1 :]))
+                expected = float(rollout.rewards[b]) * 0.9 ** sum(row[i + 1 :])
+                assert returns[b, i] == pytest.approx(expected)
 
 
 def test_a_critic_that_knows_the_discounted_return_is_perfect():
     rng = np.random.default_rng(0)
     rollout = make_rollout(np.ones((32, 20)), rng.integers(0, 2, 32))
-    config = PolicyConfig(discount=0.9)
+    config = Returns(discount=0.9)
     quantiles = np.repeat(observed_returns(rollout, config)[0][..., None], 4, axis=-1)
     found = critic_metrics(quantiles, rollout, 1, config)
     assert found == {"explained_variance": 1.0, "crps": 0.0, "wasserstein1": 0.0}
@@ -137,7 +136,7 @@ def test_a_critic_that_knows_the_discounted_return_is_perfect():
 def test_critic_metrics_equal_a_loop():
     rng = np.random.default_rng(1)
     rollout = make_rollout(MASK, rng.normal(size=4), [False, True, False, False])
-    config = PolicyConfig(discount=0.8, overlong="mask")
+    config = Returns(discount=0.8, overlong="mask")
     quantiles = np.sort(rng.normal(size=(4, 4, 3)), axis=-1).astype(np.float32)
     returns, valid = observed_returns(rollout, config)
     means, seen, crps = [], [], []

@@ -12,24 +12,18 @@ import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 from tiny import Markov, ragged_rollout
 
-from dfpo_jax.algorithms import (
-    DFPOConfig,
-    FlowCriticConfig,
-    PolicyConfig,
-    PPOConfig,
-    dfpo,
-    ppo,
-    sft,
-)
-from dfpo_jax.algorithms.critic import CriticConfig
+from dfpo_jax.algorithms import AlgorithmConfig, LogProbs, Returns, compose, sft
+from dfpo_jax.critics import Critics, Flow
 from dfpo_jax.models import Transformer
+from dfpo_jax.objectives import Entropy, Kl, Objectives
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.training.config import OptimizerConfig
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.optim import make_optimizer
 from dfpo_jax.training.update import Schedule, accumulate_gradients
 
-FLOW = FlowCriticConfig(
+FLOW = Flow(
+    head=tiny.HEAD,
     num_samples=4,
     num_steps=1,
     solver="euler",
@@ -40,20 +34,19 @@ FLOW = FlowCriticConfig(
     uncertainty="discount",
 )
 ONCE = Schedule()
-POLICY = {
-    "kl_coefficient": 0.1,
-    "entropy_coefficient": 0.01,
-    "overlong": "bootstrap",
-    # The sampler's log-probabilities are far from the policy's here: ratios differ from 1.
-    "recompute_log_probs": False,
-}
+NETWORKS = ("policy", "critic")
+CRITICS = {"ppo": "scalar", "dfpo": "flow"}
 
 
-def make_algorithm(name, model, warmup=0, **policy):
-    policy, critic = PolicyConfig(**{**POLICY, **policy}), CriticConfig(warmup=warmup)
-    if name == "ppo":
-        return ppo(model, PPOConfig(policy, critic), 0.8)
-    return dfpo(model, DFPOConfig(policy, critic, FLOW, tiny.HEAD), 0.8)
+def make_algorithm(name, model, warmup=0, aggregation="token_mean"):
+    config = AlgorithmConfig(
+        Critics(CRITICS[name], warmup=warmup, flow=FLOW),
+        objective=Objectives(aggregation=aggregation, kl=Kl(0.2), entropy=Entropy(0.01)),
+        returns=Returns(overlong="bootstrap"),
+        # The sampler's log-probabilities are far from the policy's here: ratios differ from 1.
+        log_probs=LogProbs(recompute=False),
+    )
+    return compose(model, config, 0.8)
 
 
 def make_optimizers(name):
@@ -72,8 +65,6 @@ def make_learner(name, optimizers="sgd", schedule=ONCE, mesh=(1, 1, 1), warmup=0
         make_optimizers(optimizers),
         schedule,
         create_mesh(*mesh),
-        keep_reference=True,
-        kl_coefficient=0.2,
     )
 
 
@@ -117,7 +108,7 @@ def test_micro_batches_change_nothing(name, aggregation):
 
     def run(pieces):
         return jax.jit(
-            lambda *inputs: accumulate_gradients(algorithm, *inputs, key, microbatches=pieces)
+            lambda *inputs: accumulate_gradients(algorithm, *inputs, key, pieces, NETWORKS)
         )(params, batch, context)
 
     whole = run(1)
@@ -136,11 +127,8 @@ MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
 
 def decoder_learner(name, mesh):
     """A learner of the decoder whose critic shares its trunk, and the algorithm."""
-    model, critic = Transformer(tiny.DECODER), CriticConfig("shared")
-    if name == "dfpo":
-        algorithm = dfpo(model, DFPOConfig(PolicyConfig(), critic, FLOW, tiny.HEAD), 0.8)
-    else:
-        algorithm = ppo(model, PPOConfig(PolicyConfig(), critic), 0.8)
+    model, critic = Transformer(tiny.DECODER), Critics(CRITICS[name], trunk="shared", flow=FLOW)
+    algorithm = compose(model, AlgorithmConfig(critic), 0.8)
     return Learner(model, algorithm, make_optimizers("sgd"), ONCE, create_mesh(*mesh)), algorithm
 
 
@@ -150,7 +138,8 @@ def run_on(name, mesh, start):
     state = jax.device_put(start.replace(key=jax.random.key(1)), learner.state_shardings)
     batch, context = learner.prepare(state, ragged_rollout())
     assert len(batch.sequence.sharding.device_set) == learner.mesh.size
-    gradients = functools.partial(accumulate_gradients, algorithm, microbatches=1)
+    options = {"microbatches": 1, "networks": NETWORKS}
+    gradients = functools.partial(accumulate_gradients, algorithm, **options)
     with mesh_context(learner.mesh):
         grads, losses = jax.jit(gradients)(state.params, batch, context, jax.random.key(2))
     state, metrics = learner.update(state, batch, context)
@@ -185,7 +174,7 @@ def test_every_array_of_a_state_has_a_sharding():
     model = Transformer(tiny.UNTIED)
     algorithm = make_algorithm("dfpo", model)
     optimizers, mesh = make_optimizers("adamw"), create_mesh(2, 2, 2)
-    learner = Learner(model, algorithm, optimizers, ONCE, mesh, keep_reference=True)
+    learner = Learner(model, algorithm, optimizers, ONCE, mesh)
     abstract, shardings = learner.abstract_state, learner.state_shardings
     chex.assert_trees_all_equal_structs(
         jax.tree.map(lambda x: 0, abstract), jax.tree.map(lambda x: 0, shardings)
@@ -218,7 +207,8 @@ def test_states_are_born_sharded_and_stay_so():
     jax.tree.map(np.testing.assert_array_equal, state.params["policy"], policy)
     jax.tree.map(np.testing.assert_array_equal, state.reference, policy)
     assert not state.params["policy"]["embedding"].sharding.is_fully_replicated
-    assert (int(state.step), float(state.kl_coefficient)) == (0, np.float32(0.2))
+    first = {"value_shift": 0.0, "value_scale": 1.0, "kl_coefficient": np.float32(0.2)}
+    assert int(state.step) == 0 and jax.tree.map(float, state.controls) == first
     batch, context = learner.prepare(state, ragged_rollout())
     old = state
     state, _ = learner.update(state, batch, context)

@@ -17,10 +17,12 @@ import pytest
 from tiny_run import tiny
 
 from dfpo_jax import memory
+from dfpo_jax.algorithms.interface import Observed
 from dfpo_jax.training.config import parse_config
 from dfpo_jax.training.config_diff import changed_settings
 from dfpo_jax.training.json_lines import read_rows
-from dfpo_jax.training.loop import train, update_value_units
+from dfpo_jax.training.learner import Learner
+from dfpo_jax.training.loop import train
 from dfpo_jax.training.metrics import read_metrics
 from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.run import build_run
@@ -205,22 +207,25 @@ def test_a_second_signal_acts_at_once():
         signal.signal(signal.SIGINT, before)
 
 
+def break_units(monkeypatch, when):
+    """In iterations for which `when` holds, no loss is finite."""
+    real = Learner.observe
+
+    def observe(learner, state, observed):
+        state = real(learner, state, observed)
+        if not when(int(state.step)):
+            return state
+        nan = jax.device_put(jnp.float32(jnp.nan), state.controls["value_scale"].sharding)
+        return state.replace(controls={**state.controls, "value_scale": nan})
+
+    monkeypatch.setattr(Learner, "observe", observe)
+
+
 @pytest.mark.slow
 def test_too_many_skipped_updates_end_the_run_on_the_last_good_checkpoint(
     finished, tmp_path, monkeypatch
 ):
-    from dfpo_jax.training import loop
-
-    real = loop.update_value_units
-
-    def breaks(state, *inputs):
-        state = real(state, *inputs)
-        if int(state.step) < 2:
-            return state
-        nan = jax.device_put(jnp.float32(jnp.nan), state.value_scale.sharding)
-        return state.replace(value_scale=nan)
-
-    monkeypatch.setattr(loop, "update_value_units", breaks)
+    break_units(monkeypatch, lambda step: step >= 2)
     with pytest.raises(FloatingPointError, match=r"iteration 3: .* 4 in a row .* allows 3"):
         run_in(tmp_path, tiny())
     rows = read_metrics(tmp_path)
@@ -255,20 +260,9 @@ def test_an_evaluation_that_fails_costs_no_iteration(finished, tmp_path, monkeyp
 def test_the_controller_moves_the_kl_coefficient_and_waits_where_nothing_was_learned(
     tmp_path, monkeypatch
 ):
-    from dfpo_jax.training import loop
-
-    real = loop.update_value_units
-
-    def breaks(state, *inputs):
-        state = real(state, *inputs)
-        if int(state.step) != 1:
-            return state
-        nan = jax.device_put(jnp.float32(jnp.nan), state.value_scale.sharding)
-        return state.replace(value_scale=nan)
-
-    monkeypatch.setattr(loop, "update_value_units", breaks)
+    break_units(monkeypatch, lambda step: step == 1)
     config = tiny(iterations=3)
-    config.policy.update(kl_coefficient=0.2, kl_target=0.05, kl_horizon=10)
+    config.objective.kl.update(coefficient=0.2, target=0.05, horizon=10)
     run_in(tmp_path, config)
     _, first, second, third = read_metrics(tmp_path)
     assert second["train/skipped_updates"] == 2 and math.isnan(second["policy/kl"])
@@ -312,28 +306,28 @@ def test_what_does_not_fit_is_refused_before_anything_compiles(change, message):
         build_run(parse_config(config))
 
 
+def units(state):
+    return float(state.controls["value_shift"]), float(state.controls["value_scale"])
+
+
 def test_value_units_follow_the_range_or_the_rewards_seen():
     run = build_run(parse_config(tiny()))
-    state = run.learner.start(jax.random.key(0))
-    declared = update_value_units(state, [0.0, 5.0], (0.0, 1.0))
-    assert (float(declared.value_shift), float(declared.value_scale)) == (0.5, 0.5)
+    learner, state = run.learner, run.learner.start(jax.random.key(0))
+    assert units(learner.observe(state, Observed([0.0, 5.0], (0.0, 1.0)))) == (0.5, 0.5)
     rewards = [float(x) for x in range(11)]
-    first = update_value_units(state, rewards, None)
-    assert (float(first.value_shift), float(first.value_scale)) == (5.0, 4.0)
-    later = dataclasses.replace(first, step=first.step + 1)
-    moved = update_value_units(later, [x + 20.0 for x in rewards], None)
-    assert float(moved.value_shift) == pytest.approx(0.95 * 5 + 0.05 * 25)
-    assert float(moved.value_scale) == pytest.approx(4.0)
-    constant = update_value_units(state, [2.0, 2.0], None)
-    assert float(constant.value_scale) == pytest.approx(1e-3)
+    first = learner.observe(state, Observed(rewards))
+    assert units(first) == (5.0, 4.0)
+    moved = learner.observe(first, Observed([x + 20.0 for x in rewards], first=False))
+    assert units(moved) == pytest.approx((0.95 * 5 + 0.05 * 25, 4.0))
+    assert units(learner.observe(state, Observed([2.0, 2.0])))[1] == pytest.approx(1e-3)
 
 
 def test_rare_rewards_under_unbounded_noise_do_not_shrink_the_units():
     config = tiny()
-    config.noise.update(false_positive=0.0, spike_probability=0.1)
+    config.rewards.flip.false_positive = 0.0
+    config.rewards.spike.probability = 0.1
     run = build_run(parse_config(config))
     assert run.reward_range is None and run.least_scale == 0.5
-    state = run.learner.start(jax.random.key(0))
-    rewards = [0.0] * 98 + [1.0, 40.0]
-    state = update_value_units(state, rewards, run.reward_range, run.least_scale)
-    assert (float(state.value_shift), float(state.value_scale)) == (0.0, 0.5)
+    state, rewards = run.learner.start(jax.random.key(0)), [0.0] * 98 + [1.0, 40.0]
+    observed = Observed(rewards, run.reward_range, run.least_scale)
+    assert units(run.learner.observe(state, observed)) == (0.0, 0.5)

@@ -13,17 +13,10 @@ from tiny import ragged_rollout
 from training.test_loop import run_in, without_times
 from training.test_loop import tiny as tiny_run
 
-from dfpo_jax.algorithms import (
-    DFPOConfig,
-    FlowCriticConfig,
-    PolicyConfig,
-    PPOConfig,
-    dfpo,
-    ppo,
-    sft,
-)
-from dfpo_jax.algorithms.critic import CriticConfig
+from dfpo_jax.algorithms import AlgorithmConfig, compose, sft
+from dfpo_jax.critics import Critics, Flow
 from dfpo_jax.models import LoraConfig, Transformer, lora
+from dfpo_jax.objectives import Kl, Objectives
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.learner import Learner
@@ -34,30 +27,27 @@ LORA = LoraConfig(rank=2, alpha=3.0, targets=("query", "output", "up", "down"))
 MODEL = Transformer(dataclasses.replace(tiny.UNTIED, lora=LORA))
 PLAIN = Transformer(tiny.UNTIED)
 SCHEDULE = Schedule(epochs=2, minibatches=2, microbatches=2)
-FLOW = FlowCriticConfig(num_samples=2, num_steps=1, solver="euler", num_quantiles=5)
+FLOW = Flow(tiny.HEAD, num_samples=2, num_steps=1, solver="euler", num_quantiles=5)
+NETWORKS = ("policy", "critic")
 NAMES = pytest.mark.parametrize("name", ["ppo", "dfpo"])
 
 
 def make_algorithm(name, model, trunk="own"):
-    policy, critic = PolicyConfig(kl_coefficient=0.1), CriticConfig(trunk)
     if name == "sft":
         return sft(model)
-    if name == "ppo":
-        return ppo(model, PPOConfig(policy, critic), 0.8)
-    return dfpo(model, DFPOConfig(policy, critic, FLOW, tiny.HEAD), 0.8)
+    critic = Critics("scalar" if name == "ppo" else "flow", trunk=trunk, flow=FLOW)
+    return compose(model, AlgorithmConfig(critic, objective=Objectives(kl=Kl(0.2))), 0.8)
 
 
 @functools.cache
 def make_learner(name, mesh=(1, 1, 1)):
-    networks = ("policy",) if name == "sft" else ("policy", "critic")
+    networks = ("policy",) if name == "sft" else NETWORKS
     return Learner(
         MODEL,
         make_algorithm(name, MODEL),
         {network: optax.adam(0.01) for network in networks},
         SCHEDULE,
         create_mesh(*mesh),
-        keep_reference=name != "sft",
-        kl_coefficient=0.2,
     )
 
 
@@ -137,7 +127,7 @@ def test_gradients_are_those_of_the_folded_model_by_the_chain_rule(name, trunk):
     params, key = state.params, jax.random.key(4)
     batch, context = jax.jit(algorithm.prepare)(state, ragged_rollout(), key)
     found, means = jax.jit(
-        lambda *inputs: accumulate_gradients(algorithm, *inputs, key, microbatches=1)
+        lambda *inputs: accumulate_gradients(algorithm, *inputs, key, 1, NETWORKS)
     )(params, batch, context)
     trained, frozen = lora.split(params["policy"])
 
@@ -183,9 +173,8 @@ def test_a_mesh_gives_what_one_device_gives(name, mesh):
         learner = make_learner(name, sizes)
         state = put(name, moved_start(name), sizes)
         batch, context = learner.prepare(state, ragged_rollout())
-        gradients = functools.partial(
-            accumulate_gradients, make_algorithm(name, MODEL), microbatches=1
-        )
+        options = {"microbatches": 1, "networks": NETWORKS}
+        gradients = functools.partial(accumulate_gradients, make_algorithm(name, MODEL), **options)
         with mesh_context(learner.mesh):
             out = jax.jit(gradients)(state.params, batch, context, jax.random.key(2))
         results.append(jax.device_get((batch.ref_log_probs, *out)))
@@ -241,7 +230,7 @@ def test_a_run_resumes_bit_for_bit_and_keeps_its_rank(tmp_path):
     def config(**settings):
         made = tiny_run(**settings)
         made.model.lora.rank = 2
-        made.policy.kl_coefficient = 0.1
+        made.objective.kl.coefficient = 0.1
         made.warm_start.steps = 0
         return made
 

@@ -68,7 +68,7 @@ def test_the_model_is_the_weights_own_but_for_what_the_run_decides(published):
 def test_the_policy_and_the_reference_start_from_the_weights_on_the_mesh(published):
     directory, _, params = published
     config = tiny(directory)
-    config.policy.kl_coefficient = 0.1
+    config.objective.kl.coefficient = 0.1
     config.mesh.update(data=2, fsdp=2)
     run = build_run(parse_config(config))
     policy = first_policy(run)

@@ -8,21 +8,13 @@ import matplotlib
 import numpy as np
 import pytest
 
-from dfpo_jax.tasks.noise import RewardNoise
+from dfpo_jax.rewards import Rewards
+from dfpo_jax.rewards.clip import Clip
+from dfpo_jax.rewards.flip import Flip
 from dfpo_jax.training import charts
-from dfpo_jax.training.report import CriticSnapshot, Example, describe_noise, write_report
+from dfpo_jax.training.report import CriticSnapshot, Example, describe_rewards, write_report
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
-NOISE = {
-    "false_positive": 0.1,
-    "false_negative": 0.0,
-    "gaussian_std": 0.25,
-    "spike_probability": 0.05,
-    "spike_df": 1.5,
-    "spike_scale": 2.0,
-    "spike_cut": 20.0,
-    "seed": 0,
-}
 
 
 class Page(html.parser.HTMLParser):
@@ -64,7 +56,7 @@ def results(**changes):
         "out_of_domain": {"before": 0.213, "after": 0.187},
         "seconds": 512.0,
         "peak_memory_bytes": 3 * 2**29,
-        "config": {"algorithm": "dfpo", "noise": NOISE, "model": {"d_model": 48}},
+        "config": {"algorithm": "dfpo", "model": {"d_model": 48}},
         "seed": 17,
     }
     return base | changes
@@ -111,6 +103,7 @@ def page(tmp_path, **changes):
     options = {
         "title": "dfpo on <chain> & sum",
         "results": results(),
+        "rewards": "",
         "rows": [{"step": 5}],
         "examples": [],
         "snapshot": None,
@@ -163,6 +156,7 @@ def everything(tmp_path_factory):
         path,
         title="all",
         results=results(),
+        rewards="rewards were clipped at 1",
         rows=rows,
         examples=[Example(f"{i}+1=", f"{i + 1}", "7", f"{i + 1}", False, True) for i in range(14)],
         snapshot=snapshot(),
@@ -324,25 +318,27 @@ def test_thinning_keeps_ends_and_extremes():
     np.testing.assert_array_equal(values[kept.astype(int)], thinned)
 
 
-def test_noise_in_words():
-    assert describe_noise(NOISE) == (
-        "Training rewards were corrupted on purpose: 10% of wrong responses were rewarded as "
-        "right; Gaussian noise of standard deviation 0.25 was added; 5% of rewards got a "
-        "heavy-tailed spike, 2 times a Student t with 1.5 degrees of freedom, cut at ±20."
+def test_rewards_in_words(tmp_path):
+    chain = Rewards(flip=Flip(false_negative=0.125), clip=Clip(1.0)).build((0.0, 1.0))
+    changed = (
+        "Training rewards were changed on purpose: 12.5% of right responses were rewarded as "
+        "wrong; rewards were clipped at \u00b11."
     )
-    assert set(NOISE) == set(RewardNoise.__dataclass_fields__)
-    assert "no noise" in describe_noise(vars(RewardNoise()))
-    flipped = describe_noise(vars(RewardNoise(false_negative=0.125)))
-    assert flipped.endswith(": 12.5% of right responses were rewarded as wrong.")
+    assert describe_rewards(chain.words) == changed
+    untouched = "Training rewards were left as the verifier gave them."
+    assert describe_rewards(Rewards().build((0.0, 1.0)).words) == untouched
+    ending = " Accuracies above are on clean rewards. Learning curves"
+    assert f"Rewards. {changed}{ending}" in page(tmp_path, rewards=chain.words).words
+    assert f"Rewards. {untouched}{ending}" in page(tmp_path).words
 
 
-def test_noise_appears_only_where_it_is_configured(tmp_path):
-    assert "Reward noise. Training rewards were" in page(tmp_path).words
-    assert "Reward noise" not in page(tmp_path, results=results(config={"a": 1})).words
+def test_the_words_of_a_link_of_the_users_own_are_escaped(tmp_path):
+    parsed = page(tmp_path, rewards="<script>x</script> changed them")
+    assert "script" not in parsed.tags and "<script>x</script> changed them." in parsed.words
 
 
 def test_configuration_is_whole_and_escaped(tmp_path):
-    config = {"task": {"prompt": "</pre><script>", "sizes": [1, 2]}, "noise": NOISE}
+    config = {"task": {"prompt": "</pre><script>", "sizes": [1, 2]}, "rewards": {}}
     parsed = page(tmp_path, results=results(config=config))
     assert json.loads(parsed.text.split("All settings of this run")[1]) == config
 
@@ -354,6 +350,7 @@ def test_the_callers_matplotlib_is_left_alone(tmp_path):
             tmp_path / "report.html",
             title="",
             results=results(),
+            rewards="",
             rows=full_rows(3),
             examples=[],
             snapshot=None,

@@ -10,8 +10,8 @@ import optax
 import pytest
 from tiny import Markov, ragged_rollout
 
-from dfpo_jax.algorithms import PPOConfig, ppo
-from dfpo_jax.algorithms.base import Algorithm, Batch, Context
+from dfpo_jax.algorithms import Algorithm, AlgorithmConfig, Batch, Context, compose
+from dfpo_jax.critics import Critics
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.update import Schedule, init_state, update
@@ -47,7 +47,7 @@ def toy(root=False):
             importance=ones,
             advantages=rollout.rewards,
         )
-        return batch, Context(jnp.copy(state.kl_coefficient), jnp.float32(1.0))
+        return batch, Context({}, jnp.float32(1.0))
 
     def loss(params, batch, context, key):
         values = params["policy"]["rows"][batch.row]
@@ -73,7 +73,7 @@ def toy_update(schedule, root):
 
 def run_toy(schedule, rewards=None, root=False, step=0):
     run, optimizers = toy_update(schedule, root)
-    state = init_state(toy(root), optimizers, {}, jax.random.key(0), keep_reference=False)
+    state = init_state(toy(root), optimizers, {}, jax.random.key(0))
     state = state.replace(step=jnp.int32(step))
     rollout = ragged_rollout()
     rollout = rollout.replace(rewards=np.ones(8, np.float32) if rewards is None else rewards)
@@ -176,7 +176,7 @@ def test_what_is_not_finite_is_named():
         "norm/policy/gradient_norm; updates skipped: 1, 1 in a row (train.max_skipped allows 0)"
     )
     model = Markov()
-    algorithm = ppo(model, PPOConfig(), 0.8)
+    algorithm = compose(model, AlgorithmConfig(Critics("scalar")), 0.8)
     learner = Learner(model, algorithm, make_optimizers(), ONCE, create_mesh())
     state = learner.start(jax.random.key(0))
     with pytest.raises(FloatingPointError, match=r"iteration 0: not finite: .* and \d+ more"):

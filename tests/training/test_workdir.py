@@ -130,11 +130,10 @@ def leaves(tree, prefix=""):
 
 PLAIN = json.loads(json.dumps(parse_config(tiny()), default=lambda x: x.__dict__))
 FIXED = [
-    "algorithm",
+    "critic.name",
     "critic.trunk",
     "evaluation.out_of_domain",
     "seed",
-    *(f"head.{name}" for name in PLAIN["head"]),
     *(x for x in leaves(PLAIN) if x.startswith(("model.", "tokenizer.", "weights."))),
 ]
 
@@ -159,7 +158,11 @@ def test_what_a_started_run_cannot_change(key):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda c: c.policy.update(kl_coefficient=0.1), r"kl_coefficient: 0.0 -> 0.1.*reference/"),
+        (
+            lambda c: c.objective.kl.update(coefficient=0.1),
+            r"kl.coefficient: 0.0 -> 0.1.*reference/",
+        ),
+        (lambda c: c.critic.flow.head.update(hidden=24), r"hidden: 64 -> 24.*critic/.*head/"),
         (lambda c: c.policy_optimizer.update(clip_norm=0.0), r"clip_norm: 1.0 -> 0.0.*opt_state/"),
         (lambda c: c.critic_optimizer.update(name="adafactor"), r"'adafactor'.*opt_state/critic"),
         (lambda c: c.model.update(d_model=32), r"cannot change config\.model\.d_model"),
@@ -185,7 +188,7 @@ def test_other_training_prompts_are_said(copy, caplog):
 def test_a_fixed_kl_coefficient_may_change(tmp_path):
     def config(iterations, coefficient):
         made = tiny(iterations=iterations)
-        made.policy.kl_coefficient = coefficient
+        made.objective.kl.coefficient = coefficient
         return made
 
     run_in(tmp_path, config(1, 0.1))

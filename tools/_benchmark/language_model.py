@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from _benchmark.timing import alternate
 
-from dfpo_jax.algorithms.policy import response_states, token_statistics
+from dfpo_jax.algorithms.trunk import response_states, token_statistics
 from dfpo_jax.models.config import PRESETS, TransformerConfig
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
