@@ -1,8 +1,8 @@
 """The decoder one token at a time: parameters as decoding reads them, prefill, step, cache.
 
-Whole sequences go through `Transformer`; a step computes the same from the parameters that `hold`
-lays out. Layers are unrolled, each with a cache of its own: in a scan every step would copy
-weights and cache of a layer out of the stack.
+Whole sequences go through `Transformer`; a step computes the same from the parameters that
+`gather_params` lays out. Layers are unrolled, and each has its own cache: in a scan every step
+would copy a layer's weights and cache out of the stack.
 """
 
 import chex
@@ -60,7 +60,7 @@ def init_cache(config: TransformerConfig, batch: int, length: int, dtype: str = 
     )
 
 
-def hold(model: Transformer, params: ArrayTree) -> ArrayTree:
+def gather_params(model: Transformer, params: ArrayTree) -> ArrayTree:
     """Parameters as `step` reads them: in the compute type, one tree per layer, kernels transposed.
 
     Training splits every matrix over the devices of "fsdp" and brings it together where it is
@@ -77,7 +77,7 @@ def hold(model: Transformer, params: ArrayTree) -> ArrayTree:
     key = jax.eval_shape(lambda: jax.random.key(0))
     boxed = jax.eval_shape(lambda key, x: model.init(key, x, x)["params"], key, dummy)
 
-    def gathered(path, box, x):
+    def gather(path, box, x):
         if path[-1].key == "scale":
             return nn.with_logical_constraint(x, box.names)
         names = tuple(None if name == "embed" else name for name in box.names)
@@ -92,12 +92,12 @@ def hold(model: Transformer, params: ArrayTree) -> ArrayTree:
         return nn.with_logical_constraint(x.transpose(order), tuple(names[i] for i in order))
 
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    held = dict(jax.tree_util.tree_map_with_path(gathered, boxed, params, is_leaf=is_box))
-    stack = held["layers"]
-    held["layers"] = tuple(
+    gathered = dict(jax.tree_util.tree_map_with_path(gather, boxed, params, is_leaf=is_box))
+    stack = gathered["layers"]
+    gathered["layers"] = tuple(
         jax.tree.map(lambda x, i=i: x[i], stack) for i in range(config.num_layers)
     )
-    return {"head": held["embedding"], **held}
+    return {"head": gathered["embedding"], **gathered}
 
 
 def prefill(
@@ -107,7 +107,7 @@ def prefill(
 
     Args:
       model: the decoder.
-      params: its own parameters, not those of `hold`.
+      params: its own parameters, not those of `gather_params`.
       tokens: [B, T] int32, T >= 1.
       valid: [B, T], 1 on tokens and 0 on padding.
       dtype: of the cache; "" for the compute type.
@@ -125,7 +125,7 @@ def prefill(
 
 
 def step(
-    config: TransformerConfig, held: ArrayTree, tokens: Array, valid: Array, cache: KVCache
+    config: TransformerConfig, gathered: ArrayTree, tokens: Array, valid: Array, cache: KVCache
 ) -> tuple[Array, KVCache]:
     """Logits [B, V] (float32) after one more token per row, and the cache with it.
 
@@ -136,7 +136,7 @@ def step(
 
     Args:
       config: of the model.
-      held: from `hold`.
+      gathered: from `gather_params`.
       tokens: [B] int32.
       valid: [B] bool, rows that take part; the logits of others are of no meaning.
       cache: read and extended.
@@ -145,11 +145,13 @@ def step(
     chex.assert_equal_shape([tokens, valid, cache.valid[:, 0]])
     rope = rope_tables(jnp.sum(cache.valid, axis=1, dtype=jnp.int32)[:, None], config)
     seen = jax.lax.dynamic_update_slice(cache.valid, valid[:, None], (0, cache.index))
-    table = nn.with_logical_constraint(held["embedding"], ("vocab", None))
+    table = nn.with_logical_constraint(gathered["embedding"], ("vocab", None))
     x = jnp.take(table, tokens, axis=0)
     x = nn.with_logical_constraint(x, ("batch", None))
     keys, values = [], []
-    for layer, old_keys, old_values in zip(held["layers"], cache.keys, cache.values, strict=True):
+    for layer, old_keys, old_values in zip(
+        gathered["layers"], cache.keys, cache.values, strict=True
+    ):
         y = _norm(config, layer["attention_norm"], x)
         q, k, v = _project_heads(config, layer["attention"], y, rope)
         place = (0, 0, cache.index, 0)
@@ -161,8 +163,8 @@ def step(
         y, mlp = _norm(config, layer["mlp_norm"], x), layer["mlp"]
         y = jax.nn.silu(_product(config, mlp["gate"], y)) * _product(config, mlp["up"], y)
         x = nn.with_logical_constraint(x + _product(config, mlp["down"], y), ("batch", None))
-    x = _norm(config, held["final_norm"], x)
-    logits = jnp.matmul(held["head"], x.T, preferred_element_type=jnp.float32)
+    x = _norm(config, gathered["final_norm"], x)
+    logits = jnp.matmul(gathered["head"], x.T, preferred_element_type=jnp.float32)
     logits = _as_written(logits).T
     logits = nn.with_logical_constraint(logits, ("batch", "vocab"))
     return logits, KVCache(tuple(keys), tuple(values), seen, cache.index + 1)

@@ -121,46 +121,23 @@ def generate(
     """
     chex.assert_rank([prompt_tokens, prompt_mask], 2)
     chex.assert_equal_shape([prompt_tokens, prompt_mask])
-    groups = batch_devices()
-    if len(prompt_tokens) % groups:
-        raise ValueError(
-            f"prompt_tokens has {len(prompt_tokens)} rows; the mesh's data axes, {groups} devices, "
-            "must divide them"
-        )
+    groups = _groups(prompt_tokens)
     rows, limit = len(prompt_tokens) * num_samples // groups, config.max_new_tokens
     slots = min(-(-config.slots // groups) or rows, rows)
 
-    if not lora.split(params)[1]:  # no updates, as in the weights that LoRA started from
+    if not lora.split(params)[1]:  # the weights that LoRA started from have no updates
         model = Transformer(model.config.without_lora())
-    held = decode.hold(model, params)
+    gathered = decode.gather_params(model, params)
     prompts = _prefill(model, params, prompt_tokens, prompt_mask, config, groups)
-    state = _no_slots(model, prompt_tokens.shape[1], config, groups, slots)
-    state = _start(state, prompts, num_samples, rows)
-    responses = _Responses(
-        tokens=jnp.zeros((groups, rows, limit), jnp.int32),
-        log_probs=jnp.zeros((groups, rows, limit), jnp.float32),
-        count=jnp.zeros((groups, rows), jnp.int32),
-        ended=jnp.zeros((groups, rows), bool),
-    )
 
-    def refill(carry):
-        state, responses = carry
-        responses = _store(responses, state)
-        return _start(state, prompts, num_samples, rows), responses
+    def start(state):
+        return _start(state, prompts, num_samples, rows)
 
-    def body(carry):
-        state, responses = carry
-        if slots < rows:
-            free = jnp.sum(~state.alive, axis=1)
-            due = (free >= max(slots // _FREE_SHARE, 1)) & (state.queue < rows)
-            state, responses = jax.lax.cond(jnp.any(due), refill, lambda x: x, carry)
-        return _advance(model, held, state, key, rows, config, eos_ids, stops), responses
+    def advance(state):
+        return _advance(model, gathered, state, key, rows, config, eos_ids, stops)
 
-    def going(carry):
-        state, _ = carry
-        return jnp.any(state.alive) | jnp.any(state.queue < rows)
-
-    responses = _store(*jax.lax.while_loop(going, body, (state, responses))[::-1])
+    state = start(_no_slots(model, prompt_tokens.shape[1], config, groups, slots))
+    responses = _decode(state, _no_responses(groups, rows, limit), start, advance)
     out = jax.tree.map(lambda x: x.reshape(groups * rows, *x.shape[2:]), responses)
     inside = jnp.arange(limit)[None] < out.count[:, None]
     return Generation(
@@ -169,6 +146,17 @@ def generate(
         log_probs=jnp.where(inside, out.log_probs, 0.0),
         truncated=~out.ended,
     )
+
+
+def _groups(prompt_tokens: Array) -> int:
+    """Number of devices that the prompts are split over."""
+    groups = batch_devices()
+    if len(prompt_tokens) % groups:
+        raise ValueError(
+            f"prompt_tokens has {len(prompt_tokens)} rows; the mesh's data axes, {groups} devices, "
+            "must divide them"
+        )
+    return groups
 
 
 def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
@@ -191,7 +179,7 @@ def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
     inputs = tuple(jnp.pad(x[:, :-1], ((0, 0), (1, 0))) for x in (tokens, valid))
     if pieces == 1:
         written = run(inputs)
-    else:  # every so-manieth row, so that each device keeps its own
+    else:  # a piece takes every `pieces`-th row, so that rows stay on their device
         split = jax.tree.map(
             lambda x: jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1), inputs
         )
@@ -200,6 +188,41 @@ def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
         )
     cache = decode.KVCache(*written, index=jnp.int32(length))
     return _Prompts(cache=cache, **grouped)
+
+
+def _decode(state: _Slots, responses: _Responses, start, advance) -> _Responses:
+    """Decodes until every response has ended; `start` fills free slots, `advance` adds a token."""
+    slots, rows = state.row.shape[1], responses.count.shape[1]
+
+    def refill(carry):
+        state, responses = carry
+        responses = _store(responses, state)
+        return start(state), responses
+
+    def body(carry):
+        state, responses = carry
+        if slots < rows:
+            free = jnp.sum(~state.alive, axis=1)
+            due = (free >= max(slots // _FREE_SHARE, 1)) & (state.queue < rows)
+            state, responses = jax.lax.cond(jnp.any(due), refill, lambda x: x, carry)
+        return advance(state), responses
+
+    def going(carry):
+        state, _ = carry
+        return jnp.any(state.alive) | jnp.any(state.queue < rows)
+
+    state, responses = jax.lax.while_loop(going, body, (state, responses))
+    return _store(responses, state)
+
+
+def _no_responses(groups: int, rows: int, limit: int) -> _Responses:
+    """Empty arrays for the `rows` responses of each group."""
+    return _Responses(
+        tokens=jnp.zeros((groups, rows, limit), jnp.int32),
+        log_probs=jnp.zeros((groups, rows, limit), jnp.float32),
+        count=jnp.zeros((groups, rows), jnp.int32),
+        ended=jnp.zeros((groups, rows), bool),
+    )
 
 
 def _no_slots(model, prefix: int, config: SamplingConfig, groups: int, slots: int) -> _Slots:
@@ -265,14 +288,14 @@ def _start(state: _Slots, prompts: _Prompts, num_samples: int, rows: int) -> _Sl
     )
 
 
-def _advance(model, held, state: _Slots, key, rows: int, config, eos_ids, stops) -> _Slots:
+def _advance(model, gathered, state: _Slots, key, rows: int, config, eos_ids, stops) -> _Slots:
     """One token for every slot that is alive."""
     limit = config.max_new_tokens
     prefix = state.cache.valid.shape[1] - limit
     place = state.step % limit
     logits, cache = decode.step(
         model.config,
-        held,
+        gathered,
         state.token.reshape(-1),
         (state.valid & state.alive).reshape(-1),
         state.cache.replace(index=prefix + place),

@@ -81,7 +81,7 @@ def test_prefill_and_decode_equal_one_pass(directory, case):
     tokens, valid = padded_tokens(length=40)
     whole = logits_of(config, params, tokens, valid)
     model = Transformer(config)
-    held = jax.jit(functools.partial(decode.hold, model))(params)
+    held = jax.jit(functools.partial(decode.gather_params, model))(params)
     step = jax.jit(functools.partial(decode.step, config, held))
     cache = decode.prefill(model, params, tokens[:, :36], valid[:, :36])
     cache = jax.tree.map(lambda x: x if x.ndim < 2 else jnp.pad(x, _room(x.ndim)), cache)

@@ -72,7 +72,7 @@ class Lowering(Programs):
 
         def prefill(params, tokens, mask):
             cache = decode.prefill(self.model, params, tokens, mask, sampling.cache_dtype)
-            return decode.hold(self.model, params), cache
+            return decode.gather_params(self.model, params), cache
 
         policy = self.learner.abstract_state.params["policy"]
         return jax.jit(prefill).lower(policy, self.rows(shape, jnp.int32), self.rows(shape))
@@ -85,19 +85,19 @@ class Lowering(Programs):
 
         def start(params):
             cache = decode.init_cache(model.config, rows, columns, sampling.cache_dtype)
-            return decode.hold(model, params), cache
+            return decode.gather_params(model, params), cache
 
         # Compiled for its layout alone: what it gives lies where decoding finds it.
-        held, cache = self._as_compiled(jax.jit(start), policy)
+        gathered, cache = self._as_compiled(jax.jit(start), policy)
 
-        def advance(held, cache, token, alive, keys):
-            logits, cache = decode.step(model.config, held, token, alive, cache)
+        def advance(gathered, cache, token, alive, keys):
+            logits, cache = decode.step(model.config, gathered, token, alive, cache)
             return *draw(keys, logits, sampling), cache
 
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
         keys = self.rows(keys.shape, keys.dtype)
         token, alive = self.rows((rows,), jnp.int32), self.rows((rows,), bool)
-        return jax.jit(advance, donate_argnums=1).lower(held, cache, token, alive, keys)
+        return jax.jit(advance, donate_argnums=1).lower(gathered, cache, token, alive, keys)
 
     def _as_compiled(self, jitted, *inputs):
         """Abstract results of a program, with the shardings that its compilation gives them."""
