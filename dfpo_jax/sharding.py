@@ -101,7 +101,7 @@ def shardings(tree: ArrayTree, mesh: Mesh, rules: Rules = LOGICAL_RULES) -> Arra
     """`NamedSharding` of every array in a tree of (abstract) arrays, boxed or not.
 
     A leaf in an `nn.LogicallyPartitioned` box is laid out by the rules; any other is replicated.
-    An axis whose size its mesh axes do not divide is replicated too (`undivided` lists those).
+    An axis whose size its mesh axes do not divide is replicated too.
     Boxes stay in the result, around the sharding, so that it has the structure of `tree` and fits
     `out_shardings`. Optimizer states made from boxed parameters are boxed, so one call covers a
     whole train state.
@@ -118,26 +118,9 @@ def shardings(tree: ArrayTree, mesh: Mesh, rules: Rules = LOGICAL_RULES) -> Arra
     def one(leaf):
         if not _is_box(leaf):
             return NamedSharding(mesh, PartitionSpec())
-        spec, _ = _spec(leaf, mesh, rules)
-        return leaf.replace_boxed(NamedSharding(mesh, spec))
+        return leaf.replace_boxed(NamedSharding(mesh, _spec(leaf, mesh, rules)))
 
     return jax.tree.map(one, tree, is_leaf=_is_box)
-
-
-def undivided(
-    tree: ArrayTree, mesh: Mesh, rules: Rules = LOGICAL_RULES
-) -> list[tuple[str, str, int, int]]:
-    """Axes that `shardings` replicates because their size is no multiple of their mesh axes.
-
-    Returns:
-      (path of the array, logical axis, its size, number of devices along its mesh axes) each.
-    """
-    found = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box):
-        if _is_box(leaf):
-            _, dropped = _spec(leaf, mesh, rules)
-            found.extend((jax.tree_util.keystr(path), *entry) for entry in dropped)
-    return found
 
 
 def mesh_size(*axes: str) -> int:
@@ -222,8 +205,8 @@ def _is_box(leaf) -> bool:
     return isinstance(leaf, nn.LogicallyPartitioned)
 
 
-def _spec(box, mesh: Mesh, rules: Rules) -> tuple[PartitionSpec, list[tuple[str, int, int]]]:
-    """The partition of one boxed array, and the axes that fell back to replication."""
+def _spec(box, mesh: Mesh, rules: Rules) -> PartitionSpec:
+    """The partition of one boxed array; an axis that does not divide is replicated."""
     names, shape = box.names, box.value.shape
     if len(names) != len(shape):
         raise ValueError(f"an array of shape {shape} has the logical axes {names}")
@@ -233,17 +216,13 @@ def _spec(box, mesh: Mesh, rules: Rules) -> tuple[PartitionSpec, list[tuple[str,
     priority = list(rules)
     spec: list[str | tuple[str, ...] | None] = [None] * len(names)
     taken: set[str] = set()
-    dropped = []
     named = [i for i, name in enumerate(names) if name is not None]
     for i in sorted(named, key=lambda i: priority.index(names[i])):
         target = rules[names[i]]
         axes = (target,) if isinstance(target, str) else tuple(target or ())
-        if not axes or taken & set(axes):
-            continue
         parts = math.prod(mesh.shape[axis] for axis in axes)
-        if shape[i] % parts:
-            dropped.append((names[i], shape[i], parts))
+        if not axes or taken & set(axes) or shape[i] % parts:
             continue
         spec[i] = target
         taken |= set(axes)
-    return PartitionSpec(*spec), dropped
+    return PartitionSpec(*spec)

@@ -199,7 +199,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The decoder without its output projection, which `logits` applies to the hidden states."""
+    """The decoder up to its final norm; `vocabulary.token_statistics` applies the output matrix."""
 
     config: TransformerConfig
 
@@ -273,13 +273,3 @@ class Transformer(nn.Module):
         x, cache = self.layers(x, rope, keep)
         x = jax.vmap(_permuted)(self.final_norm(x), jnp.argsort(order, axis=1))
         return nn.with_logical_constraint(x, _ACTIVATIONS), cache
-
-    def logits(self, hidden: Array) -> Array:
-        """[B, T, D] -> [B, T, V] unnormalised log-probabilities, float32."""
-        chex.assert_rank(hidden, 3)
-        dtype = jnp.dtype(self.config.dtype)
-        kernel = self.embedding.T if self.config.tie_embeddings else self.head
-        rows = hidden.astype(dtype).reshape(-1, self.config.d_model)
-        out = jnp.matmul(rows, kernel.astype(dtype), preferred_element_type=jnp.float32)
-        out = out.reshape(*hidden.shape[:2], self.config.vocab_size)
-        return nn.with_logical_constraint(out, ("batch", "length", "vocab"))

@@ -22,9 +22,7 @@ from dfpo_jax.ops.flow_matching import (
 from dfpo_jax.ops.masking import (
     AGGREGATIONS,
     aggregate_weights,
-    eos_mask,
     last_valid,
-    lengths_to_mask,
     masked_mean,
     masked_sum_and_count,
     masked_var,
@@ -41,7 +39,6 @@ from dfpo_jax.ops.policy_gradients import (
 from dfpo_jax.ops.quantiles import (
     cdf,
     crps,
-    interval_coverage,
     noise_quantiles,
     quantile_huber,
     quantile_levels,
@@ -80,9 +77,7 @@ __all__ = [
     # masking
     "AGGREGATIONS",
     "aggregate_weights",
-    "eos_mask",
     "last_valid",
-    "lengths_to_mask",
     "masked_mean",
     "masked_sum_and_count",
     "masked_var",
@@ -101,7 +96,6 @@ __all__ = [
     # quantiles
     "cdf",
     "crps",
-    "interval_coverage",
     "noise_quantiles",
     "quantile_huber",
     "quantile_levels",

@@ -1,4 +1,4 @@
-"""Masked statistics, loss aggregation, and masks from lengths or end-of-sequence tokens.
+"""Masked statistics, loss aggregation, and the last valid token of each row.
 
 A mask is 1 (or True) on elements that count. Elements outside it may hold anything, NaN included:
 they change neither results nor gradients. Statistics are taken in float32 or wider.
@@ -140,56 +140,6 @@ def aggregate_weights(mask: Array, mode: str) -> tuple[Array, Array]:
     lengths = jnp.sum(weights, axis=1, keepdims=True)
     non_empty = jnp.sum(lengths > 0, dtype=jnp.float32)
     return weights / jnp.maximum(lengths, 1), non_empty
-
-
-def lengths_to_mask(lengths: Array, max_length: int) -> Array:
-    """Mask with the first `lengths[b]` of `max_length` slots set.
-
-    Args:
-      lengths: [B] integers; those above `max_length` fill the row.
-      max_length: number of slots, T (static).
-
-    Returns:
-      [B, T] float32.
-
-    Raises:
-      ValueError: if `max_length` is negative.
-      AssertionError: if `lengths` is not a vector of integers.
-    """
-    chex.assert_rank(lengths, 1)
-    chex.assert_type(lengths, int)
-    if max_length < 0:
-        raise ValueError(f"max_length must be at least 0, got {max_length}")
-    slots = jnp.arange(max_length, dtype=jnp.asarray(lengths).dtype)
-    return (slots[None, :] < jnp.asarray(lengths)[:, None]).astype(jnp.float32)
-
-
-def eos_mask(tokens: Array, eos_ids: tuple[int, ...]) -> Array:
-    """Mask up to and including the first end-of-sequence token of each row.
-
-    It looks at nothing but the first end of sequence, so a padding id equal to an end id is safe.
-
-    Args:
-      tokens: [B, T] integers.
-      eos_ids: ids that end a sequence (static); with none, or in a row without one, all slots.
-
-    Returns:
-      [B, T] float32.
-
-    Raises:
-      ValueError: if `eos_ids` is not a tuple of integers.
-      AssertionError: if `tokens` is not a matrix of integers.
-    """
-    chex.assert_rank(tokens, 2)
-    chex.assert_type(tokens, int)
-    if not isinstance(eos_ids, tuple) or not all(isinstance(i, int) for i in eos_ids):
-        raise ValueError(f"eos_ids must be a tuple of ints, got {eos_ids!r}")
-    ends = jnp.zeros(tokens.shape, bool)
-    for eos_id in eos_ids:
-        ends = ends | (tokens == eos_id)
-    ends = ends.astype(jnp.int32)
-    ends_before = jnp.cumsum(ends, axis=1) - ends
-    return (ends_before == 0).astype(jnp.float32)
 
 
 def last_valid(mask: Array) -> Array:

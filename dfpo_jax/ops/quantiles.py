@@ -3,8 +3,6 @@
 M quantiles stand for the levels (j - 1/2) / M, j = 1..M: the midpoints of M equal shares.
 """
 
-import math
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -132,34 +130,6 @@ def crps(samples: Array, x: Array) -> Array:
     return jnp.mean(jnp.abs(errors) - ranks * errors, axis=-1)
 
 
-def interval_coverage(quantiles: Array, x: Array, level: float = 0.9) -> Array:
-    """Whether an observation lies in the central interval of the given level, ends included.
-
-    The ends are the quantiles at (1 - level) / 2 and (1 + level) / 2, interpolated linearly between
-    the levels (j - 1/2) / M and held constant outside them. Averaged over observations it should
-    give `level` if the distribution is calibrated (a little less where 1 / M > 1 - level).
-
-    Args:
-      quantiles: [..., M] ascending.
-      x: [...] observed values.
-      level: in (0, 1) (static).
-
-    Returns:
-      [...] float32, 0 or 1.
-
-    Raises:
-      ValueError: if `level` is not in (0, 1).
-      AssertionError: if shapes do not match.
-    """
-    _check_observation(quantiles, x)
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie in (0, 1), got {level}")
-    quantiles, x = as_float(quantiles), as_float(x)
-    low = _interpolated(quantiles, (1 - level) / 2)
-    high = _interpolated(quantiles, (1 + level) / 2)
-    return ((low <= x) & (x <= high)).astype(jnp.float32)
-
-
 def cdf(quantiles: Array, x: Array) -> Array:
     """Distribution function of the quantiles at `x`: their share below it, ties at one half.
 
@@ -181,13 +151,3 @@ def cdf(quantiles: Array, x: Array) -> Array:
 def _check_observation(points: Array, x: Array) -> None:
     """Asserts that `points` is [..., M] and `x` is [...]."""
     chex.assert_shape(x, points.shape[:-1])
-
-
-def _interpolated(quantiles: Array, level: float) -> Array:
-    """Quantile at a static level, linear between the levels (j - 1/2) / M, clamped outside."""
-    num = quantiles.shape[-1]
-    position = min(max(level * num - 0.5, 0.0), num - 1.0)
-    below = min(math.floor(position), max(num - 2, 0))
-    above = min(below + 1, num - 1)
-    share = position - below
-    return (1 - share) * quantiles[..., below] + share * quantiles[..., above]

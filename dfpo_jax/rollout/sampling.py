@@ -59,27 +59,6 @@ class SamplingConfig:
             )
 
 
-def sampling_log_probs(logits: Array, config: SamplingConfig) -> Array:
-    """Log-probabilities of the distribution that is really sampled.
-
-    Temperature first, then top-k, then top-p on what top-k left; ties at a threshold are kept.
-
-    Args:
-      logits: [B, V] float.
-      config: temperature, top_k, top_p.
-
-    Returns:
-      [B, V] float32 log-probabilities (nats); removed tokens hold -1e30. With temperature 0 all
-      mass lies on the first most likely token.
-    """
-    chex.assert_rank(logits, 2)
-    if config.temperature == 0.0:
-        best = jnp.argmax(logits, axis=-1)[:, None]
-        return jnp.where(jnp.arange(logits.shape[1])[None] == best, 0.0, _REMOVED)
-    logits = logits.astype(jnp.float32)
-    return _log_probs(logits, *_law(logits, config), config.temperature)
-
-
 def _log_probs(logits: Array, threshold: Array, partition: Array, temperature: float) -> Array:
     """Of any of a row's logits [B, n], given what `_law` found for the whole row [B, 1]."""
     scaled = logits / temperature
