@@ -9,12 +9,12 @@ runs on a CPU, slower. It shows that the installation works, not what DFPO can d
 import string
 
 from dfpo_jax.training.config import default_config
+from dfpo_jax.training.config_argument import check_argument
 
 
 def get_config(arg=None):
     """The run; it takes no argument."""
-    if arg is not None:
-        raise ValueError(f"configs/gpu_smoke.py:{arg}: there is no argument")
+    check_argument(__file__, arg)
     config = default_config()
     config.task.dataset = "spell_backward"
     config.task.parameters = {"min_word_len": 3, "max_word_len": 6}

@@ -12,12 +12,12 @@ python experiments/train.py --config=configs/gsm8k.py --workdir=runs/gsm8k \\
 """
 
 from dfpo_jax.training.config import default_config
+from dfpo_jax.training.config_argument import check_argument
 
 
 def get_config(arg=None):
     """The run; it takes no argument."""
-    if arg is not None:
-        raise ValueError(f"configs/gsm8k.py:{arg}: there is no argument")
+    check_argument(__file__, arg)
     config = default_config()
     config.weights.source = "Qwen/Qwen2.5-0.5B-Instruct"
     config.tokenizer.name = "weights"

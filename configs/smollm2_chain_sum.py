@@ -26,12 +26,12 @@ before and 56.2 % after, on 16 held-out items (seed 0).
 """
 
 from dfpo_jax.training.config import default_config
+from dfpo_jax.training.config_argument import check_argument
 
 
 def get_config(arg=None):
     """The run; `cpu` makes it a few steps."""
-    if arg not in (None, "cpu"):
-        raise ValueError(f"configs/smollm2_chain_sum.py:{arg}: the argument must be cpu or absent")
+    check_argument(__file__, arg, "cpu")
     config = default_config()
     config.weights.source = "smollm2"
     config.tokenizer.name = "weights"

@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = """
 (root)
 types published_files template_dates
+ops.checks
 ops.masking
 ops.ode
 ops.advantages
@@ -59,7 +60,7 @@ algorithms.policy
 algorithms.critic algorithms.flow_critic
 algorithms.ppo algorithms.dfpo algorithms.grpo algorithms.sft
 algorithms
-training.sources training.config_keys
+training.sources training.config_keys training.config_argument
 training.config training.config_diff
 training.json_lines training.command_line
 training.optim training.metrics

@@ -9,16 +9,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.ops.checks import check, check_positive, check_unit_interval
 from dfpo_jax.ops.masking import as_float
 from dfpo_jax.types import Array
 
 GROUP_EPS = 1e-6
-
-
-def _check_unit_interval(name: str, value: Array | float) -> None:
-    """Raises ValueError for a Python number outside [0, 1]; arrays pass unchecked."""
-    if isinstance(value, (int, float)) and not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")
 
 
 def gae(
@@ -58,8 +53,8 @@ def gae(
     """
     chex.assert_rank([rewards, values, mask, lambda_], [2, 2, 2, {0, 1}])
     chex.assert_equal_shape([rewards, values, mask])
-    _check_unit_interval("discount", discount)
-    _check_unit_interval("lambda_", lambda_)
+    check_unit_interval("discount", discount)
+    check_unit_interval("lambda_", lambda_)
     valid = jnp.asarray(mask).astype(bool)
     rewards, values = (jnp.where(valid, x, 0) for x in (as_float(rewards), as_float(values)))
     batch = rewards.shape[0]
@@ -103,8 +98,7 @@ def length_adaptive_lambda(lengths: Array, alpha: float = 0.05) -> Array:
     Raises:
       ValueError: if `alpha` is not positive.
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha}")
+    check_positive("alpha", alpha)
     lengths = as_float(lengths)
     lambda_ = 1 - 1 / (alpha * jnp.maximum(lengths, 1))
     return jnp.where(lengths > 0, jnp.maximum(lambda_, 0), 0)
@@ -118,10 +112,8 @@ def _centred_groups(rewards: Array, group_size: int) -> Array:
     """
     chex.assert_rank(rewards, 1)
     batch = rewards.shape[0]
-    if group_size < 2 or batch % group_size:
-        raise ValueError(
-            f"group_size must be at least 2 and divide the batch of {batch}, got {group_size}"
-        )
+    divides = group_size >= 2 and batch % group_size == 0
+    check(divides, "group_size", group_size, f"at least 2, and a divisor of the batch, {batch}")
     groups = as_float(rewards).reshape(-1, group_size)
     groups = groups - groups[:, :1]
     return groups - jnp.mean(groups, axis=1, keepdims=True)

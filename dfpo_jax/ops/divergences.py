@@ -4,11 +4,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.ops.checks import check_choice, check_positive
 from dfpo_jax.ops.masking import as_float
+from dfpo_jax.ops.policy_gradients import MAX_LOG_RATIO
 from dfpo_jax.types import Array
 
 KL_KINDS = ("k1", "k2", "k3")
-MAX_LOG_RATIO = 20.0
 MAX_KL_ERROR = 0.2
 
 
@@ -35,8 +36,7 @@ def kl_estimate(log_probs: Array, ref_log_probs: Array, kind: str = "k3") -> Arr
       AssertionError: if shapes differ.
     """
     chex.assert_equal_shape([log_probs, ref_log_probs])
-    if kind not in KL_KINDS:
-        raise ValueError(f"kind must be one of {KL_KINDS}, got {kind!r}")
+    check_choice("kind", kind, KL_KINDS)
     difference = jax.lax.stop_gradient(as_float(ref_log_probs)) - as_float(log_probs)
     if kind == "k1":
         return -difference
@@ -97,10 +97,8 @@ def adaptive_kl_update(
       AssertionError: if `coefficient` or `observed_kl` is not a scalar.
     """
     chex.assert_rank([coefficient, observed_kl], 0)
-    if not target > 0:
-        raise ValueError(f"target must be positive, got {target}")
-    if not horizon > 0:
-        raise ValueError(f"horizon must be positive, got {horizon}")
+    check_positive("target", target)
+    check_positive("horizon", horizon)
     error = jnp.clip(as_float(observed_kl) / target - 1, -MAX_KL_ERROR, MAX_KL_ERROR)
     share = jnp.minimum(as_float(num_tokens_or_steps) / horizon, 1)
     return jax.lax.stop_gradient(as_float(coefficient) * (1 + error * share))

@@ -13,22 +13,18 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax.ops import ode
+from dfpo_jax.ops.checks import check_choice, check_positive, check_unit_interval
 
 Array = chex.Array
 Velocity = Callable[[Array, Array, Array], Array]
 
-BASES = ("keep", "shift")
+CFM_BASES = ("keep", "shift")
 GEOMETRY_MODES = ("map", "reflow", "straight")
-WEIGHT_MODES = ("none", "emphasize", "discount")
+UNCERTAINTY_MODES = ("none", "emphasize", "discount")
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-
-
-def _instantaneous(velocity: Velocity) -> ode.Field:
-    """The field dz/dt = velocity(z, t, 0)."""
+def instantaneous(velocity: Velocity) -> ode.Field:
+    """The field dz/dt = velocity(z, t, 0), which `integrate` and `trajectory` take."""
     return lambda z, t: velocity(z, t, jnp.zeros((), z.dtype))
 
 
@@ -75,7 +71,7 @@ def anchor_loss(velocity: Velocity, targets: Array, noise: Array, times: Array) 
     chex.assert_equal_shape([targets, noise, times])
     targets, noise, times = jax.lax.stop_gradient((targets, noise, times))
     points = (1.0 - times) * noise + times * targets
-    error = _instantaneous(velocity)(points, times) - (targets - noise)
+    error = instantaneous(velocity)(points, times) - (targets - noise)
     return jnp.mean(jnp.square(error), axis=-1)
 
 
@@ -124,14 +120,13 @@ def distributional_cfm_loss(
     Raises:
       ValueError: `base`, `discount`, `num_steps` or `solver` is not allowed.
     """
-    _check_choice("base", base, BASES)
-    if not 0.0 <= discount <= 1.0:
-        raise ValueError(f"discount is {discount!r}; allowed: between 0 and 1")
+    check_choice("base", base, CFM_BASES)
+    check_unit_interval("discount", discount)
     chex.assert_rank([rewards, noise], [2, 3])
     chex.assert_equal_shape([noise, times])
     chex.assert_equal_shape_prefix([rewards, noise], 2)
     rewards, noise, times = jax.lax.stop_gradient((rewards, noise, times))
-    field = _instantaneous(next_velocity)
+    field = instantaneous(next_velocity)
     options = dict(num_steps=num_steps, solver=solver, clip=clip)
     after = ode.integrate(field, noise, 0.0, times, **options)
     after, slope = jax.lax.stop_gradient((after, field(after, times)))
@@ -142,7 +137,7 @@ def distributional_cfm_loss(
     else:
         points = reward + discount * after
         target = discount * slope
-    error = _instantaneous(velocity)(points, times) - target
+    error = instantaneous(velocity)(points, times) - target
     return jnp.mean(jnp.square(error), axis=-1)
 
 
@@ -190,12 +185,12 @@ def geometric_consistency_loss(
     Raises:
       ValueError: `mode`, `num_steps`, `solver` or `first_step` is not allowed.
     """
-    _check_choice("mode", mode, GEOMETRY_MODES)
+    check_choice("mode", mode, GEOMETRY_MODES)
     chex.assert_rank(noise, 3)
     chex.assert_equal_shape([noise, times])
     noise, times = jax.lax.stop_gradient((noise, times))
     horizon = times if mode == "straight" else 1.0
-    field = _instantaneous(frozen_velocity)
+    field = instantaneous(frozen_velocity)
     options = dict(num_steps=num_steps, solver=solver, first_step=first_step, clip=clip)
     ends = jax.lax.stop_gradient(ode.integrate(field, noise, 0.0, horizon, **options))
     if mode == "reflow":
@@ -229,9 +224,8 @@ def uncertainty_weights(sigma: Array, *, mode: str = "none", temperature: float 
     Raises:
       ValueError: `mode` or `temperature` is not allowed.
     """
-    _check_choice("mode", mode, WEIGHT_MODES)
-    if not temperature > 0.0:
-        raise ValueError(f"temperature is {temperature!r}; allowed: above 0")
+    check_choice("mode", mode, UNCERTAINTY_MODES)
+    check_positive("temperature", temperature)
     sigma = jax.lax.stop_gradient(sigma)
     if mode == "none":
         return jnp.ones_like(sigma)

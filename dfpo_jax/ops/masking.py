@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.ops.checks import check_choice
 from dfpo_jax.types import Array
 
 AGGREGATIONS = ("token_mean", "sequence_mean")
@@ -132,8 +133,7 @@ def aggregate_weights(mask: Array, mode: str) -> tuple[Array, Array]:
       AssertionError: if the mask is not of rank 2.
     """
     chex.assert_rank(mask, 2)
-    if mode not in AGGREGATIONS:
-        raise ValueError(f"mode must be one of {AGGREGATIONS}, got {mode!r}")
+    check_choice("mode", mode, AGGREGATIONS)
     weights = jnp.asarray(mask).astype(bool).astype(jnp.float32)
     if mode == "token_mean":
         return weights, jnp.sum(weights)

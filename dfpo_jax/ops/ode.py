@@ -12,6 +12,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.ops.checks import check, check_choice
+
 Array = chex.Array
 Field = Callable[[Array, Array], Array]
 
@@ -62,14 +64,12 @@ def _step(field: Field, tableau: Tableau, z: Array, t: Array, step_size: Array) 
 
 
 def _check_options(num_steps, solver, first_step, clip) -> None:
-    if isinstance(num_steps, bool) or not isinstance(num_steps, numbers.Integral) or num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps!r}; allowed: an integer of at least 1")
-    if solver not in SOLVERS:
-        raise ValueError(f"solver is {solver!r}; allowed: {', '.join(sorted(SOLVERS))}")
-    if not 0.0 < first_step < float("inf"):
-        raise ValueError(f"first_step is {first_step!r}; allowed: above 0 and finite")
-    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
-        raise ValueError(f"clip is {clip!r}; allowed: None or (low, high) with low < high")
+    is_integer = isinstance(num_steps, numbers.Integral) and not isinstance(num_steps, bool)
+    check(is_integer and num_steps >= 1, "num_steps", num_steps, "an integer of at least 1")
+    check_choice("solver", solver, tuple(sorted(SOLVERS)))
+    check(0.0 < first_step < float("inf"), "first_step", first_step, "above 0 and finite")
+    is_range = clip is None or (len(clip) == 2 and clip[0] < clip[1])
+    check(is_range, "clip", clip, "None or (low, high) with low < high")
 
 
 def _scan(

@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.ops.checks import check, check_positive, check_unit_interval
 from dfpo_jax.ops.masking import as_float
 from dfpo_jax.types import Array
 
@@ -36,8 +37,7 @@ def token_log_probs(logits: Array, tokens: Array, *, temperature: float = 1.0) -
     chex.assert_rank([logits, tokens], [3, 2])
     chex.assert_equal_shape_prefix([logits, tokens], 2)
     chex.assert_type(tokens, int)
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    check(0 < temperature < math.inf, "temperature", temperature, "positive and finite")
     logits = as_float(logits) / temperature
     # Shifted before the logarithm is taken off: the difference of two large numbers loses digits.
     logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
@@ -49,14 +49,6 @@ def _ratio(log_probs: Array, other_log_probs: Array) -> Array:
     """exp(log_probs - other), the exponent clamped to +-20 so that it cannot overflow."""
     difference = as_float(log_probs) - as_float(other_log_probs)
     return jnp.exp(jnp.clip(difference, -MAX_LOG_RATIO, MAX_LOG_RATIO))
-
-
-def _check_clips(clip_low: float, clip_high: float) -> None:
-    """Raises ValueError unless 0 <= clip_low <= 1 and clip_high >= 0."""
-    if not 0 <= clip_low <= 1:
-        raise ValueError(f"clip_low must lie in [0, 1], got {clip_low}")
-    if not clip_high >= 0:
-        raise ValueError(f"clip_high must be at least 0, got {clip_high}")
 
 
 def ppo_clip(
@@ -92,9 +84,9 @@ def ppo_clip(
       AssertionError: if shapes differ.
     """
     chex.assert_equal_shape([log_probs, old_log_probs, advantages])
-    _check_clips(clip_low, clip_high)
-    if dual_clip is not None and not dual_clip > 1:
-        raise ValueError(f"dual_clip must be None or above 1, got {dual_clip}")
+    check_unit_interval("clip_low", clip_low)
+    check(clip_high >= 0, "clip_high", clip_high, "at least 0")
+    check(dual_clip is None or dual_clip > 1, "dual_clip", dual_clip, "None or above 1")
     advantages = jax.lax.stop_gradient(as_float(advantages))
     ratio = _ratio(log_probs, jax.lax.stop_gradient(old_log_probs))
     clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
@@ -131,7 +123,8 @@ def clip_fraction(
       AssertionError: if shapes differ.
     """
     chex.assert_equal_shape([log_probs, old_log_probs, advantages])
-    _check_clips(clip_low, clip_high)
+    check_unit_interval("clip_low", clip_low)
+    check(clip_high >= 0, "clip_high", clip_high, "at least 0")
     advantages = jnp.asarray(advantages)
     ratio = _ratio(log_probs, old_log_probs)
     above = (advantages > 0) & (ratio > 1 + clip_high)
@@ -161,6 +154,5 @@ def truncated_importance_weights(
       AssertionError: if shapes differ.
     """
     chex.assert_equal_shape([log_probs, behaviour_log_probs])
-    if not cap > 0:
-        raise ValueError(f"cap must be positive, got {cap}")
+    check_positive("cap", cap)
     return jax.lax.stop_gradient(jnp.minimum(_ratio(log_probs, behaviour_log_probs), cap))

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.ops.checks import check
 from dfpo_jax.ops.masking import as_float
 from dfpo_jax.types import Array
 
@@ -23,8 +24,7 @@ def quantile_levels(num: int) -> Array:
     Raises:
       ValueError: if `num` is below 1.
     """
-    if num < 1:
-        raise ValueError(f"num must be at least 1, got {num}")
+    check(num >= 1, "num", num, "at least 1")
     return (jnp.arange(num, dtype=jnp.float32) + 0.5) / num
 
 
@@ -71,8 +71,7 @@ def quantile_huber(quantiles: Array, targets: Array, taus: Array, kappa: float =
     chex.assert_equal_shape_prefix([quantiles, targets], quantiles.ndim - 1)
     chex.assert_equal_rank([quantiles, targets])
     chex.assert_shape(taus, (quantiles.shape[-1],))
-    if not kappa >= 0:
-        raise ValueError(f"kappa must be at least 0, got {kappa}")
+    check(kappa >= 0, "kappa", kappa, "at least 0")
     targets = jax.lax.stop_gradient(as_float(targets))
     errors = targets[..., None, :] - as_float(quantiles)[..., :, None]
     taus = as_float(taus).reshape((1,) * (quantiles.ndim - 1) + (-1, 1))

@@ -10,14 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dfpo_jax.ops.checks import check, check_choice, check_level, check_unit_interval
+
 Array = chex.Array
 
 RISK_MEASURES = ("mean", "cvar", "mean_cvar", "wang")
-
-
-def _check_level(name: str, value: float) -> None:
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"{name} is {value!r}; allowed: above 0 and at most 1")
 
 
 def _tail_mean(x: Array, level: float, *, upper: bool) -> Array:
@@ -55,7 +52,7 @@ def cvar(quantiles: Array, alpha: float) -> Array:
     Raises:
       ValueError: `alpha` is outside (0, 1].
     """
-    _check_level("alpha", alpha)
+    check_level("alpha", alpha)
     return _tail_mean(quantiles, alpha, upper=False)
 
 
@@ -65,7 +62,7 @@ def upper_cvar(quantiles: Array, beta: float) -> Array:
     Raises:
       ValueError: `beta` is outside (0, 1].
     """
-    _check_level("beta", beta)
+    check_level("beta", beta)
     return _tail_mean(quantiles, beta, upper=True)
 
 
@@ -136,8 +133,8 @@ def tail_shape_penalty(q: Array, q_target: Array, alpha: float, beta: float) -> 
       ValueError: `alpha` or `beta` is outside (0, 1].
     """
     _check_pair(q, q_target)
-    _check_level("alpha", alpha)
-    _check_level("beta", beta)
+    check_level("alpha", alpha)
+    check_level("beta", beta)
     target = jax.lax.stop_gradient(q_target)
     low = _tail_variance(q, alpha, upper=False) - _tail_variance(target, alpha, upper=False)
     high = _tail_variance(target, beta, upper=True) - _tail_variance(q, beta, upper=True)
@@ -162,10 +159,9 @@ def tail_curvature_penalty(q: Array, alpha: float, beta: float) -> Array:
     Raises:
       ValueError: `alpha` or `beta` is outside (0, 1], or M is below 3.
     """
-    _check_level("alpha", alpha)
-    _check_level("beta", beta)
-    if q.shape[-1] < 3:
-        raise ValueError(f"q has {q.shape[-1]} quantiles; allowed: at least 3")
+    check_level("alpha", alpha)
+    check_level("beta", beta)
+    check(q.shape[-1] >= 3, "the number of quantiles of q", q.shape[-1], "at least 3")
     bend = q[..., 2:] - 2.0 * q[..., 1:-1] + q[..., :-2]
     low = _tail_mean(bend, alpha, upper=False)
     high = _tail_mean(bend, beta, upper=True)
@@ -204,11 +200,9 @@ def risk_value(
     Raises:
       ValueError: `measure`, `alpha` or `eta` is not allowed.
     """
-    if measure not in RISK_MEASURES:
-        raise ValueError(f"measure is {measure!r}; allowed: {', '.join(RISK_MEASURES)}")
-    _check_level("alpha", alpha)
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta is {eta!r}; allowed: between 0 and 1")
+    check_choice("measure", measure, RISK_MEASURES)
+    check_level("alpha", alpha)
+    check_unit_interval("eta", eta)
     if measure == "cvar":
         return cvar(quantiles, alpha)
     if measure == "wang":

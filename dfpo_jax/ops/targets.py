@@ -9,17 +9,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.ops.checks import check_unit_interval
+
 Array = chex.Array
-
-
-def _check_unit(name: str, value: Array | float) -> None:
-    if isinstance(value, int | float) and not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} is {value!r}; allowed: between 0 and 1")
 
 
 def _per_row(name: str, value: Array | float, batch: int, dtype) -> Array:
     """A scalar or [B] option as [B, 1]."""
-    _check_unit(name, value)
+    check_unit_interval(name, value)
     return jnp.broadcast_to(jnp.asarray(value, dtype), (batch,))[:, None]
 
 
@@ -76,7 +73,7 @@ def lambda_mixture(
       ValueError: `discount` or `lambda_` is a number outside [0, 1].
     """
     _check_shapes(rewards, bootstrap, mask)
-    _check_unit("discount", discount)
+    check_unit_interval("discount", discount)
     batch, _, samples = bootstrap.shape
     dtype = bootstrap.dtype
     lambda_row = _per_row("lambda_", lambda_, batch, dtype)[..., None]
@@ -139,7 +136,7 @@ def lambda_average(
       ValueError: `discount` or `lambda_` is a number outside [0, 1].
     """
     _check_shapes(rewards, values, mask)
-    _check_unit("discount", discount)
+    check_unit_interval("discount", discount)
     batch, _, quantiles = values.shape
     dtype = values.dtype
     lambda_row = _per_row("lambda_", lambda_, batch, dtype)

@@ -1,10 +1,12 @@
-"""Files of one JSON object per line that outlive crashes and full disks; reading JSON."""
+"""Files of one JSON object per line that outlive crashes and full disks."""
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from dfpo_jax.published_files import read_json as read_json
 
 
 class JsonLines:
@@ -67,19 +69,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number}: {error}") from error
         rows.append(row)
     return rows
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-      ValueError: it is no JSON; names it.
-      OSError: it cannot be read.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _trim(path: Path, resume_step: int | None) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dfpo_jax.published_files import read_json
 from dfpo_jax.tasks.base import Item
 from dfpo_jax.training.config import Config
-from dfpo_jax.training.json_lines import read_json
 from dfpo_jax.training.run import Run
 
 _LOG = logging.getLogger(__name__)

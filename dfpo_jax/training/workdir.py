@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dfpo_jax.published_files import read_json
 from dfpo_jax.training import distributed, failures, lock
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.config import Config, parse_config
 from dfpo_jax.training.config_diff import changed_settings
-from dfpo_jax.training.json_lines import read_json
 from dfpo_jax.training.run import Run
 from dfpo_jax.training.run_data import FILE as DATA
 from dfpo_jax.training.run_data import check_data, check_prompts, data_digests, digests
