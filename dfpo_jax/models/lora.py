@@ -2,7 +2,7 @@
 
 Hu et al. 2021 (arXiv 2106.09685), section 4.1: a layer computes x W + (alpha / rank) (x A) B. W
 does not train; A [inputs, rank] and B [rank, outputs] do. B starts at 0, so the adapted model
-starts equal to the original. `transformer.Projection` computes this; this file has its settings, and
+starts equal to the original. `transformer.Projection` computes this. This file has its settings and
 functions of parameter trees (nested dictionaries, boxed or not).
 """
 

@@ -1,7 +1,7 @@
 """Masked statistics, loss aggregation, and the last valid token of each row.
 
-A mask is 1 (or True) on elements that count. Elements outside it may hold anything, NaN included:
-they change neither results nor gradients. Statistics are taken in float32 or wider.
+A mask is 1 (or True) on valid elements. Elements outside it may have any value, even NaN, and
+change neither results nor gradients. Statistics are computed in float32 or wider.
 """
 
 import chex
@@ -16,7 +16,7 @@ WHITEN_EPS = 1e-8
 
 
 def as_float(x: Array) -> Array:
-    """Returns `x` in float32, or in its own type where that is wider."""
+    """Returns `x` in float32, or unchanged if it is float64."""
     x = jnp.asarray(x)
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
@@ -30,12 +30,12 @@ def _select(x: Array, mask: Array) -> Array:
 def masked_sum_and_count(x: Array, mask: Array) -> tuple[Array, Array]:
     """Sum of the valid elements and their number.
 
-    The pair is what a loss hands on: pairs of micro-batches or devices are added and divided once,
-    which makes the mean independent of how the batch was split.
+    Losses return this pair. The training step adds the pairs of micro-batches and devices and
+    divides once, so the mean does not depend on how the batch was split.
 
     Args:
       x: [...] values.
-      mask: [...] same shape, 1 where `x` counts.
+      mask: [...] same shape, 1 on valid elements.
 
     Returns:
       ([] sum, [] count), both float32 or wider.
@@ -49,7 +49,7 @@ def masked_sum_and_count(x: Array, mask: Array) -> tuple[Array, Array]:
 
 
 def masked_mean(x: Array, mask: Array) -> Array:
-    """Mean of the valid elements, `sum(x mask) / sum(mask)`; 0 where there are none.
+    """Mean of the valid elements, `sum(x mask) / sum(mask)`; 0 if there are none.
 
     Args:
       x: [...] values.
@@ -68,8 +68,8 @@ def masked_mean(x: Array, mask: Array) -> Array:
 def _centred(x: Array, mask: Array) -> Array:
     """Valid elements minus their mean, 0 elsewhere.
 
-    The mean is taken off twice: what the first pass leaves by rounding (a constant input such as
-    0.1 is not its own float32 mean) would otherwise be blown up by whitening.
+    The mean is subtracted twice. The float32 mean of a constant such as 0.1 is not exactly 0.1, and
+    whitening would scale up the rounding error that the first subtraction leaves.
     """
     for _ in range(2):
         x = _select(_select(x, mask) - masked_mean(x, mask), mask)
@@ -97,14 +97,14 @@ def masked_var(x: Array, mask: Array) -> Array:
 def masked_whiten(x: Array, mask: Array) -> Array:
     """Shifts and scales the valid elements to mean 0 and variance 1.
 
-    `(x - mean) / sqrt(var + 1e-8)`, so a constant input gives 0, not NaN.
+    `(x - mean) / sqrt(var + 1e-8)`; a constant input gives 0, not NaN.
 
     Args:
       x: [...] values.
       mask: [...] same shape.
 
     Returns:
-      [...] whitened values without units, 0 outside the mask.
+      [...] whitened values, dimensionless, 0 outside the mask.
 
     Raises:
       AssertionError: if the shapes differ.
@@ -114,12 +114,12 @@ def masked_whiten(x: Array, mask: Array) -> Array:
 
 
 def aggregate_weights(mask: Array, mode: str) -> tuple[Array, Array]:
-    """Weights and count by which per-token losses become one number.
+    """Weights and count that reduce per-token losses to one number.
 
     loss = sum(x * weights) / max(count, 1); an empty mask gives 0.
-      "token_mean": every valid token weighs the same; count = number of valid tokens.
+      "token_mean": every valid token has the same weight; count = number of valid tokens.
       "sequence_mean": mean over non-empty sequences of their token means; count = their number.
-    Sums and counts of micro-batches add up to those of the whole batch in both modes.
+    In both modes, sums and counts of micro-batches add up to those of the whole batch.
 
     Args:
       mask: [B, T], 1 on valid tokens.
@@ -164,7 +164,7 @@ def place_at_last(values: Array, mask: Array) -> Array:
     """Puts one value per row on the row's last valid token (never on padding).
 
     Args:
-      values: [B], for instance sequence rewards.
+      values: [B], such as rewards of whole responses.
       mask: [B, T]; holes are allowed. The value of an empty row is dropped.
 
     Returns:

@@ -1,6 +1,6 @@
 """Quantile grids, quantile regression, and scores of a distribution given as quantiles.
 
-M quantiles stand for the levels (j - 1/2) / M, j = 1..M: the midpoints of M equal shares.
+M quantiles belong to the levels (j - 1/2) / M, j = 1..M: the midpoints of M equal shares.
 """
 
 import chex
@@ -31,8 +31,8 @@ def quantile_levels(num: int) -> Array:
 def noise_quantiles(num: int) -> Array:
     """Standard normal quantiles `Phi^{-1}((j - 1/2) / num)`, exactly antithetic.
 
-    Pushed through a one-dimensional flow, which cannot change their order, they become the
-    quantiles of what the flow represents.
+    A one-dimensional flow cannot change their order, so it maps them to the quantiles of the law
+    that it represents.
 
     Args:
       num: how many, at least 1 (static).
@@ -53,7 +53,7 @@ def quantile_huber(quantiles: Array, targets: Array, taus: Array, kappa: float =
     With u = target_k - quantile_j and H the Huber function of threshold kappa,
       loss = mean_{j,k} |tau_j - 1{u < 0}| H(u) / kappa;   kappa = 0: mean |tau_j - 1{u < 0}| |u|.
     Source: Dabney et al. 2017, arXiv 1710.10044, eqs. 9-10, with the division by kappa of Dabney
-    et al. 2018, arXiv 1806.06923, eq. 3, which makes kappa = 0 the limit. They sum over j.
+    et al. 2018, arXiv 1806.06923, eq. 3, so that kappa = 0 is the limit. They sum over j.
 
     Args:
       quantiles: [..., M] predictions.
@@ -78,14 +78,14 @@ def quantile_huber(quantiles: Array, targets: Array, taus: Array, kappa: float =
     weights = jnp.abs(taus - (errors < 0).astype(errors.dtype))
     size = jnp.abs(errors)
     if kappa > 0:
-        # The quadratic sees a clamped error, so a huge one cannot overflow the unused branch.
+        # The error is clamped first, so that a huge one cannot overflow the square.
         inner = jnp.minimum(size, kappa)
         size = inner * (size - 0.5 * inner) / kappa
     return jnp.mean(jax.lax.stop_gradient(weights) * size, axis=(-2, -1))
 
 
 def wasserstein1(q: Array, q_target: Array) -> Array:
-    """Wasserstein-1 distance between two distributions of equally many quantiles.
+    """Wasserstein-1 distance between two distributions with the same number of quantiles.
 
     `mean_j |q_j - q_target_j|`, both sorted: the area between the two quantile functions.
 
@@ -106,9 +106,9 @@ def wasserstein1(q: Array, q_target: Array) -> Array:
 def crps(samples: Array, x: Array) -> Array:
     """Continuous ranked probability score of an ensemble against an observation.
 
-    `mean_s |s - x| - 1/2 mean_{s,s'} |s - s'|` with all S^2 pairs, equal ones included: the exact
-    score of the empirical distribution, not the "fair" estimate that divides by S (S - 1). The
-    double sum is taken over the sorted samples, `sum_i (2 i - S + 1) s_(i)`, in S log S time.
+    `mean_s |s - x| - 1/2 mean_{s,s'} |s - s'|` over all S^2 pairs, including s = s'. This is the
+    exact score of the empirical distribution, not the "fair" estimate that divides by S (S - 1).
+    Sorting the samples gives the double sum as `sum_i (2 i - S + 1) s_(i)` in S log S time.
     Source: Gneiting and Raftery 2007, JASA 102(477), eq. 21.
 
     Args:
@@ -130,7 +130,7 @@ def crps(samples: Array, x: Array) -> Array:
 
 
 def cdf(quantiles: Array, x: Array) -> Array:
-    """Distribution function of the quantiles at `x`: their share below it, ties at one half.
+    """Distribution function at `x`: the share of the quantiles below it, counting ties by half.
 
     Args:
       quantiles: [..., M] in any order.

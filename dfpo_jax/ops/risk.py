@@ -1,8 +1,8 @@
 """Risk measures and tail penalties on quantiles.
 
-Quantiles are [..., M], sorted upwards, at the levels (j - 1/2) / M, each carrying mass 1/M. A tail
-of mass alpha is the lowest (or highest) alpha * M of them; where that is no integer the last one
-counts in part. All targets are stopped. `alpha` and `beta` are static Python numbers in (0, 1].
+Quantiles are [..., M], in ascending order, at the levels (j - 1/2) / M, each with mass 1/M. A tail
+of mass alpha is the lowest (or highest) alpha * M of them; if that is not an integer, the last one
+counts in part. Targets have no gradient. `alpha` and `beta` are static Python numbers in (0, 1].
 """
 
 import chex
@@ -18,14 +18,14 @@ RISK_MEASURES = ("mean", "cvar", "mean_cvar", "wang")
 
 
 def _tail_mean(x: Array, level: float, *, upper: bool) -> Array:
-    """Mean over the first (or last) level * M entries of the last axis, the last one in part."""
+    """Mean of the first (or last) level * M entries of the last axis; one may count in part."""
     num = x.shape[-1]
     share = np.clip(level * num - np.arange(num), 0.0, 1.0) / (level * num)
     return _weighted_mean(x, share[::-1] if upper else share)
 
 
 def _weighted_mean(x: Array, weights) -> Array:
-    # A sum and not a matrix product: products lose bits on accelerators by default.
+    # A sum, because matrix products lose precision on accelerators by default.
     return jnp.sum(x * jnp.broadcast_to(jnp.asarray(weights, x.dtype), x.shape), axis=-1)
 
 
@@ -43,7 +43,7 @@ def cvar(quantiles: Array, alpha: float) -> Array:
     Optimization of conditional value-at-risk, 2000.
 
     Args:
-      quantiles: [..., M], sorted upwards.
+      quantiles: [..., M], in ascending order.
       alpha: mass of the tail, in (0, 1]; 1 gives the mean.
 
     Returns:
@@ -77,7 +77,7 @@ def cvar_penalty(q: Array, q_target: Array, alpha: float) -> Array:
     After DVPO, arXiv 2512.03847; reconstruction ours, as for the other penalties below.
 
     Args:
-      q: [..., M] quantiles, sorted upwards.
+      q: [..., M] quantiles, in ascending order.
       q_target: [..., K] target quantiles, e.g. sorted target samples, stopped; K may differ from M.
       alpha: mass of the tail.
 
@@ -102,7 +102,7 @@ def upper_gain_penalty(q: Array, q_target: Array, beta: float) -> Array:
 
 
 def mean_shift_penalty(q: Array, q_target: Array) -> Array:
-    """By how much the mean lies below the target's, (mean(q_target) - mean(q))_+: [...].
+    """How far the mean is below the target's, (mean(q_target) - mean(q))_+: [...].
 
     Args:
       q: [..., M] quantiles.
@@ -113,16 +113,16 @@ def mean_shift_penalty(q: Array, q_target: Array) -> Array:
 
 
 def tail_shape_penalty(q: Array, q_target: Array, alpha: float, beta: float) -> Array:
-    """A lower tail wider, or an upper tail narrower, than the target's.
+    """Penalises a lower tail wider, or an upper tail narrower, than the target's.
 
         (Var_low q - Var_low q*)_+ + (Var_up q* - Var_up q)_+
 
-    with variances within the lowest `alpha` and the highest `beta` of the mass. Asymmetric on
-    purpose: contracts the lower tail, keeps the upper one.
+    with variances within the lowest `alpha` and the highest `beta` of the mass. The asymmetry is
+    intended: it contracts the lower tail and preserves the upper one.
 
     Args:
-      q: [..., M] quantiles, sorted upwards.
-      q_target: [..., K] target quantiles, sorted upwards, stopped.
+      q: [..., M] quantiles, in ascending order.
+      q_target: [..., K] target quantiles, in ascending order, stopped.
       alpha: mass of the lower tail.
       beta: mass of the upper tail.
 
@@ -142,16 +142,16 @@ def tail_shape_penalty(q: Array, q_target: Array, alpha: float, beta: float) -> 
 
 
 def tail_curvature_penalty(q: Array, alpha: float, beta: float) -> Array:
-    """Quantile function convex in the lower tail or concave in the upper one.
+    """Penalises a quantile function that is convex in the lower tail or concave in the upper one.
 
         (mean_low D)_+ + (-mean_up D)_+,   D_j = q_{j+1} - 2 q_j + q_{j-1}
 
     where the tails are the first `alpha` and the last `beta` of the M - 2 second differences.
 
     Args:
-      q: [..., M] quantiles, sorted upwards, M at least 3.
+      q: [..., M] quantiles, in ascending order, M at least 3.
       alpha: share of the second differences that form the lower tail.
-      beta: share that forms the upper tail.
+      beta: share of the second differences that form the upper tail.
 
     Returns:
       [...].
@@ -188,7 +188,7 @@ def risk_value(
     risks, 2000.
 
     Args:
-      quantiles: [..., M], sorted upwards.
+      quantiles: [..., M], in ascending order.
       measure: one of `RISK_MEASURES`.
       alpha: mass of the tail of "cvar" and "mean_cvar".
       eta: weight of the tail in "mean_cvar", in [0, 1].
