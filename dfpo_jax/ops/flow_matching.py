@@ -99,8 +99,8 @@ def distributional_cfm_loss(
         "shift":  z_t = r + discount z'_t,   u = discount vbar
 
     Both u are dz_t/dt, and both paths end at r + discount z'_1. "keep" starts at t = 0 from
-    N(0, 1), the noise that the critic is sampled from. "shift" starts from N(r, discount^2), so a sample
-    started from N(0, 1) is wrong by r unless rewards are 0; it is kept for comparison.
+    N(0, 1), the noise that the critic is sampled from. "shift" starts from N(r, discount^2), so a
+    sample started from N(0, 1) is wrong by r unless rewards are 0; it is kept for comparison.
     Distributional flow matching: Value Flows, arXiv 2510.07650; "keep" is ours.
 
     Args:
