@@ -1,4 +1,4 @@
-"""Qwen3-1.7B on word problems under a verifier that flips 20 %, on 8 chips of v6e.
+"""Qwen3-1.7B on word problems under a verifier that flips 20 % of its rewards, on 8 chips of v6e.
 
 python experiments/train.py --config=configs/qwen3_1p7b_math_v6e8.py --workdir=DIR
 

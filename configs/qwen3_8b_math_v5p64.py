@@ -1,4 +1,4 @@
-"""Qwen3-8B on word problems under a verifier that flips 20 %, on 64 chips of v5p.
+"""Qwen3-8B on word problems under a verifier that flips 20 % of its rewards, on 64 chips of v5p.
 
 python experiments/train.py --config=configs/qwen3_8b_math_v5p64.py --workdir=DIR
 

@@ -1,4 +1,4 @@
-"""Reading files that others made: JSON objects and text, with errors that name the file."""
+"""Reading JSON and other files, with errors that name the file."""
 
 import json
 import os
@@ -9,23 +9,23 @@ _POINTER = b"version https://git-lfs"
 
 
 def is_pointer(path: str | os.PathLike) -> bool:
-    """Whether a file is what git leaves in place of a large one where git-lfs is not installed."""
+    """Whether a file is a git-lfs pointer: what git writes for a large file without git-lfs."""
     with open(path, "rb") as file:
         return file.read(len(_POINTER)) == _POINTER
 
 
 def refuse_pointer(path: str | os.PathLike) -> None:
-    """Raise where a file is a git-lfs pointer.
+    """Raise if a file is a git-lfs pointer.
 
     Raises:
-      ValueError: it is one; names the file and the way out.
+      ValueError: it is one; names the file and the command to run.
     """
     if is_pointer(path):
         raise ValueError(f"{path} is a git-lfs pointer, not the file itself; run git lfs pull")
 
 
 def broken(path: str | os.PathLike, kind: str, error: BaseException) -> ValueError:
-    """What to raise where a file cannot be read as a `kind`, such as "JSON": names the file."""
+    """The error for a file that cannot be read as a `kind`, such as "JSON"; names the file."""
     try:
         refuse_pointer(path)
     except ValueError as pointer:
@@ -40,7 +40,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
       OSError: the file cannot be read; names it.
-      ValueError: it is a git-lfs pointer, no JSON, cut off, or no object; names it.
+      ValueError: it is a git-lfs pointer, not JSON, cut off, or not an object; names it.
     """
     try:
         value = json.loads(pathlib.Path(path).read_bytes())

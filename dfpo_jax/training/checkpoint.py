@@ -206,7 +206,7 @@ class Checkpointer:
         self._recorder.start()
 
     def _writer(self) -> ocp.CheckpointManager:
-        """Orbax's manager. It reads every numbered checkpoint, so damaged ones are renamed first."""
+        """Orbax's manager. It reads all numbered checkpoints, so damaged ones are renamed first."""
         if self._manager is not None:
             return self._manager
         for step in self.listed():

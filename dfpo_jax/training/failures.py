@@ -94,7 +94,7 @@ class _Watcher(threading.Thread):
         self._put(f"{_FAILURE}/first", json.dumps(failure | {"code": code}))
 
     def finish(self) -> None:
-        """At exit, wait until all are done; until then another's failure still ends this process."""
+        """At exit, wait until all are done; meanwhile another's failure still ends this process."""
         if os.getpid() != self._pid:  # a forked child exits
             return
         if self._code is not None:
