@@ -135,7 +135,7 @@ class Chat:
                 min(len(prompt), len(whole)),
             )
             raise ValueError(
-                "the chat template renders a prompt that is not how prompt and answer begin: "
+                "the chat template renders a prompt that is not a prefix of prompt and answer: "
                 f"{prompt[same:]!r} against {whole[same : same + 40]!r}. Change chat.thinking, or "
                 "set chat.check_prefix to False"
             )
@@ -153,7 +153,7 @@ class Chat:
         if mark and mark in self.render(question).rpartition(_QUESTION)[2]:
             raise ValueError(
                 f"verifier.after is {mark!r}, which the chat template writes at the end of every "
-                "prompt, so that no response would hold it; set chat.thinking to True, or "
+                "prompt, so no response would contain it; set chat.thinking to True, or "
                 "verifier.after to ''"
             )
 
@@ -256,7 +256,7 @@ class Chat:
             return ""
         return (
             "the chat template has no generation prompt: it writes "
-            f"{between[0]!r} before an answer, and not where add_generation_prompt asks for it"
+            f"{between[0]!r} before an answer, but not for add_generation_prompt"
         )
 
 
@@ -277,7 +277,7 @@ def _behind(answer: str, rendered: str) -> str:
     """
     _, found, rest = rendered.rpartition(answer)
     if not found:
-        raise ValueError("the chat template does not write what the assistant says")
+        raise ValueError("the chat template does not write the assistant's messages")
     return rest
 
 
@@ -298,7 +298,7 @@ def _free(text: str) -> tuple[str, str]:
     """
     free = [mark for mark in MARKS[:-2] if mark not in text]
     if len(free) < 2:
-        raise ValueError("a message holds U+FDD0 to U+FDED, which are no characters of Unicode")
+        raise ValueError("a message contains U+FDD0 to U+FDED, which are not Unicode characters")
     return free[0], free[1]
 
 

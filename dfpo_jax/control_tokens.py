@@ -79,7 +79,9 @@ class ControlTokens:
         """Encodes with a copy of the tokenizer whose control tokens have unspellable names."""
         backend, names, cut = self._renamed
         if any(mark in piece.text for piece in pieces for mark in MARKS[-2:]):
-            raise ValueError("a message holds U+FDEE or U+FDEF, which are no characters of Unicode")
+            raise ValueError(
+                "a message contains U+FDEE or U+FDEF, which are not Unicode characters"
+            )
         original = {backend.token_to_id(new): self.ids[old] for old, new in names.items()}
         for spelled in (lambda name: name, lambda name: name[0] + cut + name[1:]):
             text = "".join(
@@ -99,8 +101,8 @@ class ControlTokens:
         """The copy, the names of its control tokens, and a token that separates letters."""
         if not self._tokenizer.is_fast:
             raise ValueError(
-                f"a message spells a control token, and {type(self._tokenizer).__name__} is no "
-                "tokenizer of the package tokenizers; it cannot keep both apart"
+                f"a message spells a control token, and {type(self._tokenizer).__name__} is not "
+                "from the package tokenizers, so it cannot encode that as text"
             )
         content = json.loads(self._tokenizer.backend_tokenizer.to_str())
         flags = {entry["content"]: entry for entry in content["added_tokens"]}

@@ -25,14 +25,14 @@ def refuse_pointer(path: str | os.PathLike) -> None:
 
 
 def broken(path: str | os.PathLike, kind: str, error: BaseException) -> ValueError:
-    """The error for a file that cannot be read as a `kind`, such as "JSON"; names the file."""
+    """The error for a file that cannot be read as a `kind`, such as "JSON file"; names the file."""
     try:
         refuse_pointer(path)
     except ValueError as pointer:
         return pointer
     size = os.path.getsize(path)
     words = " ".join(str(error).split())
-    return ValueError(f"{path} is no {kind}, or is cut off ({size} bytes): {words}")
+    return ValueError(f"{path} is not a {kind}, or is cut off ({size} bytes): {words}")
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     try:
         value = json.loads(pathlib.Path(path).read_bytes())
     except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
-        raise broken(path, "JSON", error) from error
+        raise broken(path, "JSON file", error) from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}; it must be a JSON object")
+        raise ValueError(f"{path} contains a {type(value).__name__}; it must be a JSON object")
     return value

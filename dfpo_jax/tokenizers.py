@@ -38,7 +38,7 @@ def character_tokenizer(alphabet: str, *, pad_is_eos: bool = False) -> PreTraine
       ValueError: the alphabet is empty or repeats a character.
     """
     if not alphabet:
-        raise ValueError("alphabet is empty; it must hold at least one character")
+        raise ValueError("alphabet is empty; it must have at least one character")
     repeated = [character for character, count in Counter(alphabet).items() if count > 1]
     if repeated:
         raise ValueError(f"alphabet repeats {repeated}; each character must occur once")

@@ -76,7 +76,8 @@ def section(values: dict) -> TaskConfig:
             raise ValueError
     except (SyntaxError, ValueError):
         raise ValueError(
-            f"--parameters={values['parameters']} is no dictionary such as {{'answer': 'target'}}"
+            f"--parameters={values['parameters']} is not a dictionary such as "
+            "{'answer': 'target'}"
         ) from None
     given = {name: values[name] for name in _VERIFIER if values[name] is not None}
     if not values["preset"]:

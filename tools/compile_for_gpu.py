@@ -59,9 +59,7 @@ def target():
 
     name, count = parse_gpu(FLAGS.gpu)
     if not any(map(importlib.util.find_spec, PLUGINS)):
-        raise ValueError(
-            "no GPU compiler: pip install 'dfpo_jax[gpu]' (in an environment of its own)"
-        )
+        raise ValueError("no GPU compiler: pip install 'dfpo_jax[gpu]' (in a separate environment)")
     memory = GPUS[name].hbm_bytes * memory_fraction()
     return devices(name, count), dataclasses.replace(GPUS[name], hbm_bytes=memory)
 

@@ -46,7 +46,7 @@ def target():
 
     name, _ = parse_topology(FLAGS.topology)
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError("no TPU compiler: pip install libtpu (in an environment of its own)")
+        raise ValueError("no TPU compiler: pip install libtpu (in a separate environment)")
     try:
         return topologies.get_topology_desc(FLAGS.topology, platform="tpu").devices, TPUS[name]
     except Exception as error:  # the plugin may raise any type for a wrong topology

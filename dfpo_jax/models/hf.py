@@ -125,11 +125,11 @@ def directory_of(path_or_hub_id: str | os.PathLike, with_weights: bool = False) 
         message = "is neither a directory nor the id of a model"
     except LocalEntryNotFoundError:
         message = (
-            "is no directory, and the Hugging Face hub cannot be reached; give the path of a "
+            "is not a directory, and the Hugging Face hub cannot be reached; give the path of a "
             "directory, or download the model first on a machine with network"
         )
     except HfHubHTTPError as error:
-        message = f"is no directory, and the Hugging Face hub refuses it: {type(error).__name__}"
+        message = f"is not a directory, and the Hugging Face hub refuses it: {type(error).__name__}"
     raise ValueError(f"{str(path_or_hub_id)!r} {message}") from None
 
 
@@ -173,7 +173,7 @@ class SafetensorsSource:
             if index is not None and index.get(name) != where.get(name):
                 raise ValueError(
                     f"tensor {name} is in {where.get(name, 'no file')}; {INDEX} says "
-                    f"{index.get(name, 'nothing of it')}"
+                    f"{index.get(name, 'no file')}"
                 )
 
     def names(self) -> set[str]:

@@ -91,7 +91,7 @@ def extractor(methods: str, pattern: str = "", after: str = "") -> Extract:
     try:
         compiled = re.compile(pattern, re.DOTALL)
     except re.error as error:
-        raise ValueError(f"pattern is {pattern!r}, no regular expression: {error}") from error
+        raise ValueError(f"pattern is {pattern!r}, not a regular expression: {error}") from error
 
     def by_regex(text: str) -> str | None:
         found = list(compiled.finditer(text))

@@ -57,7 +57,7 @@ def _contents(value: Any) -> str:
         return f"has {', '.join(map(str, value)) or 'nothing'}"
     if isinstance(value, list):
         return f"is a list of {len(value)}"
-    return f"is {_kind(value)} and holds nothing further"
+    return f"is {_kind(value)} and contains nothing further"
 
 
 def text_of(where: str, value: Any) -> str:
@@ -74,11 +74,11 @@ def text_of(where: str, value: Any) -> str:
 
 def check_value(where: str, value: Any) -> None:
     """Raise ValueError unless a value is a text that UTF-8 can encode or a finite number."""
-    allowed = "it must hold a text or a finite number"
+    allowed = "it must be a text or a finite number"
     if isinstance(value, str):
         lone = next((c for c in value if "\ud800" <= c <= "\udfff"), None)
         if lone is not None:
-            raise ValueError(f"{where} holds the lone surrogate {lone!r}; {allowed}")
+            raise ValueError(f"{where} contains the lone surrogate {lone!r}; {allowed}")
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{where} is {_kind(value)}; {allowed}")
     elif isinstance(value, float) and not math.isfinite(value):
@@ -132,7 +132,7 @@ class Prompt(string.Formatter):
             if _same_field(name, answer):
                 raise ValueError(
                     f"{self._where}: task.prompt puts {answer!r}, the reference answer, into the "
-                    f"prompt; write {{{{{name}}}}} where the word in braces is meant"
+                    f"prompt; write {{{{{name}}}}} to get the word in braces"
                 )
         value = lookup(self._where, row, name, "task.prompt")
         check_value(f"{self._where}: column {name!r}, which task.prompt names,", value)

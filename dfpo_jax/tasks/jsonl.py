@@ -136,11 +136,11 @@ class JsonlTask(VerifiedTask):
         self.passed_over = len(items) - len(self._items)
         if self.passed_over:
             counts = (self.passed_over, len(items), split, len(items) - len(distinct))
-            words = "%s: %d of %d rows of %s passed over, %d as they repeat a prompt"
+            words = "%s: skipped %d of %d rows of %s, %d of which repeat a prompt"
             _LOG.warning(words, self.name, *counts)
         if not self._items:
             raise ValueError(
-                f"{dataset}: no row is left for split={split!r} ({self.passed_over} passed over)"
+                f"{dataset}: no row is left for split={split!r} ({self.passed_over} skipped)"
             )
         for name in {item.payload["verifier"] for item in self._items}:
             self.verifier.prepare(name)
@@ -227,7 +227,7 @@ class _Builder:
         """
         found = []
         for index, (where, row) in enumerate(entries):
-            if self._columns.empty and _holds(lookup(where, row, self._columns.empty)):
+            if self._columns.empty and _is_filled(lookup(where, row, self._columns.empty)):
                 continue
             found.append(self._item(where, row, index))
         return found
@@ -286,7 +286,7 @@ class _Builder:
         return lettered(where, texts, right)
 
 
-def _holds(value: Any) -> bool:
+def _is_filled(value: Any) -> bool:
     """Whether a cell is not empty; tables write NaN for an empty cell."""
     return bool(value) and value == value
 

@@ -28,7 +28,7 @@ from dfpo_jax.tasks.texts import exact, normalised, symbols
 
 BUILT_IN = ("exact", "normalised", "number", "choice", "math_verify")
 _BASE = re.compile(r"(\w+)_\{?(\d+)\}?")
-_PAIR = re.compile(r"[(\[]-?\d+(?:,-?\d+)+[)\]]")  # (1,234) is no 1234
+_PAIR = re.compile(r"[(\[]-?\d+(?:,-?\d+)+[)\]]")  # (1,234) is not 1234
 _WORDS = re.compile(r"[^\W\d_]{4,}(?:[ -][^\W\d_]+)*|[^\W\d_]+(?:[ -][^\W\d_]{2,})+")
 _ROUNDING = 1e-6
 # In mathematics 1,2 is a list and 5! a factorial, which `numbers` reads as 1.2 and 5.
@@ -46,7 +46,7 @@ def number(response: str, answer: str, tolerance: float) -> float:
     """
     expected, found = parse_number(answer), parse_number(response)
     if expected is None:
-        raise ValueError(f"the reference answer {answer!r} is no number")
+        raise ValueError(f"the reference answer {answer!r} is not a number")
     if found is None:
         return 0.0
     if found == expected:
@@ -144,7 +144,7 @@ def check_reference(name: str, answer: str) -> None:
       ValueError: describes the fault; the caller adds its place in the data.
     """
     if name == "number" and parse_number(answer) is None:
-        raise ValueError(f"the reference answer {answer!r} is no number, which 'number' needs")
+        raise ValueError(f"the reference answer {answer!r} is not a number, which 'number' needs")
     if name == "choice" and _reference_letter(answer) is None:
         raise ValueError(f"the reference answer {answer!r} names no letter, which 'choice' needs")
     if name in BUILT_IN and not answer.strip():

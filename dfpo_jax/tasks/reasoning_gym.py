@@ -204,7 +204,7 @@ class ReasoningGymTask(VerifiedTask):
         try:
             fields = [field for _, field, _, _ in string.Formatter().parse(self._prompt) if field]
         except ValueError as error:
-            raise ValueError(f"prompt={self._prompt!r} is no format string: {error}") from error
+            raise ValueError(f"prompt={self._prompt!r} is not a format string: {error}") from error
         if not fields:
             raise ValueError(
                 f"prompt={self._prompt!r} names no field of the entry, such as {{question}}"
@@ -212,7 +212,7 @@ class ReasoningGymTask(VerifiedTask):
         if any(field.partition("[")[0] == "answer" for field in fields):
             raise ValueError(
                 f"prompt={self._prompt!r} puts 'answer', the reference answer, into the prompt; "
-                "write {{answer}} where the word in braces is meant"
+                "write {{answer}} to get the word in braces"
             )
         next(item for item in map(self._item, range(self._size)) if item is not None)
 

@@ -41,7 +41,7 @@ def read_jsonl(source: str) -> Rows:
     """
     path = pathlib.Path(source)
     if not path.is_file():
-        raise ValueError(f"dataset {source!r} is no file")
+        raise ValueError(f"dataset {source!r} is not a file")
     refuse_pointer(path)
     entries, digest = [], hashlib.sha256()
     with open(path, "rb") as file:
@@ -53,7 +53,7 @@ def read_jsonl(source: str) -> Rows:
             try:
                 row = json.loads(line, object_pairs_hook=_object)
             except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
-                raise ValueError(f"{where} is no JSON: {error}") from error
+                raise ValueError(f"{where} is not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{where} is {type(row).__name__}; it must be an object")
             entries.append(Entry(where, row))
@@ -67,7 +67,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
     return found
 
 
@@ -82,7 +82,7 @@ def read_hub(name: str, subset: str, split: str) -> Rows:
         import datasets
     except ImportError:
         raise ImportError(
-            f"dataset {name!r} is no file, and to read the hub the package datasets is missing: "
+            f"dataset {name!r} is not a file, and reading the hub needs the package datasets: "
             "pip install 'dfpo-jax[data]'"
         ) from None
     try:

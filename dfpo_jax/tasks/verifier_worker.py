@@ -108,7 +108,7 @@ def checked(function):
       TypeError: it cannot be called with (response, answer, payload), or it is a coroutine.
     """
     if not callable(function):
-        raise TypeError(f"{function!r} is no function")
+        raise TypeError(f"{function!r} is not a function")
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError("it is an async function; it must return a number, not a coroutine")
     try:

@@ -136,7 +136,7 @@ class Verifier:
           ValueError: it cannot; gives the reason.
         """
         if name == "" and self._own is None:
-            raise ValueError(f"verifier.name is ''; {self._task} has no verifier of its own")
+            raise ValueError(f"verifier.name is ''; {self._task} has no built-in verifier")
         if _in_processes(name):
             self._pool(name).check(self._settings(name))
 

@@ -116,7 +116,7 @@ class Checkpointer:
         """Inspect the directory; the first save creates it."""
         self.directory = Path(workdir).absolute() / "checkpoints"
         if self.directory.exists() and not self.directory.is_dir():
-            raise NotADirectoryError(f"{self.directory} is no directory")
+            raise NotADirectoryError(f"{self.directory} is not a directory")
         self._keep = keep
         self._manager: ocp.CheckpointManager | None = None
         self._faults: dict[int, str | None] = {}

@@ -86,11 +86,11 @@ def _outline(directory: Path, step: int) -> dict[str, list[int]] | None:
       ValueError: the checkpoint has a fault; gives it.
     """
     if not directory.is_dir():
-        raise ValueError("it is no directory")
+        raise ValueError("it is not a directory")
     if not any(directory.iterdir()):
         raise ValueError("it is empty")
     if not (directory / MARK).is_file():
-        raise ValueError(f"{MARK} is missing, as where writing or copying it was cut off")
+        raise ValueError(f"{MARK} is missing; writing or copying was probably cut off")
     files = _recorded(directory, step)
     for name, (size, _) in (files or {}).items():
         path = directory / name
@@ -112,7 +112,7 @@ def _recorded(directory: Path, step: int) -> dict[str, list[int]] | None:
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError(f"{path.name} cannot be read") from None
         if saved != step:
-            raise ValueError(f"it holds iteration {saved}")
+            raise ValueError(f"it contains iteration {saved}")
     return files if paths and len(paths) == of and len(files) == total else None
 
 
@@ -127,14 +127,14 @@ def _read_arrays(directory: Path, index: int, count: int) -> None:
             try:
                 json.loads((directory / name).read_bytes())
             except ValueError:
-                raise ValueError(f"{name} is no JSON") from None
+                raise ValueError(f"{name} is not JSON") from None
     saved = json.loads((item / "_METADATA").read_bytes())["tree_metadata"].values()
     wanted = sum(x["value_metadata"]["value_type"] == "jax.Array" for x in saved)
     store = {"driver": "ocdbt", "base": f"file://{item}/"}
     keys = [key.decode() for key in tensorstore.KvStore.open(store).result().list().result()]
     arrays = sorted(key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray"))
     if len(arrays) < wanted:
-        raise ValueError(f"it holds {len(arrays)} arrays of {wanted}")
+        raise ValueError(f"it contains {len(arrays)} of {wanted} arrays")
     for name in arrays[index::count]:
         spec = {"driver": "zarr", "kvstore": store | {"path": name}}
         tensorstore.open(spec, open=True).result().read().result()

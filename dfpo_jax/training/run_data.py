@@ -69,7 +69,7 @@ def check_data(workdir: Path, config: Config, new: Mapping[str, str]) -> None:
         if not settings.accept_changed_data:
             raise ValueError(
                 f"{what} is not what the run was started with: its content has changed, or "
-                f"{section} names other data; put it back, or go on with what is there by "
+                f"{section} names other data; restore it, or accept the new data with "
                 f"{section}.accept_changed_data=True"
             )
         _LOG.warning("changed since the run was started: the content of %s", what)
@@ -96,9 +96,9 @@ def check_prompts(path: Path, config: Config, new: Mapping[str, str]) -> None:
     if refused:
         raise ValueError(
             f"the held-out prompts of {', '.join(refused)} are not those that the run began "
-            "with, so that accuracies before and after would not compare; task, out_of_domain, "
-            "evaluation.prompts, their files and the chat template must stay; accept_changed_data "
-            "of the section accepts other ones"
+            "with, so accuracies before and after could not be compared; do not change task, "
+            "out_of_domain, evaluation.prompts, their files or the chat template, or set "
+            "accept_changed_data of the section"
         )
     for name in accepted:
         _LOG.warning(

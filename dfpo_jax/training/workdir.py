@@ -63,7 +63,7 @@ def open_workdir(workdir: str | Path, run: Run, resume: bool = False) -> None:
     distributed.check_same(
         "prompts",
         prompts | data,
-        "; all need the same data, and PYTHONHASHSEED=0 where a data set depends on it",
+        "; all need the same data, and PYTHONHASHSEED=0 if a data set depends on it",
     )
     with failures.shared(code=2), contextlib.ExitStack() as on_error:
         if distributed.is_main():
@@ -80,7 +80,7 @@ def _begin(
     started = distributed.gather(_has_run(workdir))[0]
     if started and not resume:
         raise ValueError(
-            f"workdir {workdir} already holds a run; pass --resume to continue it, or name "
+            f"workdir {workdir} already contains a run; pass --resume to continue it, or name "
             "another --workdir"
         )
     path, new, old, changed = workdir / "config.json", _plain(run.config), None, []
@@ -119,6 +119,6 @@ def _check_state(workdir: Path, run: Run, changed: list[str]) -> None:
     if differences := checkpoints.differences(run.learner.abstract_state):
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(
-            f"workdir {workdir} cannot go on with {'; '.join(changed) or 'this version'}: of "
-            f"the train state that was saved, {', '.join(differences[:3])}{more} would differ"
+            f"workdir {workdir} cannot continue with {'; '.join(changed) or 'this version'}: "
+            f"the saved train state differs in {', '.join(differences[:3])}{more}"
         )

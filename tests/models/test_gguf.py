@@ -215,7 +215,7 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="absent.gguf is no file"):
         load(tmp_path / "absent.gguf")
     (tmp_path / "text").write_text("nothing of the kind, and long enough to look at")
-    with pytest.raises(ValueError, match="text is no GGUF file"):
+    with pytest.raises(ValueError, match="text is not a GGUF file"):
         load(tmp_path / "text")
 
 

@@ -348,7 +348,7 @@ def test_files_that_disagree_with_their_index(directory, tmp_path):
     check(f"tensor {name} is in {last}; .* says {files[0]}", **{name: files[0]})
     check("has no absent.safetensors, which", surprise="absent.safetensors")
     content["weight_map"].pop(name)
-    check(f"tensor {name} is in {last}; .* says nothing of it")
+    check(f"tensor {name} is in {last}; .* says no file")
     twice = load_file(tmp_path / "out" / files[0]) | {name: np.ones((32,), np.float32)}
     save_file(twice, tmp_path / "out" / files[0])
     with pytest.raises(ValueError, match=f"tensor {name} is in both {files[0]} and {last}"):
@@ -364,7 +364,9 @@ def test_directories_without_a_model(directory, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="neither a directory nor the id of a model"):
         load(tmp_path / "absent")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="'some/model' is no directory, .* cannot be reached") as e:
+    with pytest.raises(
+        ValueError, match="'some/model' is not a directory, .* cannot be reached"
+    ) as e:
         load("some/model")
     assert "\n" not in str(e.value)
 

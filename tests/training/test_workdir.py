@@ -41,7 +41,7 @@ def reopen(workdir, config):
 
 def test_a_used_directory_is_refused_and_left_alone(copy):
     before = content(copy)
-    with pytest.raises(ValueError, match="already holds a run; pass --resume"):
+    with pytest.raises(ValueError, match="already contains a run; pass --resume"):
         run_in(copy, tiny())
     with pytest.raises(ValueError, match="metrics.jsonl is a file"):
         open_workdir(copy / "metrics.jsonl", build_run(parse_config(tiny())))
@@ -77,7 +77,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_alone(copy)
 @pytest.mark.parametrize("name", ["config.json", "before.json"])
 def test_a_damaged_file_of_the_run_is_named(copy, name):
     (copy / name).write_text("")
-    with pytest.raises(ValueError, match=rf"{name} is no JSON, or is cut off"):
+    with pytest.raises(ValueError, match=rf"{name} is not a JSON file, or is cut off"):
         reopen(copy, tiny(iterations=2))
 
 
