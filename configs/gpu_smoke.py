@@ -1,20 +1,20 @@
-"""The single-GPU smoke test: a 25M-parameter bfloat16 decoder, a few iterations of everything.
+"""The single-GPU smoke test: a few iterations with a 25M-parameter bfloat16 decoder.
 
 python experiments/train.py --config=configs/gpu_smoke.py --workdir=runs/gpu_smoke
 
-Warm start, sampling, DFPO with cuDNN attention, checkpoints and report on one GPU; the same command
-runs on a CPU, slower. It shows that the installation works, not what DFPO can do.
+It runs warm start, sampling, DFPO with cuDNN attention, checkpoints and the report on one GPU. The
+same command runs on a CPU, more slowly. It tests the installation, not the quality of DFPO.
 """
 
 import string
 
 from dfpo_jax.training.config import default_config
+from dfpo_jax.training.config_argument import check_argument
 
 
 def get_config(arg=None):
     """The run; it takes no argument."""
-    if arg is not None:
-        raise ValueError(f"configs/gpu_smoke.py:{arg}: there is no argument")
+    check_argument(__file__, arg)
     config = default_config()
     config.task.dataset = "spell_backward"
     config.task.parameters = {"min_word_len": 3, "max_word_len": 6}

@@ -1,10 +1,10 @@
-"""Grade-school mathematics by any published chat model; needs the extra "data" or a JSONL file.
+"""Grade-school mathematics with any published chat model; needs the extra "data" or a JSONL file.
 
 python experiments/train.py --config=configs/gsm8k.py --workdir=runs/gsm8k \\
     --config.weights.source=Qwen/Qwen2.5-0.5B-Instruct
 
-Not yet run in full. Without network, rows with "question" and "answer" come from a file, of which a
-share is held out, and weights from a directory:
+Not yet run in full. Without network, give a JSONL file with "question" and "answer", of which a
+share is held out, and a directory with weights:
 
 python experiments/train.py --config=configs/gsm8k.py --workdir=runs/gsm8k \\
     --config.task.dataset=train.jsonl --config.evaluation.out_of_domain=False \\
@@ -12,12 +12,12 @@ python experiments/train.py --config=configs/gsm8k.py --workdir=runs/gsm8k \\
 """
 
 from dfpo_jax.training.config import default_config
+from dfpo_jax.training.config_argument import check_argument
 
 
 def get_config(arg=None):
     """The run; it takes no argument."""
-    if arg is not None:
-        raise ValueError(f"configs/gsm8k.py:{arg}: there is no argument")
+    check_argument(__file__, arg)
     config = default_config()
     config.weights.source = "Qwen/Qwen2.5-0.5B-Instruct"
     config.tokenizer.name = "weights"

@@ -1,32 +1,32 @@
-"""Your own questions and answers from a JSONL file, by any published chat model: start here.
+"""Your own questions and answers from a JSONL file, with any published chat model: start here.
 
 python experiments/train.py --config=configs/jsonl.py --workdir=runs/mine \\
     --config.task.dataset=train.jsonl --config.weights.source=Qwen/Qwen2.5-0.5B-Instruct
 
-A line is an object such as {"question": "2 + 3?", "answer": "5"}. A share of the rows is held out;
---config.task.parameters.held_out=test.jsonl takes another file instead. Columns, prompt and
-verifier are settings like any other:
+A line is an object such as {"question": "2 + 3?", "answer": "5"}. A share of the rows is held out,
+or the file of --config.task.parameters.held_out=test.jsonl. Columns, prompt and verifier are
+ordinary settings:
 
 python experiments/train.py --config=configs/jsonl.py --workdir=runs/mine \\
     --config.task.dataset=train.jsonl --config.task.parameters.answer=target \\
     --config.task.prompt="{problem} End with the number." \\
     --config.task.verifier.name=number --config.task.verifier.extract=last_number
 
---config.task.parameters.messages=COLUMN reads conversations. `tasks/jsonl.py` explains the columns,
-`tasks/verifiers.py` the verifiers; a data set on the hub may take the place of the file. Nothing is
-evaluated out of domain. Sizes suit a model of half a billion parameters; not yet run in full.
+--config.task.parameters.messages=COLUMN reads conversations. `tasks/jsonl.py` documents the columns
+and `tasks/verifiers.py` the verifiers. A data set on the hub may replace the file. There is no
+out-of-domain evaluation. The sizes suit a model of half a billion parameters. Not yet run in full.
 """
 
 import dataclasses
 
 from dfpo_jax.tasks.jsonl import Columns
 from dfpo_jax.training.config import default_config
+from dfpo_jax.training.config_argument import check_argument
 
 
 def get_config(arg=None):
     """The run; it takes no argument."""
-    if arg is not None:
-        raise ValueError(f"configs/jsonl.py:{arg}: there is no argument")
+    check_argument(__file__, arg)
     config = default_config()
     config.weights.source = "Qwen/Qwen2.5-0.5B-Instruct"
     config.tokenizer.name = "weights"

@@ -1,10 +1,10 @@
-"""Qwen3-0.6B on word problems under a verifier that flips 20 %, on one GPU.
+"""Qwen3-0.6B on word problems under a verifier that flips 20 % of its rewards, on one GPU.
 
 python experiments/train.py --config=configs/qwen3_0p6b_math_1gpu.py --workdir=DIR
 
-Compiled, not yet run there. Figures from tools/compile_for_gpu.py --gpu=h100
+Compiled but not yet run on a GPU. Figures from tools/compile_for_gpu.py --gpu=h100
 --programs=prefill,decode,sample,prepare,train (jax 0.10.2), of 59 GiB, the share of a card's memory
-that JAX takes; with --gpu=l4, a card of 24 GiB, the largest is 13.84 of 16 GiB:
+that JAX allocates. With --gpu=l4, a card of 24 GiB, the largest peak is 13.84 of 16 GiB:
 
 prefill: peak 7.33 GiB, 88% spare (arguments 2.22, temporaries 0.16, results 1.62, code 0.00,
   resident 3.33); 1.864 TFLOP, 17.65 GB memory traffic; at least 5.268 ms (HBM)
@@ -22,12 +22,12 @@ import dataclasses
 
 from dfpo_jax.models.config import PRESETS
 from dfpo_jax.training.config import default_config
+from dfpo_jax.training.config_argument import check_argument
 
 
 def get_config(arg=None):
     """The run; it takes no argument."""
-    if arg is not None:
-        raise ValueError(f"configs/qwen3_0p6b_math_1gpu.py:{arg}: there is no such argument")
+    check_argument(__file__, arg)
     config = default_config()
     config.weights.source = "Qwen/Qwen3-0.6B"
     config.tokenizer.name = "weights"

@@ -1,4 +1,4 @@
-"""Qwen3-1.7B on word problems under a verifier that flips 20 %, on 8 chips of v6e.
+"""Qwen3-1.7B on word problems under a verifier that flips 20 % of its rewards, on 8 chips of v6e.
 
 python experiments/train.py --config=configs/qwen3_1p7b_math_v6e8.py --workdir=DIR
 
@@ -25,12 +25,12 @@ import dataclasses
 
 from dfpo_jax.models.config import PRESETS
 from dfpo_jax.training.config import default_config
+from dfpo_jax.training.config_argument import check_argument
 
 
 def get_config(arg=None):
     """The run; it takes no argument."""
-    if arg is not None:
-        raise ValueError(f"configs/qwen3_1p7b_math_v6e8.py:{arg}: there is no such argument")
+    check_argument(__file__, arg)
     config = default_config()
     config.weights.source = "Qwen/Qwen3-1.7B"
     config.tokenizer.name = "weights"

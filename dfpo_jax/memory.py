@@ -1,4 +1,4 @@
-"""Programs that are checked against the memory of their devices before they run."""
+"""Compiles programs ahead of time and checks their memory before they run."""
 
 import weakref
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import jax
 
 
 def free_bytes(device: jax.Device) -> int | None:
-    """Memory of a device that no array occupies, or None where the device does not say."""
+    """Free memory of a device in bytes, or None if the device does not report it."""
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
         return None
@@ -16,34 +16,34 @@ def free_bytes(device: jax.Device) -> int | None:
 
 
 def needed_bytes(analysis: Any) -> int:
-    """What a compiled program takes beside its arguments, from its `memory_analysis()`."""
+    """Bytes that a compiled program needs besides its arguments, from `memory_analysis()`."""
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return analysis.temp_size_in_bytes + results
 
 
 class Checked:
-    """A jitted function that compiles ahead of its first call and refuses to run out of memory.
+    """A jitted function that refuses to run if it needs more memory than is free.
 
-    Each combination of shapes and shardings compiles once, as with `jax.jit`; the compiled program
-    says what it needs beyond its arguments, before it touches a device.
+    Each combination of shapes and shardings compiles once, as with `jax.jit`. The memory of the
+    compiled program is checked before it runs.
 
     Args:
-      name: of the function, for the message.
+      name: name of the function, for the message.
       jitted: from `jax.jit`.
-      advice: for the message, what to do about it.
+      advice: the end of the message: how to need less memory.
     """
 
     def __init__(self, name: str, jitted: Callable[..., Any], advice: str):
-        """Nothing compiles before the first call."""
+        """Compiles nothing."""
         self.jitted, self._name, self._advice, self._programs = jitted, name, advice, {}
         _ALL.add(self)
 
     def __call__(self, *arguments: Any, **static: Any) -> Any:
-        """Call it with arrays, and by name with what the jitted function takes as static.
+        """Call with arrays, and with the jitted function's static arguments by name.
 
         Raises:
-          MemoryError: the program needs more than a device has free; names both and the settings
-            that would make it fit.
+          MemoryError: the program needs more memory than a device has free; gives both figures and
+            the advice.
         """
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
@@ -72,7 +72,7 @@ _ALL: weakref.WeakSet[Checked] = weakref.WeakSet()
 
 
 def clear_caches() -> None:
-    """`jax.clear_caches`, and of the programs that are kept here."""
+    """`jax.clear_caches`, also for the programs of every `Checked`."""
     jax.clear_caches()
     for checked in _ALL:
         checked._programs.clear()

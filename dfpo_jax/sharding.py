@@ -1,7 +1,7 @@
 """Device mesh, logical-axis rules, and shardings of parameters, train states and batches.
 
-Modules name the axes of their parameters ("embed", "heads", ...); `LOGICAL_RULES` says which mesh
-axis each name lies on. The same path runs on every platform: one CPU device is the mesh 1x1x1.
+Modules name the axes of their parameters ("embed", "heads", ...); `LOGICAL_RULES` maps each name to
+a mesh axis. The same code runs on every platform: one CPU device is the mesh 1x1x1.
 
     mesh = create_mesh(fsdp=-1)
     with mesh_context(mesh):
@@ -26,7 +26,7 @@ BATCH_AXES = ("data", "fsdp")
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
-# Order is priority: where two names of one array ask for the same mesh axis, the first rule has it.
+# Order is priority: if two names of one array map to the same mesh axis, the first rule gets it.
 LOGICAL_RULES: Rules = {
     "batch": BATCH_AXES,
     "vocab": "tensor",
@@ -49,13 +49,13 @@ def create_mesh(
     Args:
       data: replicas that split the batch only.
       fsdp: devices that split the batch and the "embed" axis of parameters.
-      tensor: devices that split heads, MLP width and vocabulary. One of the three sizes may be -1:
-        as many as the devices allow.
+      tensor: devices that split heads, MLP width and vocabulary. One of the three sizes may be -1,
+        which takes all remaining devices.
       devices: devices to use; all of `jax.devices()` by default.
 
     Raises:
-      ValueError: a size is neither positive nor -1, more than one is -1, the known sizes do not
-        divide the device count where one is -1, or the product exceeds it.
+      ValueError: a size is neither positive nor -1, more than one is -1, one is -1 and the others
+        do not divide the device count, or the product exceeds it.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -78,7 +78,7 @@ def create_mesh(
             f"{len(devices)}"
         )
     shape = tuple(sizes.values())
-    if used == len(jax.devices()) == len(devices):  # let JAX choose the order on a real topology
+    if used == len(jax.devices()) == len(devices):  # JAX chooses the order that suits the topology
         return jax.make_mesh(
             shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices
         )
@@ -88,10 +88,10 @@ def create_mesh(
 
 @contextlib.contextmanager
 def mesh_context(mesh: Mesh, rules: Rules = LOGICAL_RULES) -> Iterator[Mesh]:
-    """Sets the mesh (`jax.set_mesh`) and the rules by which models constrain their activations.
+    """Sets the mesh (`jax.set_mesh`) and the rules that lay out the activations of models.
 
-    With `jax.set_mesh(mesh)` alone the results are the same; the compiler then chooses the layout
-    of activations from that of parameters and inputs.
+    With only `jax.set_mesh(mesh)` the results are the same, but the compiler chooses the layout of
+    activations.
     """
     with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(rules.items())):
         yield mesh
@@ -100,74 +100,56 @@ def mesh_context(mesh: Mesh, rules: Rules = LOGICAL_RULES) -> Iterator[Mesh]:
 def shardings(tree: ArrayTree, mesh: Mesh, rules: Rules = LOGICAL_RULES) -> ArrayTree:
     """`NamedSharding` of every array in a tree of (abstract) arrays, boxed or not.
 
-    A leaf in an `nn.LogicallyPartitioned` box is laid out by the rules; any other is replicated.
-    An axis whose size its mesh axes do not divide is replicated too (`undivided` lists those).
-    Boxes stay in the result, around the sharding, so that it has the structure of `tree` and fits
-    `out_shardings`. Optimizer states made from boxed parameters are boxed, so one call covers a
-    whole train state.
+    The rules lay out leaves in an `nn.LogicallyPartitioned` box; other leaves are replicated. So is
+    an axis whose size its mesh axes do not divide. The result keeps the boxes around the shardings,
+    so it has the structure of `tree` and fits `out_shardings`. Optimizer states made from boxed
+    parameters are boxed, so one call covers a whole train state.
 
     Args:
       tree: e.g. `jax.eval_shape(init, key)`.
       mesh: from `create_mesh`.
-      rules: logical name -> mesh axis, mesh axes, or None; a name without a rule is an error.
+      rules: logical name -> mesh axis, mesh axes, or None.
 
     Raises:
-      ValueError: a logical name has no rule; the message names it and those that have.
+      ValueError: a logical name has no rule; the message names it and those with a rule.
     """
 
     def one(leaf):
         if not _is_box(leaf):
             return NamedSharding(mesh, PartitionSpec())
-        spec, _ = _spec(leaf, mesh, rules)
-        return leaf.replace_boxed(NamedSharding(mesh, spec))
+        return leaf.replace_boxed(NamedSharding(mesh, _spec(leaf, mesh, rules)))
 
     return jax.tree.map(one, tree, is_leaf=_is_box)
 
 
-def undivided(
-    tree: ArrayTree, mesh: Mesh, rules: Rules = LOGICAL_RULES
-) -> list[tuple[str, str, int, int]]:
-    """Axes that `shardings` replicates because their size is no multiple of their mesh axes.
-
-    Returns:
-      (path of the array, logical axis, its size, number of devices along its mesh axes) each.
-    """
-    found = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_box):
-        if _is_box(leaf):
-            _, dropped = _spec(leaf, mesh, rules)
-            found.extend((jax.tree_util.keystr(path), *entry) for entry in dropped)
-    return found
-
-
 def mesh_size(*axes: str) -> int:
-    """Number of devices along axes of the mesh in force; 1 without one."""
+    """Number of devices along axes of the current mesh; 1 without a mesh."""
     shape = dict(jax.sharding.get_abstract_mesh().shape)
     return math.prod(shape.get(axis, 1) for axis in axes)
 
 
 def batch_devices() -> int:
-    """Number of devices that the batch is split over by the mesh in force."""
+    """Number of devices over which the current mesh splits the batch."""
     return mesh_size(*BATCH_AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
+    """The sharding with a whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over "data" and "fsdp"."""
+    """The sharding that splits the leading axis over "data" and "fsdp"."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def put_batch(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
     """Places host arrays [B, ...] on the mesh, split along B; scalars are replicated.
 
-    With several processes each gives the whole array, of which only its own rows are read.
+    Each of several processes must pass the whole array; only its own rows are read.
 
     Raises:
-      ValueError: B of some array is no multiple of data * fsdp; names the array and both numbers.
+      ValueError: B of an array is not a multiple of data * fsdp; names the array and both numbers.
     """
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
@@ -192,7 +174,7 @@ def put_replicated(value: Array | float, mesh: Mesh) -> Array:
 
 
 def to_host(tree: ArrayTree) -> ArrayTree:
-    """Device arrays as whole NumPy arrays, in every process."""
+    """Whole NumPy arrays of device arrays, in every process."""
 
     def one(leaf):
         if leaf.is_fully_addressable or leaf.is_fully_replicated:
@@ -203,13 +185,13 @@ def to_host(tree: ArrayTree) -> ArrayTree:
 
 
 def own_rows(count: int) -> slice:
-    """The share of `count` rows of host work, such as verifying, that falls to this process."""
+    """This process's share of `count` rows of work on the host, such as verifying."""
     edges = [round(count * i / jax.process_count()) for i in range(jax.process_count() + 1)]
     return slice(edges[jax.process_index()], edges[jax.process_index() + 1])
 
 
 def gather_rows(rows: np.ndarray, count: int) -> np.ndarray:
-    """[count, ...] from what each process computed for its `own_rows`; a collective."""
+    """Gathers the `own_rows` that each process computed to [count, ...]; a collective."""
     if jax.process_count() == 1:
         return rows
     whole = np.zeros((count, *rows.shape[1:]), rows.dtype)
@@ -218,12 +200,12 @@ def gather_rows(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def _is_box(leaf) -> bool:
-    """Whether a node is a parameter with logical axis names."""
+    """Whether a node of a tree is a box with logical axis names."""
     return isinstance(leaf, nn.LogicallyPartitioned)
 
 
-def _spec(box, mesh: Mesh, rules: Rules) -> tuple[PartitionSpec, list[tuple[str, int, int]]]:
-    """The partition of one boxed array, and the axes that fell back to replication."""
+def _spec(box, mesh: Mesh, rules: Rules) -> PartitionSpec:
+    """The partition of one boxed array; an axis that does not divide is replicated."""
     names, shape = box.names, box.value.shape
     if len(names) != len(shape):
         raise ValueError(f"an array of shape {shape} has the logical axes {names}")
@@ -233,17 +215,13 @@ def _spec(box, mesh: Mesh, rules: Rules) -> tuple[PartitionSpec, list[tuple[str,
     priority = list(rules)
     spec: list[str | tuple[str, ...] | None] = [None] * len(names)
     taken: set[str] = set()
-    dropped = []
     named = [i for i, name in enumerate(names) if name is not None]
     for i in sorted(named, key=lambda i: priority.index(names[i])):
         target = rules[names[i]]
         axes = (target,) if isinstance(target, str) else tuple(target or ())
-        if not axes or taken & set(axes):
-            continue
         parts = math.prod(mesh.shape[axis] for axis in axes)
-        if shape[i] % parts:
-            dropped.append((names[i], shape[i], parts))
+        if not axes or taken & set(axes) or shape[i] % parts:
             continue
         spec[i] = target
         taken |= set(axes)
-    return PartitionSpec(*spec), dropped
+    return PartitionSpec(*spec)

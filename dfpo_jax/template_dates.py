@@ -1,10 +1,10 @@
-"""Chat templates that write today's date, given one day for good."""
+"""Fixes the date in chat templates that write today's date."""
 
 import datetime
 
 _DIRECTIVES = "aAbBcdDeFGgHIjmMpRSTuUVwWxXyY"
-# strftime in the template's own language: what `transformers` hands to a template is plain data,
-# and its own strftime_now reads the clock. A directive is one letter behind %, or two with "-".
+# strftime in the template's language: `transformers` passes only plain data to a template, and its
+# own strftime_now reads the clock. A directive is % with one letter, or with "-" and a letter.
 _MACRO = """{%- macro strftime_now(format) -%}
 {%- set day = DAY -%}
 {%- for part in format.split('%') -%}
@@ -18,14 +18,14 @@ _MACRO = """{%- macro strftime_now(format) -%}
 
 
 def dated(template: str, date: str) -> tuple[str, dict[str, str]]:
-    """A template for which it is always the same day, and what it must be given besides.
+    """A template that always sees the same date, and the variables to render it with.
 
     Args:
-      template: the text of a chat template; one that asks for no date stays as it is.
+      template: the text of a chat template; one without a date is returned unchanged.
       date: YYYY-MM-DD.
 
     Returns:
-      The template, and variables: `date_string`, in Llama's format, where the template reads it.
+      The template, and variables: `date_string`, in Llama's format, if the template reads it.
     """
     day = datetime.datetime.fromisoformat(date)
     variables = {"date_string": day.strftime("%d %b %Y")} if "date_string" in template else {}

@@ -1,7 +1,7 @@
-"""Tokenizers: one of characters built in memory, published ones, strict encoding, padding.
+"""Tokenizers: a character one built in memory, published ones, strict encoding and padding.
 
 Everything here runs on the host and returns Python lists or numpy arrays. Any `transformers`
-tokenizer works wherever one is asked for; `character_tokenizer` is the small default.
+tokenizer works; `character_tokenizer` is the small default.
 """
 
 import functools
@@ -18,27 +18,27 @@ from dfpo_jax.models.gguf_tokenizer import gguf_tokenizer
 from dfpo_jax.published_files import read_json, refuse_pointer
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
-NO_TOKEN = "\ufffd"  # the text of an id that a tokenizer has no token for
+NO_TOKEN = "\ufffd"  # the text of an id without a token
 
 
 def character_tokenizer(alphabet: str, *, pad_is_eos: bool = False) -> PreTrainedTokenizerFast:
-    """Builds a tokenizer with one token per character of `alphabet`, with no file and no network.
+    """Builds a tokenizer with one token per character of `alphabet`, without files or network.
 
     Ids: the special tokens first (`<pad>`, `<bos>`, `<eos>`, `<unk>`), then the characters in the
-    order of `alphabet`. Nothing is added around a text on encoding, and decoding joins characters
-    without spaces, so `decode(encode(text)) == text`. A text that spells a special token, such as
-    "<eos>", is encoded as its characters, never as the special token.
+    order of `alphabet`. Encoding adds nothing around a text, and decoding joins characters without
+    spaces, so `decode(encode(text)) == text`. A text that spells a special token, such as "<eos>",
+    is encoded as characters, never as the special token.
 
     Args:
       alphabet: the characters, each once.
-      pad_is_eos: there is no `<pad>` token and the pad id is the `<eos>` id, as in many published
+      pad_is_eos: whether the pad id is the `<eos>` id and there is no `<pad>`, as in many published
         models; masks must then come from lengths, never from `tokens != pad_id`.
 
     Raises:
       ValueError: the alphabet is empty or repeats a character.
     """
     if not alphabet:
-        raise ValueError("alphabet is empty; it must hold at least one character")
+        raise ValueError("alphabet is empty; it must have at least one character")
     repeated = [character for character, count in Counter(alphabet).items() if count > 1]
     if repeated:
         raise ValueError(f"alphabet repeats {repeated}; each character must occur once")
@@ -60,7 +60,7 @@ def character_tokenizer(alphabet: str, *, pad_is_eos: bool = False) -> PreTraine
 
 
 def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A published tokenizer; one without a pad token pads with eos.
+    """A published tokenizer; if it has no pad token, it pads with eos.
 
     `transformers` reads a directory or hub id, `models.gguf_tokenizer` a GGUF file.
 
@@ -69,8 +69,8 @@ def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     Raises:
       ImportError: a package that reads the file is not installed.
-      ValueError: there is no such tokenizer, a file of it is a git-lfs pointer, cut off or no JSON,
-        or it has no eos token; one line.
+      ValueError: there is no such tokenizer, one of its files is a git-lfs pointer, cut off or not
+        JSON, or it has no eos token; in one line.
     """
     if pretrained.is_gguf(name):
         tokenizer = gguf_tokenizer(pretrained.locate(name))
@@ -86,7 +86,7 @@ def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def _from_transformers(name: str) -> PreTrainedTokenizerBase:
     directory = pathlib.Path(name)
     for path in sorted(directory.iterdir()) if directory.is_dir() else []:
-        # A template or a list of words that is a pointer would be read as the text it is.
+        # A pointer in place of a template or word list would be read as if it were one.
         if path.is_file() and path.suffix != ".safetensors":
             refuse_pointer(path)
     try:
@@ -101,7 +101,7 @@ def _from_transformers(name: str) -> PreTrainedTokenizerBase:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text`, with no special token added; a special token spelled in it is text.
+    """Token ids of `text`, without special tokens; a special token spelled in it is text.
 
     Raises:
       ValueError: the tokenizer has no token for some character of `text`; the message names the
@@ -109,7 +109,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """
     ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     unknown = tokenizer.unk_token_id
-    # Some published tokenizers let an ordinary token double as the unknown one.
+    # Some published tokenizers also use an ordinary token, such as eos, as the unknown one.
     if unknown is None or unknown == tokenizer.eos_token_id or unknown not in ids:
         return ids
     for position, character in enumerate(text):
@@ -129,12 +129,12 @@ def beginning(tokenizer: PreTrainedTokenizerBase, how: str = "auto") -> tuple[in
     """Token ids that a raw text begins with.
 
     Args:
-      tokenizer: of the text.
-      how: "auto", as the tokenizer itself begins a text: with bos for Llama and Gemma, which write
-        garbage without it, with nothing for Qwen; "bos", its bos token; or "nothing".
+      tokenizer: the text's tokenizer.
+      how: "auto" for the tokenizer's own beginning, which is bos for Llama and Gemma (they write
+        garbage without it) and nothing for Qwen; "bos" for its bos token; or "nothing".
 
     Raises:
-      ValueError: `how` is none of these, or "bos" and the tokenizer has none.
+      ValueError: `how` is none of these, or it is "bos" and the tokenizer has no bos token.
     """
     if how not in BEGINNINGS:
         raise ValueError(f"begin is {how!r}; it must be one of {', '.join(BEGINNINGS)}")
@@ -149,10 +149,10 @@ def beginning(tokenizer: PreTrainedTokenizerBase, how: str = "auto") -> tuple[in
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:
-    """The text of token ids [T], special tokens by their names.
+    """The text of token ids [T], with the names of special tokens.
 
-    A model may have ids that its tokenizer has no token for, where its vocabulary is padded; each
-    is `NO_TOKEN` here, U+FFFD, while `tokenizer.decode` leaves them out.
+    A model with a padded vocabulary has ids without a token. They become `NO_TOKEN`, U+FFFD, while
+    `tokenizer.decode` would omit them.
     """
     known = _known_ids(tokenizer)
     missing = ~known[np.minimum(tokens, len(known) - 1)]
@@ -169,7 +169,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _known_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Whether there is a token of each id up to the largest, and False for the next."""
+    """Whether each id up to the largest has a token, and False for the next id."""
     ids = list(tokenizer.get_vocab().values())
     known = np.zeros(max(ids) + 2, bool)
     known[ids] = True
@@ -179,9 +179,9 @@ def _known_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 def left_pad(
     sequences: Sequence[Sequence[int]], length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pads on the left, as prompts are: (tokens [B, length] int32, mask [B, length] float32).
+    """Pads prompts on the left: (tokens [B, length] int32, mask [B, length] float32).
 
-    The mask is 1 on the given tokens, decided by their number and not by their ids.
+    The mask is 1 on the given tokens, and depends only on their number, not on their ids.
 
     Raises:
       ValueError: a sequence is longer than `length`.
@@ -192,7 +192,7 @@ def left_pad(
 def right_pad(
     sequences: Sequence[Sequence[int]], length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pads on the right, as responses are; otherwise the same as `left_pad`.
+    """Pads responses on the right; otherwise the same as `left_pad`.
 
     Raises:
       ValueError: a sequence is longer than `length`.

@@ -2,8 +2,8 @@
 
     python experiments/evaluate.py --workdir=runs/quickstart --k=1,4,16
 
-Reads config.json and a checkpoint from a directory that `experiments/train.py` made. Prints a
-table; `--json=PATH` writes the same figures.
+It reads config.json and a checkpoint from a directory of `experiments/train.py`, and prints a
+table; `--json=PATH` also writes the figures to a file.
 """
 
 import json

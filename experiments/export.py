@@ -1,10 +1,10 @@
-"""Export a checkpoint to a directory that transformers and vLLM load.
+"""Export a checkpoint to a directory that transformers and vLLM can load.
 
     python experiments/export.py --workdir=runs/smollm2 --directory=exported
 
-Writes config.json, safetensors, tokenizer with its chat template, and the generation settings the
-first weights were published with, the tokens that end a response among them. LoRA is folded into
-the weights.
+It writes config.json, safetensors, the tokenizer with its chat template, and the generation
+settings that were published with the first weights, including the tokens that end a response. LoRA
+is folded into the weights.
 """
 
 import jax
@@ -22,15 +22,15 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Not at import: flags are global, and tests import this file."""
+    """Defines the flags; not at import, since flags are global and tests import this file."""
     flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
-    flags.DEFINE_string("directory", None, "Where to write; new or empty.", required=True)
+    flags.DEFINE_string("directory", None, "Output directory; must be new or empty.", required=True)
     flags.DEFINE_integer("step", None, "Iteration; the newest intact checkpoint by default.")
-    flags.DEFINE_enum("dtype", None, DTYPES, "Type of the weights; as trained by default.")
+    flags.DEFINE_enum("dtype", None, DTYPES, "Type of the weights; the trained type by default.")
 
 
 def generation_config(run: Run) -> GenerationConfig:
-    """What was published with the weights, with the run's own special tokens."""
+    """The generation settings published with the weights, with the run's special tokens."""
     source = run.config.weights.source
     found = pretrained.generation_config(source) if source else GenerationConfig()
     found.eos_token_id = list(run.sampler.eos_ids)
@@ -44,8 +44,8 @@ def export(workdir: str, directory: str, step: int | None = None, dtype: str | N
     """Write a checkpoint's policy; returns its iteration.
 
     Raises:
-      FileNotFoundError: no run or no such checkpoint in `workdir`.
-      ValueError: `directory` is in use.
+      FileNotFoundError: `workdir` has no run or no such checkpoint.
+      ValueError: `directory` is not empty.
     """
     run, state = load_run(workdir, step)
     params = lora.fold(state.params["policy"], run.config.model.lora)
@@ -62,7 +62,7 @@ def export(workdir: str, directory: str, step: int | None = None, dtype: str | N
 
 
 def main():
-    """Export and say what."""
+    """Export, and print the iteration."""
     with command_line.user_errors():
         step = export(FLAGS.workdir, FLAGS.directory, FLAGS.step, FLAGS.dtype)
     print(f"iteration {step} of {FLAGS.workdir} is in {FLAGS.directory}")

@@ -1,11 +1,11 @@
-"""Look at responses, before and after training side by side.
+"""Print responses, before and after training side by side.
 
     python experiments/generate.py --workdir=runs/smollm2 --states=weights,newest
     python experiments/generate.py --weights=smollm2 --prompt="What is 2 + 3?"
 
-States of a run are "weights" (what it started from), "newest" (the newest intact checkpoint) or the
-iteration of a checkpoint.
-Prompts are held-out items of the run, or those given by --prompt. Greedy unless --temperature.
+States of a run are "weights" (the weights it started from), "newest" (the newest intact checkpoint)
+or the iteration of a checkpoint. Prompts are held-out items of the run, or those of --prompt.
+Responses are greedy unless --temperature is set.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Not at import: flags are global, and tests import this file."""
+    """Defines the flags; not at import, since flags are global and tests import this file."""
     flags.DEFINE_string("workdir", None, "Directory of a run.")
     flags.DEFINE_string("weights", None, "Published weights, instead of a run.")
     flags.DEFINE_list("states", ["newest"], "States of the run, one column each.")
     flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
-    flags.DEFINE_integer("items", 4, "Held-out items, where no prompt is given.")
+    flags.DEFINE_integer("items", 4, "Number of held-out items, if there is no --prompt.")
     flags.DEFINE_enum("set", "in_domain", ["in_domain", "out_of_domain"], "Which items.")
     flags.DEFINE_float("temperature", 0.0, "0 for greedy responses.")
     flags.DEFINE_integer("max_new_tokens", None, "Limit; the run's by default.")
@@ -41,7 +41,7 @@ def define_flags() -> None:
 
 
 def run_of_weights(source: str, chat: bool) -> Run:
-    """A run that is never trained, around published weights."""
+    """A run for published weights that is never trained."""
     return build_run(
         parse_config(
             {
@@ -63,8 +63,8 @@ def policy_of(run: Run, workdir: str | None, name: str) -> ArrayTree:
     """The policy's parameters in a state.
 
     Raises:
-      FileNotFoundError: no such checkpoint.
-      ValueError: no such state.
+      FileNotFoundError: there is no such checkpoint.
+      ValueError: there is no such state.
     """
     if name == "weights":
         section = run.config.weights

@@ -2,18 +2,18 @@
 
 Any key of the configuration can be overridden: --config.train.iterations=20. See `configs/`.
 
-The directory is locked while the run lasts; a second run there is refused. --resume goes on from
-the newest intact checkpoint, and names those that are damaged.
+The run locks its directory, so a second run in it is refused. --resume continues from the newest
+intact checkpoint and names damaged ones.
 
-Runs of several processes start this same command once in each; `training/distributed.py` says by
-which environment they find each other.
+For a run of several processes, start this command once per process; `training/distributed.py`
+documents the environment variables by which they find each other.
 
-With --check nothing is trained and no directory touched: the program builds everything, prints the
-settings, parameters and the memory that each program needs, and ends.
+--check trains nothing and touches no directory: the program builds everything, prints the settings,
+the parameters and the memory that each program needs, and exits.
 
 Exit codes: 0 done; 1 stopped by an error during training; 2 bad configuration or flags; 75 stopped
-by SIGTERM or SIGINT with its state saved, to be started again with --resume. All processes of a run
-end with the code and the message of the first that fails.
+by SIGTERM or SIGINT with its state saved, so that --resume can continue it. All processes of a run
+end with the code and the message of the first one that fails.
 """
 
 import logging
@@ -25,7 +25,7 @@ from absl import flags
 from dfpo_jax.training import command_line
 
 _CONFIG = command_line.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made if missing.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; created if missing.")
 _RESUME = flags.DEFINE_bool("resume", False, "Continue from the newest intact checkpoint.")
 _CHECK = flags.DEFINE_bool("check", False, "Build and describe the run, without training it.")
 
@@ -42,7 +42,7 @@ def _describe(lines: Iterator[str], shown: bool) -> None:
 
 
 def main():
-    """Train, and say where the results are."""
+    """Train, and print the results."""
     with command_line.user_errors():
         if not (_CHECK.value or _WORKDIR.value):
             raise ValueError("--workdir must be set, or --check")

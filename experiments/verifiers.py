@@ -1,21 +1,22 @@
-"""How noisy is a verifier? Try it on your own file, before a policy is trained on its rewards.
+"""Measures how noisy a verifier is on your own file, before you train a policy on its rewards.
 
     python experiments/verifiers.py --dataset=train.jsonl --name=number --extract=last_number
     python experiments/verifiers.py --dataset=train.jsonl --preset=gsm8k
     python experiments/verifiers.py --preset=math500 --responses=runs/mine/samples.jsonl
     python experiments/verifiers.py --name=number --extract=hashes --answer=18 --response="#### 18"
 
-With a data set, every reference answer is put into the dresses that models write, right and wrong
-ones, and the table says how many right ones the verifier misses (false negatives) and how many
-wrong ones it rewards (false positives), by the kind of the reference. What each response should
-earn follows from how it was made; `_verifiers` makes them.
+With a data set, the program makes right and wrong responses from each reference answer, with the
+texts ("dresses") that models write around an answer. For each kind of reference, a table gives how
+many right responses the verifier misses (false negatives) and how many wrong ones it rewards (false
+positives). Whether a response is right follows from how `_verifiers` made it.
 
-With --responses, a JSONL file of objects with "response" and either "answer" or "prompt" (a prompt
-of the data set), such as the samples.jsonl of a run, the table says what the verifier found in each
-response and what it gave; a "clean_reward" or "reward" in the file is compared with it.
+--responses takes a JSONL file, such as a run's samples.jsonl, of objects with "response" and either
+"answer" or "prompt" (a prompt of the data set). The table then gives the answer that the verifier
+found in each response and its reward, and compares that with a "clean_reward" or "reward" in the
+file.
 
-Flags mean what the settings of `config.task` with these names mean. The verifier is `normalised`
-unless --name or --preset say otherwise, and rows may name their own, as in training.
+Flags have the meaning of the settings of `config.task` with the same names. The verifier is
+`normalised` unless --name or --preset is given, and rows may name their own, as in training.
 """
 
 import ast
@@ -38,21 +39,21 @@ _VERIFIER = ("name", "extract", "pattern", "after", "tolerance", "timeout")
 
 
 def define_flags() -> None:
-    """Not at import: flags are global, and tests import this file."""
+    """Defines the flags; not at import, since flags are global and tests import this file."""
     default = VerifierConfig()
     flags.DEFINE_string("dataset", None, "A JSONL file, or the id of a data set on the hub.")
     flags.DEFINE_string("preset", "", "A preset of config.task.preset.")
     flags.DEFINE_string("parameters", "{}", "config.task.parameters, as a Python dictionary.")
     flags.DEFINE_string("prompt", None, "Format string over a row.")
     flags.DEFINE_string("name", None, "The verifier.")
-    flags.DEFINE_string("extract", None, "How the answer is found in a response.")
-    flags.DEFINE_string("pattern", None, "Of --extract=regex.")
-    flags.DEFINE_string("after", None, "Marker behind which the answer is looked for.")
-    flags.DEFINE_float(
-        "tolerance", None, f"Of the verifier number; {default.tolerance} by default."
+    flags.DEFINE_string("extract", None, "How to find the answer in a response.")
+    flags.DEFINE_string("pattern", None, "The pattern of --extract=regex.")
+    flags.DEFINE_string("after", None, "Marker after which the answer must be.")
+    flags.DEFINE_float("tolerance", None, f"Tolerance of number; {default.tolerance} by default.")
+    flags.DEFINE_float("timeout", None, f"Seconds per verdict; {default.timeout} by default.")
+    flags.DEFINE_integer(
+        "items", 100, "Number of rows, from the first, whose references are used.", 1
     )
-    flags.DEFINE_float("timeout", None, f"Seconds of a verdict; {default.timeout} by default.")
-    flags.DEFINE_integer("items", 100, "Rows whose references are tried, the first ones.", 1)
     flags.DEFINE_integer("show", 10, "Mistakes to show of each kind.", 0)
     flags.DEFINE_string("responses", None, "A JSONL file of responses to judge instead.")
     flags.DEFINE_string("response", None, "One response to judge, against --answer.")
@@ -64,7 +65,7 @@ def section(values: dict) -> TaskConfig:
     """The section `task` that the flags describe.
 
     Args:
-      values: flags by name; None where one is not given.
+      values: flags by name; None for flags that are not given.
 
     Raises:
       ValueError: a flag, its value and what is allowed.
@@ -75,7 +76,8 @@ def section(values: dict) -> TaskConfig:
             raise ValueError
     except (SyntaxError, ValueError):
         raise ValueError(
-            f"--parameters={values['parameters']} is no dictionary such as {{'answer': 'target'}}"
+            f"--parameters={values['parameters']} is not a dictionary such as "
+            "{'answer': 'target'}"
         ) from None
     given = {name: values[name] for name in _VERIFIER if values[name] is not None}
     if not values["preset"]:
@@ -93,7 +95,7 @@ def section(values: dict) -> TaskConfig:
 
 
 def rehearse(task: VerifiedTask, count: int) -> list[dict]:
-    """Every dress of the references of a task's first items, judged.
+    """Judges every dress of the references of a task's first items.
 
     Returns:
       One dictionary a pair: kind, answer, response, found, right (by construction), reward, status.
@@ -122,7 +124,7 @@ def rehearse(task: VerifiedTask, count: int) -> list[dict]:
 
 
 def judge_file(path: str, verifier: Verifier, task: VerifiedTask | None) -> list[dict]:
-    """The responses of a file, judged.
+    """Judges the responses of a file.
 
     Returns:
       One dictionary a response: answer, response, found, reward, status, and `given`, the reward in

@@ -63,16 +63,6 @@ def last_valid(mask):
     return out
 
 
-def eos_mask(tokens, eos_ids):
-    out = np.zeros(tokens.shape)
-    for b, row in enumerate(tokens):
-        for i, token in enumerate(row):
-            out[b, i] = 1
-            if int(token) in eos_ids:
-                break
-    return out
-
-
 def gae(rewards, values, mask, discount, lambda_, final_values=None):
     """Cuts the masked tokens out, sums discounted temporal differences forwards, puts them back."""
     batch, time = rewards.shape
@@ -166,10 +156,3 @@ def crps(samples, x):
 
 def cdf(quantiles, x):
     return sum(1.0 if q < x else 0.5 if q == x else 0.0 for q in quantiles) / len(quantiles)
-
-
-def interval_coverage(quantiles, x, level):
-    num = len(quantiles)
-    levels = [(j + 0.5) / num for j in range(num)]
-    low, high = np.interp([(1 - level) / 2, (1 + level) / 2], levels, quantiles)
-    return float(low <= x <= high)

@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = """
 (root)
 types settings published_files template_dates
+ops.checks
 ops.masking
 ops.ode
 ops.returns
@@ -86,6 +87,7 @@ contracts.measure
 contracts.*
 contracts
 training.sources training.moved_settings training.settings_dict training.unread
+training.config_argument
 training.config_keys
 training.config training.config_diff
 training.json_lines training.command_line

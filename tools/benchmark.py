@@ -1,8 +1,8 @@
-"""Timings of pairs of programs, run alternately in one process: medians and ratios.
+"""Times pairs of programs that take turns in one process; prints medians and ratios.
 
     python tools/benchmark.py [--json=PATH] [--only=train_step,...]
 
-Absolute times depend on the machine; ratios of programs that take turns do not, much.
+Absolute times depend on the machine; ratios of programs that take turns depend on it much less.
 """
 
 import functools
@@ -67,7 +67,7 @@ def _learner(model: Transformer, critic: Critics) -> Learner:
 def train_step(repeats: int) -> dict:
     """One train step (targets and advantages, then the update) of DFPO against PPO.
 
-    A trunk of 22M parameters each for policy and critic, the same batch, default settings.
+    Policy and critic each have a trunk of 21.3M parameters; same batch, default settings.
     """
     config = TransformerConfig(
         vocab_size=4096,
@@ -123,7 +123,7 @@ def inference(repeats: int) -> dict:
     counts, programs = {}, {}
     for name, program in {"euler_16": euler, "one_step": one_step}.items():
         evaluations = 0
-        with jax.disable_jit():  # loops run in Python, so every evaluation is counted
+        with jax.disable_jit():  # loops then run in Python, so every evaluation counts
             program(params, condition[:1, :1], noise[:1, :1])
         counts[f"velocity_evaluations_{name}"] = evaluations
         programs[name] = functools.partial(jax.jit(program), params, condition, noise)
@@ -132,12 +132,12 @@ def inference(repeats: int) -> dict:
 
 
 def _resident_bytes() -> int:
-    """This process's resident memory now."""
+    """Current resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class _Peak:
-    """The largest resident memory inside the context, above that at its start."""
+    """The largest increase of resident memory inside the context."""
 
     def __enter__(self):
         self._start = self._most = _resident_bytes()
@@ -157,11 +157,11 @@ class _Peak:
 
 
 def checkpoint(repeats: int) -> dict:
-    """Saving the state of DFPO on a decoder of SmolLM2-135M's shape, between train steps.
+    """Saving the state of DFPO, for a decoder of SmolLM2-135M's shape, between train steps.
 
-    `stall` is how long `save` holds up the thread that trains, `step` a train step of 512 tokens;
-    the share is that of one save every 10 steps. Host memory, arrays of the state included (they
-    lie on the host here), is given over the size of the state.
+    `stall` is how long `save` blocks the training thread, and `step` the time of a train step of
+    512 tokens; their ratio assumes one save every 10 steps. Host memory is given as a multiple of
+    the state's size, and includes the state's arrays, which are on the host here.
     """
     config = TransformerConfig(49152, 576, 30, 9, 3, 64, 1536, norm_eps=1e-5)
     learner = _learner(Transformer(config), Critics("flow", trunk="detached"))
@@ -207,7 +207,7 @@ BENCHMARKS = {
 
 
 def main():
-    """Run the chosen benchmarks and print a line each."""
+    """Run the chosen benchmarks and print a line for each."""
     with command_line.user_errors():
         for name in sorted(set(_ONLY.value) - set(BENCHMARKS)):
             raise ValueError(f"--only={name}: there are {', '.join(BENCHMARKS)}")

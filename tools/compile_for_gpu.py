@@ -1,15 +1,15 @@
-"""Compile the programs of a configuration for GPUs that need not be there.
+"""Compile the programs of a configuration for GPUs, without having any.
 
     python tools/compile_for_gpu.py --config=configs/qwen3_0p6b_math_1gpu.py --gpu=h100
 
-XLA's own GPU compiler runs on this machine's CPU; no weights, no tokenizer and no arrays are
-needed, and no driver. It comes with the extra `gpu`, in an environment of its own. Attention is
-lowered for cuDNN where a GPU's would be. Two things differ from what a GPU itself compiles: tile
-sizes of matrix products are not tuned by running them, and cuDNN's kernels are chosen there, with
-what workspace they want.
+XLA's GPU compiler runs on this machine's CPU and needs no weights, tokenizer, arrays or driver. It
+comes with the extra `gpu`; install that in a separate environment. Attention is lowered for cuDNN
+where it would be on a GPU. Two things differ from compiling on a GPU: the tile sizes of matrix
+products are not tuned by running them, and cuDNN's choice of kernels, with their workspace, is not
+known.
 
-Prints what `compile_for_tpu.py` prints. A chip's memory is the share of it that JAX takes:
-XLA_CLIENT_MEM_FRACTION, 0.75 by default. `--gpu=h100:8` is a host of eight.
+It prints the same figures as `compile_for_tpu.py`. A chip's memory is the share that JAX allocates:
+XLA_CLIENT_MEM_FRACTION, 0.75 by default. `--gpu=h100:8` is a host with eight GPUs.
 
 Exit code: 0 if every program fits, 1 if not, 2 for a wrong flag or a missing compiler.
 """
@@ -26,13 +26,13 @@ FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # new
 
 
 def prepare_environment() -> None:
-    """Lets JAX use its GPU plugin without a driver, itself on the CPU; before JAX is imported."""
+    """Lets JAX load its GPU plugin without a driver, on the CPU; call before importing JAX."""
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def memory_fraction() -> float:
-    """The share of a GPU's memory that JAX takes.
+    """The share of a GPU's memory that JAX allocates.
 
     Raises:
       ValueError: the environment variable is not a number in (0, 1].
@@ -49,25 +49,23 @@ def memory_fraction() -> float:
 
 
 def target():
-    """The GPUs that the flags name as devices to compile for, and what JAX takes of each.
+    """The GPUs that the flags name, as devices to compile for, and the chip with JAX's memory.
 
     Raises:
-      ValueError: an unknown GPU, or no compiler.
+      ValueError: the GPU is unknown, or the compiler is not installed.
     """
     from _ahead.chips import GPUS
     from _ahead.gpus import devices, parse_gpu
 
     name, count = parse_gpu(FLAGS.gpu)
     if not any(map(importlib.util.find_spec, PLUGINS)):
-        raise ValueError(
-            "no GPU compiler: pip install 'dfpo_jax[gpu]' (in an environment of its own)"
-        )
+        raise ValueError("no GPU compiler: pip install 'dfpo_jax[gpu]' (in a separate environment)")
     memory = GPUS[name].hbm_bytes * memory_fraction()
     return devices(name, count), dataclasses.replace(GPUS[name], hbm_bytes=memory)
 
 
 if __name__ == "__main__":
-    prepare_environment()  # what follows imports JAX
+    prepare_environment()  # before the imports below, which import JAX
     from _ahead import report
 
     from dfpo_jax.training import command_line

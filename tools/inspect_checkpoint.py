@@ -1,11 +1,11 @@
-"""Print what is inside the checkpoints of a run, and which are damaged.
+"""Print the contents of the checkpoints of a run, and which are damaged.
 
     python tools/inspect_checkpoint.py --workdir=runs/quickstart
     python tools/inspect_checkpoint.py --workdir=runs/quickstart --step=26 --arrays
 
-Lists the iterations that are intact, with the held-out accuracy they were saved with, those that
-are damaged and how, those whose writing was cut off, and the arrays of one checkpoint: by part of
-the train state, or each. Reads every file once and changes nothing.
+It lists intact checkpoints with their held-out accuracy, damaged ones with their fault, incomplete
+ones, and the arrays of one checkpoint: one line per part of the train state, or per array. It reads
+every file once and changes nothing.
 """
 
 import logging
@@ -21,9 +21,9 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Not at import: flags are global, and tests import this file."""
+    """Defines the flags; not at import, since flags are global and tests import this file."""
     flags.DEFINE_string("workdir", None, "Directory of a run.", required=True)
-    flags.DEFINE_integer("step", None, "Iteration to look into; the newest intact one by default.")
+    flags.DEFINE_integer("step", None, "Iteration to inspect; the newest intact one by default.")
     flags.DEFINE_bool("arrays", False, "One line per array instead of one per part.")
 
 
@@ -38,7 +38,7 @@ def describe_steps(checkpoints: Checkpointer) -> list[str]:
 
 
 def describe_arrays(arrays: dict, each: bool) -> list[str]:
-    """Lines "path, shape, type, bytes" of every array, or "part, arrays, bytes" of every part."""
+    """Lines "path, shape, type, bytes" for each array, or "part, arrays, bytes" for each part."""
     parts: dict[str, list[int]] = {}
     lines, total = [], 0
     for path, array in arrays.items():
@@ -62,7 +62,7 @@ def _bytes(size: float) -> str:
 
 def main():
     """Print both lists."""
-    logging.getLogger("dfpo_jax").setLevel(logging.ERROR)  # what it warns of is printed below
+    logging.getLogger("dfpo_jax").setLevel(logging.ERROR)  # its warnings are printed below
     with command_line.user_errors():
         if not (Path(FLAGS.workdir) / "checkpoints").is_dir():
             raise FileNotFoundError(f"workdir {FLAGS.workdir} holds no checkpoints")

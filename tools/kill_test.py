@@ -1,12 +1,12 @@
-"""Kill a run with SIGKILL at random moments; show that it always continues to the same result.
+"""Kill a run with SIGKILL at random times, and check that it still reaches the same result.
 
     python tools/kill_test.py --config=configs/quickstart.py --workdir=runs/kill --kills=30
 
-Trains the configuration once undisturbed in WORKDIR/whole, then in WORKDIR/killed, where the
-process is killed `--kills` times and started again with --resume, with a checkpoint after every
-iteration. Every row of metrics.jsonl (but for timings) and the accuracies in results.json must be
-equal; exit code 1 if not, or if a run fails. Configuration overrides are passed on:
---config.train.iterations=40.
+It trains the configuration once without kills in WORKDIR/whole. Then it trains it in
+WORKDIR/killed, where it kills the process `--kills` times and restarts it with --resume; that run
+writes a checkpoint after every iteration. All rows of metrics.jsonl (except timings) and the
+accuracies in results.json must be equal. The exit code is 1 if they are not, or if a run fails.
+Configuration overrides, such as --config.train.iterations=40, apply to both runs.
 """
 
 import json
@@ -28,15 +28,15 @@ _TRAIN = Path(__file__).resolve().parent.parent / "experiments" / "train.py"
 
 
 def define_flags() -> None:
-    """Not at import: flags are global, and tests import this file."""
+    """Defines the flags; not at import, since flags are global and tests import this file."""
     flags.DEFINE_string("config", None, "Configuration file.", required=True)
     flags.DEFINE_string("workdir", None, "Directory of both runs.", required=True)
     flags.DEFINE_integer("kills", 30, "Number of kills.")
-    flags.DEFINE_integer("seed", 0, "Seed of the moments.")
+    flags.DEFINE_integer("seed", 0, "Seed of the times of the kills.")
 
 
 def start(workdir: Path, overrides: list[str]) -> subprocess.Popen:
-    """A training process, leader of its own group, logging to `workdir`.log."""
+    """Starts a training process in its own group, with the log `workdir`.log."""
     command = [sys.executable, str(_TRAIN), f"--config={FLAGS.config}", f"--workdir={workdir}"]
     command += ["--resume", "--config.checkpoint.every=1", "--config.log.tensorboard=False"]
     environment = os.environ | {
@@ -54,10 +54,10 @@ def start(workdir: Path, overrides: list[str]) -> subprocess.Popen:
 
 
 def finish(workdir: Path, overrides: list[str]) -> float:
-    """Run to the end; seconds from the start of the process to the first row of metrics.
+    """Run to the end; returns the seconds from the start to the first row of metrics.
 
     Raises:
-      RuntimeError: the run failed; says with which words, and names its log.
+      RuntimeError: the run failed; gives the last line of its log.
     """
     begun, first = time.perf_counter(), None
     process = start(workdir, overrides)
@@ -78,14 +78,14 @@ def ended(workdir: Path, code: int) -> str:
 
 
 def count_rows(workdir: Path) -> int:
-    """Rows of metrics written so far."""
+    """Number of rows of metrics written so far."""
     return len(read_metrics(workdir)) if (workdir / "metrics.jsonl").exists() else 0
 
 
 def kill_at_random(
     workdir: Path, overrides: list[str], kills: int, seconds: float, rng: random.Random
 ) -> list[int]:
-    """Start and kill `kills` times, each within `seconds`; rows of metrics at each kill.
+    """Start and kill `kills` times, each within `seconds`; returns the rows at each kill.
 
     Raises:
       RuntimeError: a process ended by itself before it was killed.
@@ -109,7 +109,7 @@ def kill_at_random(
 
 
 def differences(whole: Path, killed: Path) -> list[str]:
-    """What differs between two finished runs, timings apart; nothing if all is well."""
+    """Differences between two finished runs, except timings; empty if they are equal."""
 
     def rows(workdir):
         kept = []
@@ -151,7 +151,7 @@ def main(overrides: list[str]):
 
 
 def compare(overrides: list[str]) -> tuple[list[str], list[int]]:
-    """What differs between the two runs, and the rows of metrics at each kill.
+    """Differences between the two runs, and the number of rows at each kill.
 
     Raises:
       RuntimeError: a run failed.
@@ -160,7 +160,7 @@ def compare(overrides: list[str]) -> tuple[list[str], list[int]]:
     whole, killed = directory / "whole", directory / "killed"
     directory.mkdir(parents=True, exist_ok=True)
     finish(whole, overrides)
-    # Once more with all programs compiled: how long a start takes to its first row.
+    # Run again with all programs compiled, to time a start up to its first row.
     seconds = finish(directory / "again", overrides)
     seen = kill_at_random(killed, overrides, FLAGS.kills, 1.3 * seconds, random.Random(FLAGS.seed))
     finish(killed, overrides)

@@ -84,10 +84,10 @@ class Flow:
         check_choice(self, "solver", tuple(sorted(ops.SOLVERS)))
         check_choice(self, "inference", INFERENCE)
         check_choice(self, "target_mode", ("mixture", "average"))
-        check_choice(self, "dcfm_base", ("keep", "shift"))
-        check_choice(self, "geometry", ("map", "reflow", "straight"))
+        check_choice(self, "dcfm_base", ops.CFM_BASES)
+        check_choice(self, "geometry", ops.GEOMETRY_MODES)
         check_choice(self, "tail_targets", ("flow", "returns"))
-        check_choice(self, "uncertainty", ("none", "emphasize", "discount"))
+        check_choice(self, "uncertainty", ops.UNCERTAINTY_MODES)
         weights = [name for name in self.__dataclass_fields__ if name.endswith("_weight")]
         check_interval(self, *weights, "value_bound", low=0.0)
         for name in ("first_step", "tail_alpha", "tail_beta", "uncertainty_temperature"):

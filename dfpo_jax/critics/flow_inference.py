@@ -42,7 +42,7 @@ def solve(
     `first_step` and `clip` are those of `ops.integrate`.
     """
     options = dict(num_steps=num_steps, solver=solver, first_step=first_step, clip=clip)
-    return ops.integrate(_instantaneous(velocity), noise, **options)
+    return ops.integrate(ops.instantaneous(velocity), noise, **options)
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,14 @@ class Reader:
     def spread(self, velocity: Velocity, shape: tuple[int, int], num: int) -> Array:
         """sigma_hat = mean_s |dz_1/deps| by the solver's steps: [B, T] (algorithm section 5.5)."""
         _, tangent = ops.integrate_with_tangent(
-            _instantaneous(velocity), noise_grid(shape, num), **self.steps
+            ops.instantaneous(velocity), noise_grid(shape, num), **self.steps
         )
         return jnp.mean(jnp.abs(tangent), axis=-1)
 
     def paths(self, velocity: Velocity, shape: tuple[int, int], num: int) -> Array:
         """Positions [17, *shape, num] of the flow at 17 times from 0 to 1."""
         return ops.trajectory(
-            _instantaneous(velocity), noise_grid(shape, num), num_steps=16, solver=self.solver
+            ops.instantaneous(velocity), noise_grid(shape, num), num_steps=16, solver=self.solver
         )
 
 

@@ -1,4 +1,4 @@
-"""Causal grouped-query attention: one entry point, with XLA, cuDNN and TPU (splash) back ends."""
+"""Causal grouped-query attention with XLA, cuDNN and TPU (splash) back ends."""
 
 import functools
 import logging
@@ -24,7 +24,7 @@ IMPLEMENTATIONS = ("auto", "xla", "cudnn", "pallas_tpu")
 _NEGATIVE = -0.7 * float(jnp.finfo(jnp.float32).max)
 _CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
 _CUDNN_MAX_HEAD_DIM = 128
-_LANES = 128  # what the TPU kernel wants head width and length to be multiples of
+_LANES = 128  # the TPU kernel needs head width and length to be multiples of it
 _LARGEST_BLOCK = 512
 _CAUSAL_PIECES = 8
 
@@ -34,8 +34,8 @@ def attention(q: Array, k: Array, v: Array, implementation: str = "auto") -> Arr
 
         o[b, i, n] = sum_{j <= i} softmax_j(q[b, i, n] . k[b, j, m] / sqrt(H)) v[b, j, m]
 
-    The softmax is float32 whatever the inputs are. There is no mask: whoever has padding puts it
-    behind the tokens, where none of them sees it.
+    The softmax is float32 whatever the inputs are. There is no mask: callers place padding after
+    the tokens, where causal attention never reads it.
     Source: Vaswani et al. 2017, section 3.2.1; grouped heads: Ainslie et al. 2023, section 2.2.
 
     Args:
@@ -43,9 +43,9 @@ def attention(q: Array, k: Array, v: Array, implementation: str = "auto") -> Arr
       k: [B, T, K, H] keys; K divides N, and query head n reads key head m = n // (N / K).
       v: [B, T, K, H] values.
       implementation: "xla" (any platform), "cudnn" (flash attention on a GPU; bfloat16 or float16),
-        "pallas_tpu" (splash attention on a TPU), "auto" (the fused one of the platform). Where a
-        fused one does not take type or shape it is XLA's; on GPUs the log says so, each reason
-        once. The fused ones keep no [B, T, T] scores in memory.
+        "pallas_tpu" (splash attention on a TPU), "auto" (the fused one of the platform). If a
+        fused one does not support the type or shape, XLA's is used; on GPUs the log gives each
+        reason once. The fused ones keep no [B, T, T] scores in memory.
 
     Returns:
       [B, T, N, H] in the type of `q`.
@@ -76,9 +76,9 @@ def attention(q: Array, k: Array, v: Array, implementation: str = "auto") -> Arr
 
 
 def _cudnn_can_run(q: Array, k: Array) -> bool:
-    """Whether cuDNN has a kernel for these types and shapes; if not, the log says it once."""
+    """Whether cuDNN supports these types and shapes; if not, logs the reason once."""
     width = q.shape[-1]
-    if q.shape[1] == 1:  # one token, by which shapes of parameters are found
+    if q.shape[1] == 1:  # initialising the parameters traces one token; do not log that
         return False
     if q.dtype not in _CUDNN_DTYPES:
         return _refuse(f"type {q.dtype}; it takes bfloat16 and float16")
@@ -91,25 +91,25 @@ def _cudnn_can_run(q: Array, k: Array) -> bool:
 
 @functools.cache
 def _refuse(reason: str) -> bool:
-    """Log a reason not to use cuDNN, the first time; False."""
+    """Logs, once, why cuDNN is not used; returns False."""
     _LOG.warning("attention by XLA, not cuDNN: %s", reason)
     return False
 
 
 def _cudnn(q: Array, k: Array, v: Array) -> Array:
-    """Fused attention, whose gradient wants an even length."""
+    """Fused attention; its gradient needs an even length."""
     inputs = (_lengthened(x, 2) for x in (q, k, v))
     out = jax.nn.dot_product_attention(*inputs, is_causal=True, implementation="cudnn")
     return out[:, : q.shape[1]]
 
 
 def _lengthened(x: Array, multiple: int) -> Array:
-    """[B, T, ...] with T a multiple: zeros follow, which no query before them sees."""
+    """Pads T of [B, T, ...] to a multiple with zeros, which no earlier query reads."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0), (0, 0)))
 
 
 def _xla(q: Array, k: Array, v: Array) -> Array:
-    """Pieces of the queries, each with the keys up to its end."""
+    """Attention in pieces of the queries, each with the keys up to its last query."""
     length = q.shape[1]
     block = max(_LANES, -(-length // (_LANES * _CAUSAL_PIECES)) * _LANES)
     ends = [*range(block, length, block), length]
@@ -121,15 +121,15 @@ def _xla(q: Array, k: Array, v: Array) -> Array:
 
 
 def _xla_piece(q: Array, k: Array, v: Array) -> Array:
-    """Two batched products of matrices around a float32 softmax, divided by its sum at the end.
+    """Two batched matrix products around a float32 softmax, which is normalised at the end.
 
-    The queries are those of the last keys.
+    The queries belong to the last of the keys.
     """
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1], k.shape[2]
     group = heads // kv_heads
     q = q.reshape(batch, queries, kv_heads, group, width)
-    # Heads and rows of a group as one axis, so that each product is one of plain matrices.
+    # The heads of a group and their rows form one axis, so that each product has plain matrices.
     q = q.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * queries, width)
     k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     scores = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
@@ -146,7 +146,7 @@ def _xla_piece(q: Array, k: Array, v: Array) -> Array:
 
 
 def splash_can_run(q: Array, k: Array) -> bool:
-    """Whether the TPU kernel takes these shapes, whole and as the mesh in force splits them."""
+    """Whether the TPU kernel supports these shapes, whole and split by the current mesh."""
     if q.shape[1] < _LANES or q.shape[-1] % _LANES:
         return False
     mesh = jax.sharding.get_abstract_mesh()
@@ -156,7 +156,7 @@ def splash_can_run(q: Array, k: Array) -> bool:
 
 
 def _mesh_divides(k: Array) -> bool:
-    """Whether the mesh in force divides rows and heads of [B, T, K, H] by the rules in force."""
+    """Whether the current mesh and rules divide the rows and heads of [B, T, K, H]."""
     shape = dict(jax.sharding.get_abstract_mesh().shape)
 
     def parts(axes):
@@ -170,12 +170,12 @@ def _mesh_divides(k: Array) -> bool:
 
 
 def _kernel_spec(heads: str) -> PartitionSpec:
-    """How [B, T, heads, H] lies on the mesh by the logical rules in force."""
+    """How the current logical rules split [B, T, heads, H] over the mesh."""
     return nn.logical_to_mesh_axes(("batch", None, heads, None))
 
 
 def _splash(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
-    """Splash attention of every device's own rows and heads; scores stay in its fast memory."""
+    """Splash attention: each device handles its own rows and heads, with scores in fast memory."""
     length = q.shape[1]
     q, k, v = (_lengthened(x, _LANES) for x in (q, k, v))
     run = functools.partial(_splash_local, interpret=interpret)

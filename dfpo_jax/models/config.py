@@ -11,7 +11,7 @@ REMAT = ("none", "full", "dots", "offload")
 ATTENTION = ("auto", "xla", "cudnn", "pallas_tpu")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
-# The fields each type uses, apart from `rope_theta`.
+# The fields that each type uses besides `rope_theta`.
 ROPE_FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "default": (),
@@ -53,7 +53,7 @@ class TransformerConfig:
     Attributes:
       vocab_size: number of token ids (rows of the embedding).
       d_model: width of the residual stream.
-      num_layers: decoder layers, always stacked by a scan.
+      num_layers: number of decoder layers, which a scan stacks.
       num_heads: query heads.
       num_kv_heads: key and value heads; divides `num_heads` (grouped queries).
       head_dim: width of one head, even (rotary embedding rotates pairs).
@@ -64,28 +64,28 @@ class TransformerConfig:
       rope_factor: divisor of the slow frequencies (linear, llama3, yarn), at least 1.
       rope_original_max_positions: context length before the scaling (llama3, yarn need it).
       rope_low_freq_factor: turns over that context below which llama3 divides.
-      rope_high_freq_factor: turns above which llama3 leaves a frequency as it is.
+      rope_high_freq_factor: turns above which llama3 does not change a frequency.
       rope_beta_slow: turns below which yarn divides.
-      rope_beta_fast: turns above which yarn leaves a frequency as it is.
-      rope_attention_factor: what yarn multiplies cosines and sines by; published models use
+      rope_beta_fast: turns above which yarn does not change a frequency.
+      rope_attention_factor: yarn's factor of cosines and sines; published models use
         0.1 ln(rope_factor) + 1.
       rope_truncate: whether yarn rounds the bounds of its ramp outwards to whole pairs.
       norm_eps: epsilon of the RMS norms.
-      init_std: standard deviation of initial embeddings and kernels; those that write to the
-        residual stream get it divided by sqrt(2 num_layers). Narrow models learn faster with
-        about 1 / sqrt(d_model).
+      init_std: standard deviation of initial embeddings and kernels, divided by
+        sqrt(2 num_layers) for kernels that write to the residual stream. Narrow models learn
+        faster with about 1 / sqrt(d_model).
       tie_embeddings: whether the output projection is the transposed embedding.
       qkv_bias: biases on the query, key and value projections (Qwen2).
       qk_norm: RMS norm over each head's query and key before the rotation (Qwen3).
-      max_positions: longest sequence or cache, in slots.
+      max_positions: longest sequence or cache, in tokens.
       dtype: compute type of matrix products and activations; norms, softmax and logits are always
         float32.
       param_dtype: storage type of parameters.
-      remat: what the backward pass keeps of a layer: "none" keeps every activation, "dots" the
-        results of products with weights, "full" its input alone and recomputes the rest, "offload"
+      remat: which activations of a layer are kept for the gradient: "none" keeps all, "dots" the
+        results of products with weights, "full" only its input and recomputes the rest; "offload"
         is "full" with that input in the host's memory (the platform must offer "pinned_host").
       attention: back end, see `attention.attention`.
-      lora: low-rank updates that train instead of the parameters, see `lora.LoraConfig`.
+      lora: low-rank updates, trained instead of the parameters, see `lora.LoraConfig`.
 
     Raises:
       ValueError: a field is out of range; the message names field, value and what is allowed.
@@ -164,11 +164,11 @@ class TransformerConfig:
         self._check_rope()
 
     def without_lora(self) -> "TransformerConfig":
-        """The same model without LoRA: that of folded parameters, and of published ones."""
+        """The same model without LoRA, as folded and published parameters need it."""
         return dataclasses.replace(self, lora=LoraConfig())
 
     def _check_rope(self):
-        """Validates what a rope type needs, and that nothing it ignores is set."""
+        """Validates the fields of the rope type, and that no field it ignores is set."""
         for field in dataclasses.fields(self):
             known = field.name in ("rope_theta", "rope_type") or not field.name.startswith("rope_")
             value = getattr(self, field.name)
@@ -248,34 +248,6 @@ PRESETS: Mapping[str, TransformerConfig] = MappingProxyType(
             tie_embeddings=False,
             qk_norm=True,
             max_positions=40960,
-            dtype="bfloat16",
-        ),
-        "llama3_8b": TransformerConfig(
-            vocab_size=128256,
-            d_model=4096,
-            num_layers=32,
-            num_heads=32,
-            num_kv_heads=8,
-            head_dim=128,
-            d_ff=14336,
-            rope_theta=5e5,
-            norm_eps=1e-5,
-            tie_embeddings=False,
-            max_positions=8192,
-            dtype="bfloat16",
-        ),
-        "qwen2p5_7b": TransformerConfig(
-            vocab_size=152064,
-            d_model=3584,
-            num_layers=28,
-            num_heads=28,
-            num_kv_heads=4,
-            head_dim=128,
-            d_ff=18944,
-            rope_theta=1e6,
-            tie_embeddings=False,
-            qkv_bias=True,
-            max_positions=32768,
             dtype="bfloat16",
         ),
     }

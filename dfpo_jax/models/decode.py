@@ -1,8 +1,8 @@
-"""The decoder one token at a time: parameters as decoding reads them, prefill, step, cache.
+"""The decoder one token at a time: its parameters, prefill, step and cache.
 
-Whole sequences go through `Transformer`; a step computes the same from the parameters that `hold`
-lays out. Layers are unrolled, each with a cache of its own: in a scan every step would copy
-weights and cache of a layer out of the stack.
+Whole sequences go through `Transformer`; a step computes the same from the parameters that
+`gather_params` lays out. Layers are unrolled, and each has its own cache: in a scan every step
+would copy a layer's weights and cache out of the stack.
 """
 
 import chex
@@ -28,8 +28,8 @@ class KVCache:
     Attributes:
       keys: one array [B, K, S, H] per layer, already rotated.
       values: the same.
-      valid: [B, S] bool, columns that hold a token of the row (False: padding, or not its own).
-      index: [] int32, the column that the next step writes.
+      valid: [B, S] bool, True on columns with a token of this row (False: padding or stale).
+      index: [] int32, the column that the next step will write.
     """
 
     keys: tuple[Array, ...]
@@ -60,16 +60,16 @@ def init_cache(config: TransformerConfig, batch: int, length: int, dtype: str = 
     )
 
 
-def hold(model: Transformer, params: ArrayTree) -> ArrayTree:
-    """Parameters as `step` reads them: in the compute type, one tree per layer, kernels transposed.
+def gather_params(model: Transformer, params: ArrayTree) -> ArrayTree:
+    """Lays out parameters for `step`: in the compute type, one tree per layer, kernels transposed.
 
-    Training splits every matrix over the devices of "fsdp" and brings it together where it is
-    needed; decoding needs all of them for every token, so they come together once. "tensor" still
-    splits them. Kernels are [outputs, inputs]: with few rows the product is faster that way round
-    on CPU, and elsewhere the compiler chooses the layout. Norm scales keep their type.
+    Training splits every matrix over the devices of "fsdp" and gathers it where it is needed.
+    Decoding needs every matrix for every token, so this gathers them once; "tensor" still splits
+    them. Kernels are [outputs, inputs]: with few rows that order is faster on CPU, and elsewhere
+    the compiler chooses the layout. Norm scales keep their type.
 
     Returns:
-      "embedding" [V, D], "head" [V, D] (the same array where they are tied), "final_norm", and
+      "embedding" [V, D], "head" [V, D] (the same array if they are tied), "final_norm", and
       "layers", a tuple of trees named as in the model.
     """
     config = model.config
@@ -77,7 +77,7 @@ def hold(model: Transformer, params: ArrayTree) -> ArrayTree:
     key = jax.eval_shape(lambda: jax.random.key(0))
     boxed = jax.eval_shape(lambda key, x: model.init(key, x, x)["params"], key, dummy)
 
-    def gathered(path, box, x):
+    def gather(path, box, x):
         if path[-1].key == "scale":
             return nn.with_logical_constraint(x, box.names)
         names = tuple(None if name == "embed" else name for name in box.names)
@@ -86,28 +86,28 @@ def hold(model: Transformer, params: ArrayTree) -> ArrayTree:
             return nn.with_logical_constraint(x.T, names[::-1])
         if path[-1].key not in ("kernel", lora.A, lora.B):
             return nn.with_logical_constraint(x, names)
-        # Axes that are summed over, after "layers".
+        # The number of axes, after "layers", that the product sums over.
         inputs = 2 if path[-2].key == "output" and path[-1].key != lora.B else 1
         order = (0, *range(inputs + 1, x.ndim), *range(1, inputs + 1))
         return nn.with_logical_constraint(x.transpose(order), tuple(names[i] for i in order))
 
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
-    held = dict(jax.tree_util.tree_map_with_path(gathered, boxed, params, is_leaf=is_box))
-    stack = held["layers"]
-    held["layers"] = tuple(
+    gathered = dict(jax.tree_util.tree_map_with_path(gather, boxed, params, is_leaf=is_box))
+    stack = gathered["layers"]
+    gathered["layers"] = tuple(
         jax.tree.map(lambda x, i=i: x[i], stack) for i in range(config.num_layers)
     )
-    return {"head": held["embedding"], **held}
+    return {"head": gathered["embedding"], **gathered}
 
 
 def prefill(
     model: Transformer, params: ArrayTree, tokens: Array, valid: Array, dtype: str = ""
 ) -> KVCache:
-    """A cache of T columns with the keys and values of tokens [B, T], padding behind them.
+    """A cache of T columns with keys and values of tokens [B, T]; padding comes last.
 
     Args:
       model: the decoder.
-      params: its own parameters, not those of `hold`.
+      params: the model's parameters, not the result of `gather_params`.
       tokens: [B, T] int32, T >= 1.
       valid: [B, T], 1 on tokens and 0 on padding.
       dtype: of the cache; "" for the compute type.
@@ -125,31 +125,33 @@ def prefill(
 
 
 def step(
-    config: TransformerConfig, held: ArrayTree, tokens: Array, valid: Array, cache: KVCache
+    config: TransformerConfig, gathered: ArrayTree, tokens: Array, valid: Array, cache: KVCache
 ) -> tuple[Array, KVCache]:
     """Logits [B, V] (float32) after one more token per row, and the cache with it.
 
-    The token attends to itself and to every valid column, wherever it lies; its position is their
-    number. It is written at `cache.index`, which then moves on by one: the caller keeps it within
-    the cache (a traced index cannot be checked), and may lead it back to columns that are no
-    longer valid in any row it writes.
+    The token attends to itself and to every valid column, in any order; its position is the number
+    of valid columns. Its key and value go to column `cache.index`, which then grows by one. The
+    caller must keep the index within the cache, because a traced index cannot be checked, and may
+    move it back to columns that are no longer valid in any row.
 
     Args:
-      config: of the model.
-      held: from `hold`.
+      config: the model's.
+      gathered: from `gather_params`.
       tokens: [B] int32.
-      valid: [B] bool, rows that take part; the logits of others are of no meaning.
-      cache: read and extended.
+      valid: [B] bool, False for rows to skip; their logits are meaningless.
+      cache: keys and values of the past tokens.
     """
     chex.assert_rank([tokens, valid], 1)
     chex.assert_equal_shape([tokens, valid, cache.valid[:, 0]])
     rope = rope_tables(jnp.sum(cache.valid, axis=1, dtype=jnp.int32)[:, None], config)
     seen = jax.lax.dynamic_update_slice(cache.valid, valid[:, None], (0, cache.index))
-    table = nn.with_logical_constraint(held["embedding"], ("vocab", None))
+    table = nn.with_logical_constraint(gathered["embedding"], ("vocab", None))
     x = jnp.take(table, tokens, axis=0)
     x = nn.with_logical_constraint(x, ("batch", None))
     keys, values = [], []
-    for layer, old_keys, old_values in zip(held["layers"], cache.keys, cache.values, strict=True):
+    for layer, old_keys, old_values in zip(
+        gathered["layers"], cache.keys, cache.values, strict=True
+    ):
         y = _norm(config, layer["attention_norm"], x)
         q, k, v = _project_heads(config, layer["attention"], y, rope)
         place = (0, 0, cache.index, 0)
@@ -161,8 +163,8 @@ def step(
         y, mlp = _norm(config, layer["mlp_norm"], x), layer["mlp"]
         y = jax.nn.silu(_product(config, mlp["gate"], y)) * _product(config, mlp["up"], y)
         x = nn.with_logical_constraint(x + _product(config, mlp["down"], y), ("batch", None))
-    x = _norm(config, held["final_norm"], x)
-    logits = jnp.matmul(held["head"], x.T, preferred_element_type=jnp.float32)
+    x = _norm(config, gathered["final_norm"], x)
+    logits = jnp.matmul(gathered["head"], x.T, preferred_element_type=jnp.float32)
     logits = _as_written(logits).T
     logits = nn.with_logical_constraint(logits, ("batch", "vocab"))
     return logits, KVCache(tuple(keys), tuple(values), seen, cache.index + 1)
@@ -175,21 +177,21 @@ def _norm(config: TransformerConfig, params: ArrayTree, x: Array) -> Array:
 
 
 def _as_written(x: Array) -> Array:
-    """On CPU, keeps the compiler from turning a product and its transpose into the other product.
+    """On CPU, keeps the compiler from rewriting the transpose of a product as another product.
 
-    With few columns kernel times x^T takes two thirds of the time of x times kernel^T there.
+    With few columns, kernel times x^T takes two thirds of the time of x times kernel^T there.
     """
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def _product(config: TransformerConfig, params: ArrayTree, x: Array) -> Array:
-    """[B, inputs] times a kernel [*outputs, *inputs], and LoRA's update of it: [B, outputs]."""
+    """[B, inputs] times a kernel [*outputs, *inputs], plus LoRA's update: [B, outputs]."""
 
     def times(kernel, x):
         return _as_written(kernel.reshape(-1, x.shape[-1]) @ x.T).T
 
     out = times(params["kernel"], x)
-    if lora.A in params:  # a sum of both kernels in bfloat16 would lose most of a small update
+    if lora.A in params:  # adding the kernels in bfloat16 would round most of a small update away
         out = out + config.lora.scale * times(params[lora.B], times(params[lora.A], x))
     if "bias" in params:
         out = out + params["bias"].reshape(1, -1)
@@ -197,7 +199,7 @@ def _product(config: TransformerConfig, params: ArrayTree, x: Array) -> Array:
 
 
 def _project_heads(config: TransformerConfig, params: ArrayTree, x: Array, rope):
-    """Queries [B, K, N / K, H], and keys and values [B, K, 1, H] to be written, of x [B, D]."""
+    """Projects x [B, D] to queries [B, K, N / K, H], and keys and values [B, K, 1, H]."""
     batch, width = x.shape[0], config.head_dim
     q, k, v = (
         _product(config, params[name], x).reshape(batch, 1, -1, width)

@@ -1,4 +1,4 @@
-"""The generation settings published with a model: read, completed, and made fit to be written."""
+"""The generation settings published with a model: reading, completing and validating them."""
 
 import logging
 import pathlib
@@ -19,12 +19,12 @@ _NAMED = re.compile(r"`(\w+)`")
 def read_generation_config(directory: pathlib.Path) -> GenerationConfig:
     """The settings in a model's directory.
 
-    A special token comes from generation_config.json, or from config.json where that file does not
-    give it. Ids below 0, which some old files have for "none", are none. A file that gives values
-    for sampling and does not say whether to sample, such as Llama 2's, asks for sampling.
+    Special tokens come from generation_config.json, and from config.json if that file lacks them.
+    Ids below 0, which some old files write for "none", count as none. A file with values for
+    sampling that does not say whether to sample, such as Llama 2's, turns sampling on.
 
     Raises:
-      ValueError: a file is broken, or a special token is no id; names the file.
+      ValueError: a file is broken, or a special token is not an id; names the file.
     """
     published: dict[str, Any] = {}
     declared = {}
@@ -41,7 +41,7 @@ def read_generation_config(directory: pathlib.Path) -> GenerationConfig:
 
 
 def _ids(path: pathlib.Path, key: str, value: Any) -> int | list[int] | None:
-    """One id or a list of them, None for none."""
+    """One id, a list of ids, or None."""
     several = isinstance(value, list) and key == "eos_token_id"
     ids = value if several else [] if value is None else [value]
     if any(type(token) is not int for token in ids):
@@ -53,25 +53,25 @@ def _ids(path: pathlib.Path, key: str, value: Any) -> int | list[int] | None:
 
 
 def _samples(values: Mapping[str, Any]) -> bool:
-    """Whether values ask for sampling: some hold for it alone, and the temperature is not 0."""
+    """Whether values ask for sampling: one only matters for sampling, and temperature is not 0."""
     names = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
     return values.get("temperature") != 0 and any(values.get(name) is not None for name in names)
 
 
 def made_valid(config: GenerationConfig) -> GenerationConfig:
-    """The settings without values that mean nothing beside the others, which are then logged.
+    """Removes, and logs, the values that the other settings make meaningless.
 
-    `transformers` reads such files as they are published and refuses to write them: a temperature
-    of greedy decoding, a length penalty without beams.
+    Examples are a temperature for greedy decoding, or a length penalty without beams.
+    `transformers` reads published files that have them, but refuses to write them.
 
     Raises:
-      ValueError: what is left is refused too, in the words of `transformers`.
+      ValueError: `transformers` refuses the rest too; has its message.
     """
     return _built(config.to_dict(), strict=True)
 
 
 def _built(values: dict[str, Any], strict: bool) -> GenerationConfig:
-    """Settings of these values, less those that `transformers` complains of by name."""
+    """Settings with these values, except those that a message of `transformers` names."""
     left_out: dict[str, Any] = {}
     while True:
         try:
@@ -84,5 +84,5 @@ def _built(values: dict[str, Any], strict: bool) -> GenerationConfig:
                 raise
             left_out[names[0]] = values.pop(names[0])
     if left_out:
-        _LOG.warning("generation settings that mean nothing are left out: %s", left_out)
+        _LOG.warning("generation settings without effect are left out: %s", left_out)
     return config

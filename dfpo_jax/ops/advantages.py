@@ -9,16 +9,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.ops.checks import check, check_positive, check_unit_interval
 from dfpo_jax.ops.masking import as_float
 from dfpo_jax.types import Array
 
 GROUP_EPS = 1e-6
-
-
-def _check_unit_interval(name: str, value: Array | float) -> None:
-    """Raises ValueError for a Python number outside [0, 1]; arrays pass unchecked."""
-    if isinstance(value, (int, float)) and not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")
 
 
 def gae(
@@ -36,8 +31,8 @@ def gae(
       delta_i = r_i + discount * v_{i+} - v_i
       A_i     = delta_i + discount * lambda * A_{i+},      returns_i = A_i + v_i.
     After the last valid token v is `final_values` and A is 0. Masked tokens inside a response (a
-    tool's or a user's turn) are passed over as if they had been cut out: neither discounted nor
-    decayed, their rewards and values ignored.
+    tool's or a user's turn) are skipped as if they had been cut out: they neither discount nor
+    decay, and their rewards and values are ignored.
 
     Source: Schulman et al. 2016, arXiv 1506.02438, eq. 16; the rule for gaps is ours.
 
@@ -46,7 +41,7 @@ def gae(
       values: [B, T], same units.
       mask: [B, T], 1 on response tokens.
       discount: factor per valid token, in [0, 1].
-      lambda_: in [0, 1], a number or one per sequence, [B].
+      lambda_: in [0, 1], one number, or [B] with one per sequence.
       final_values: [B] value of the state after the last valid token; None means 0 (terminal).
 
     Returns:
@@ -58,8 +53,8 @@ def gae(
     """
     chex.assert_rank([rewards, values, mask, lambda_], [2, 2, 2, {0, 1}])
     chex.assert_equal_shape([rewards, values, mask])
-    _check_unit_interval("discount", discount)
-    _check_unit_interval("lambda_", lambda_)
+    check_unit_interval("discount", discount)
+    check_unit_interval("lambda_", lambda_)
     valid = jnp.asarray(mask).astype(bool)
     rewards, values = (jnp.where(valid, x, 0) for x in (as_float(rewards), as_float(values)))
     batch = rewards.shape[0]
@@ -90,12 +85,12 @@ def gae(
 def length_adaptive_lambda(lengths: Array, alpha: float = 0.05) -> Array:
     """GAE lambda that grows with the response: `max(0, 1 - 1 / (alpha * length))`.
 
-    It makes the sum of the weights lambda^k, which is 1 / (1 - lambda), proportional to the length.
+    The sum of the weights lambda^k, 1 / (1 - lambda), is then proportional to the length.
     Source: VAPO, Yue et al. 2025, arXiv 2504.05118, section 4.
 
     Args:
       lengths: [...] valid tokens per response.
-      alpha: positive; the share of the response over which credit reaches.
+      alpha: positive; the share of the response that credit reaches back over.
 
     Returns:
       [...] float32 in [0, 1); 0 for an empty response.
@@ -103,8 +98,7 @@ def length_adaptive_lambda(lengths: Array, alpha: float = 0.05) -> Array:
     Raises:
       ValueError: if `alpha` is not positive.
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha}")
+    check_positive("alpha", alpha)
     lengths = as_float(lengths)
     lambda_ = 1 - 1 / (alpha * jnp.maximum(lengths, 1))
     return jnp.where(lengths > 0, jnp.maximum(lambda_, 0), 0)
@@ -113,15 +107,13 @@ def length_adaptive_lambda(lengths: Array, alpha: float = 0.05) -> Array:
 def _centred_groups(rewards: Array, group_size: int) -> Array:
     """Rewards minus their group's mean, [B / group_size, group_size].
 
-    The group's first reward is subtracted before the mean is taken, so that the members of a tied
-    group are exactly 0: rounding of the mean must not become an advantage.
+    The group's first reward is subtracted before the mean, so that all members of a tied group are
+    exactly 0. Otherwise normalisation would scale the rounding error of the mean to an advantage.
     """
     chex.assert_rank(rewards, 1)
     batch = rewards.shape[0]
-    if group_size < 2 or batch % group_size:
-        raise ValueError(
-            f"group_size must be at least 2 and divide the batch of {batch}, got {group_size}"
-        )
+    divides = group_size >= 2 and batch % group_size == 0
+    check(divides, "group_size", group_size, f"at least 2, and a divisor of the batch, {batch}")
     groups = as_float(rewards).reshape(-1, group_size)
     groups = groups - groups[:, :1]
     return groups - jnp.mean(groups, axis=1, keepdims=True)
@@ -130,14 +122,14 @@ def _centred_groups(rewards: Array, group_size: int) -> Array:
 def group_relative(rewards: Array, group_size: int, *, normalize: bool = True) -> Array:
     """Reward relative to the other answers to the same prompt.
 
-    `A = (r - mean) / (std + 1e-6)` over the group, std with ddof 1; or just `r - mean`.
+    `A = (r - mean) / (std + 1e-6)` over the group, std with ddof 1; `r - mean` if not normalized.
     Sources: GRPO (normalized), Shao et al. 2024, arXiv 2402.03300, section 4.1; Dr. GRPO (not
     normalized), Liu et al. 2025, arXiv 2503.20783, section 3.
 
     Args:
       rewards: [B]; rows of a group are consecutive.
       group_size: answers per prompt; at least 2, divides B (static).
-      normalize: whether to divide by the deviation (static).
+      normalize: whether to divide by the standard deviation (static).
 
     Returns:
       [B] float32 or wider; exactly 0 in a group whose rewards are all equal.
@@ -149,7 +141,7 @@ def group_relative(rewards: Array, group_size: int, *, normalize: bool = True) -
     centred = _centred_groups(rewards, group_size)
     if normalize:
         variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True) / (group_size - 1)
-        # The root of 0 has an infinite slope; a tied group is centred on 0 whatever divides it.
+        # The root of 0 has an infinite gradient. A tied group is 0 whatever divides it.
         tied = variance == 0
         deviation = jnp.where(tied, 0, jnp.sqrt(jnp.where(tied, 1, variance)))
         centred = centred / (deviation + GROUP_EPS)

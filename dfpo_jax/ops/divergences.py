@@ -4,11 +4,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.ops.checks import check_choice, check_positive
 from dfpo_jax.ops.masking import as_float
+from dfpo_jax.ops.policy_gradients import MAX_LOG_RATIO
 from dfpo_jax.types import Array
 
 KL_KINDS = ("k1", "k2", "k3")
-MAX_LOG_RATIO = 20.0
 MAX_KL_ERROR = 0.2
 
 
@@ -18,13 +19,13 @@ def kl_estimate(log_probs: Array, ref_log_probs: Array, kind: str = "k3") -> Arr
     With d = ref_log_probs - log_probs,
       "k1": -d               unbiased, may be negative; as a loss its expected gradient is 0
       "k2": d^2 / 2          biased value, unbiased gradient
-      "k3": exp(d) - 1 - d   unbiased value, never negative; d limited to 20 from above, beyond
-                             which it is constant and has no gradient
+      "k3": exp(d) - 1 - d   unbiased value, never negative; d is capped at 20, beyond which the
+                             value is constant and has no gradient
     Source: J. Schulman, "Approximating KL divergence", 2020, joschu.net/blog/kl-approx.html.
 
     Args:
       log_probs: [B, T] of the policy, nats.
-      ref_log_probs: [B, T] of the reference, nats; stopped.
+      ref_log_probs: [B, T] of the reference, nats; gradient stopped.
       kind: "k1", "k2" or "k3".
 
     Returns:
@@ -35,8 +36,7 @@ def kl_estimate(log_probs: Array, ref_log_probs: Array, kind: str = "k3") -> Arr
       AssertionError: if shapes differ.
     """
     chex.assert_equal_shape([log_probs, ref_log_probs])
-    if kind not in KL_KINDS:
-        raise ValueError(f"kind must be one of {KL_KINDS}, got {kind!r}")
+    check_choice("kind", kind, KL_KINDS)
     difference = jax.lax.stop_gradient(as_float(ref_log_probs)) - as_float(log_probs)
     if kind == "k1":
         return -difference
@@ -49,7 +49,7 @@ def kl_estimate(log_probs: Array, ref_log_probs: Array, kind: str = "k3") -> Arr
 def entropy(logits: Array) -> Array:
     """Entropy of the token distribution, `-sum_v p_v log p_v`.
 
-    Logits of -inf (tokens ruled out) add nothing, to the value or to the gradient.
+    Logits of -inf (excluded tokens) contribute 0 to the value and to the gradient.
 
     Args:
       logits: [B, T, V] (any leading shape works); at least one finite logit per position.
@@ -78,8 +78,8 @@ def adaptive_kl_update(
 
       error = clip(observed_kl / target - 1, -0.2, 0.2)
       coefficient * (1 + error * num_tokens_or_steps / horizon)
-    The share num / horizon is limited to 1, so that one update changes the weight by a fifth at
-    most and never its sign (ours; with num <= horizon it is the paper's rule).
+    The share num / horizon is capped at 1, so that one update changes the weight by at most a fifth
+    (ours; with num <= horizon this is the paper's rule).
     Source: Ziegler et al. 2019, arXiv 1909.08593, section 2.2.
 
     Args:
@@ -87,7 +87,7 @@ def adaptive_kl_update(
       observed_kl: [] measured divergence, in the units of `target`.
       target: positive.
       horizon: positive, in the units of `num_tokens_or_steps`.
-      num_tokens_or_steps: what passed since the last update, not negative.
+      num_tokens_or_steps: tokens or steps since the last update, not negative.
 
     Returns:
       [] float32 or wider, without gradient.
@@ -97,10 +97,8 @@ def adaptive_kl_update(
       AssertionError: if `coefficient` or `observed_kl` is not a scalar.
     """
     chex.assert_rank([coefficient, observed_kl], 0)
-    if not target > 0:
-        raise ValueError(f"target must be positive, got {target}")
-    if not horizon > 0:
-        raise ValueError(f"horizon must be positive, got {horizon}")
+    check_positive("target", target)
+    check_positive("horizon", horizon)
     error = jnp.clip(as_float(observed_kl) / target - 1, -MAX_KL_ERROR, MAX_KL_ERROR)
     share = jnp.minimum(as_float(num_tokens_or_steps) / horizon, 1)
     return jax.lax.stop_gradient(as_float(coefficient) * (1 + error * share))

@@ -1,9 +1,10 @@
 """Losses of the value flow: anchor, distributional flow matching, geometric consistency.
 
 A velocity is a function `velocity(z, t, d)` of points z [B, T, S], virtual time t in [0, 1] and
-step length d in [0, 1] (0 the instantaneous field, 1 the jump over the whole horizon) that returns
-[B, T, S]; t is a scalar or of z's shape, d a scalar. Noise is N(0, 1) at t = 0, the return sits at
-t = 1. Losses are [B, T], averaged over the S noise/time pairs and not masked.
+step length d in [0, 1] (0 for the instantaneous field, 1 for the jump over the whole horizon). It
+returns [B, T, S]; t is a scalar or has z's shape, and d is a scalar. At t = 0 z is noise, N(0, 1);
+at t = 1 it is the return. Losses are [B, T], averaged over the S pairs of noise and time, without
+a mask.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,30 +14,26 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax.ops import ode
+from dfpo_jax.ops.checks import check_choice, check_positive, check_unit_interval
 
 Array = chex.Array
 Velocity = Callable[[Array, Array, Array], Array]
 
-BASES = ("keep", "shift")
+CFM_BASES = ("keep", "shift")
 GEOMETRY_MODES = ("map", "reflow", "straight")
-WEIGHT_MODES = ("none", "emphasize", "discount")
+UNCERTAINTY_MODES = ("none", "emphasize", "discount")
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-
-
-def _instantaneous(velocity: Velocity) -> ode.Field:
-    """The field dz/dt = velocity(z, t, 0)."""
+def instantaneous(velocity: Velocity) -> ode.Field:
+    """The field dz/dt = velocity(z, t, 0), which `integrate` and `trajectory` take."""
     return lambda z, t: velocity(z, t, jnp.zeros((), z.dtype))
 
 
 def stratified_times(key: Array, shape: Sequence[int]) -> Array:
-    """Times t_s = (s + U) / S along the last axis, U ~ Uniform[0, 1): one per equal stratum.
+    """Times t_s = (s + U) / S along the last axis, U ~ Uniform[0, 1): one in each equal stratum.
 
-    Each is marginally uniform over its stratum and their mean over s has variance 1/(12 S^3)
-    instead of 1/(12 S). Ours.
+    Each time is uniform in its stratum, and the mean over s has variance 1/(12 S^3) instead of
+    1/(12 S). Ours.
 
     Args:
       key: PRNG key.
@@ -59,7 +56,7 @@ def anchor_loss(velocity: Velocity, targets: Array, noise: Array, times: Array) 
 
         z_t = (1 - t) eps + t y,   mean_s |velocity(z_t, t, 0) - (y - eps)|^2
 
-    With eps independent of y the minimiser transports N(0, 1) to the law of y. Flow matching:
+    If eps is independent of y, the minimiser transports N(0, 1) to the law of y. Flow matching:
     arXiv 2210.02747, section 4; as a regulariser of a value flow: arXiv 2510.07650.
 
     Args:
@@ -75,7 +72,7 @@ def anchor_loss(velocity: Velocity, targets: Array, noise: Array, times: Array) 
     chex.assert_equal_shape([targets, noise, times])
     targets, noise, times = jax.lax.stop_gradient((targets, noise, times))
     points = (1.0 - times) * noise + times * targets
-    error = _instantaneous(velocity)(points, times) - (targets - noise)
+    error = instantaneous(velocity)(points, times) - (targets - noise)
     return jnp.mean(jnp.square(error), axis=-1)
 
 
@@ -94,17 +91,17 @@ def distributional_cfm_loss(
 ) -> Array:
     """Distributional conditional flow matching between successive states.
 
-    With z'_t the frozen field's state at time t, started from eps in the successor state, and vbar
-    its velocity there, the loss is mean_s |velocity(z_t, t, 0) - u|^2 with
+    Let z'_t be the frozen field's state at time t, started from eps in the successor state, and
+    vbar its velocity there. The loss is mean_s |velocity(z_t, t, 0) - u|^2 with
 
         "keep":   z_t = t r + discount z'_t + (1 - discount)(1 - t) eps,
                   u   = r + discount vbar - (1 - discount) eps
         "shift":  z_t = r + discount z'_t,   u = discount vbar
 
-    Both u are dz_t/dt and both end at r + discount z'_1. "keep" has N(0, 1) at t = 0, the noise the
-    critic is sampled from; "shift" has N(r, discount^2) there, so that a sample started from
-    N(0, 1) is wrong by r unless rewards are 0: kept for comparison. Distributional flow matching:
-    Value Flows, arXiv 2510.07650; the base-keeping form is ours.
+    Both u are dz_t/dt, and both paths end at r + discount z'_1. "keep" starts at t = 0 from
+    N(0, 1), the noise that the critic is sampled from. "shift" starts from N(r, discount^2), so a
+    sample started from N(0, 1) is wrong by r unless rewards are 0; it is kept for comparison.
+    Distributional flow matching: Value Flows, arXiv 2510.07650; "keep" is ours.
 
     Args:
       velocity: field being trained, at the states before tokens i.
@@ -119,19 +116,18 @@ def distributional_cfm_loss(
       base: "keep" or "shift".
 
     Returns:
-      [B, T], mean over S. The last valid token has no successor: the caller masks it out.
+      [B, T], mean over S. The last valid token has no successor, so the caller must mask it.
 
     Raises:
       ValueError: `base`, `discount`, `num_steps` or `solver` is not allowed.
     """
-    _check_choice("base", base, BASES)
-    if not 0.0 <= discount <= 1.0:
-        raise ValueError(f"discount is {discount!r}; allowed: between 0 and 1")
+    check_choice("base", base, CFM_BASES)
+    check_unit_interval("discount", discount)
     chex.assert_rank([rewards, noise], [2, 3])
     chex.assert_equal_shape([noise, times])
     chex.assert_equal_shape_prefix([rewards, noise], 2)
     rewards, noise, times = jax.lax.stop_gradient((rewards, noise, times))
-    field = _instantaneous(next_velocity)
+    field = instantaneous(next_velocity)
     options = dict(num_steps=num_steps, solver=solver, clip=clip)
     after = ode.integrate(field, noise, 0.0, times, **options)
     after, slope = jax.lax.stop_gradient((after, field(after, times)))
@@ -142,7 +138,7 @@ def distributional_cfm_loss(
     else:
         points = reward + discount * after
         target = discount * slope
-    error = _instantaneous(velocity)(points, times) - target
+    error = instantaneous(velocity)(points, times) - target
     return jnp.mean(jnp.square(error), axis=-1)
 
 
@@ -160,19 +156,19 @@ def geometric_consistency_loss(
 ) -> Array:
     """Consistency of one-step inference with the frozen field's trajectories.
 
-    With z_t the frozen field's state at time t started from eps, always stopped,
+    Let z_t be the frozen field's state at time t, started from eps; its gradient is stopped.
 
         "map":      |velocity(eps, 0, 1) - (z_1 - eps)|^2
         "reflow":   `anchor_loss` on the pairs (eps, z_1): straight paths under the monotone
                     coupling (rectified flow, arXiv 2209.03003)
         "straight": |velocity(eps, 0, 0) - stop(velocity(z_t, t, 0))|^2
 
-    In "straight" both velocities are the live one and the gradient flows through the one at t = 0
-    only. That side's minimiser is the mean velocity along the trajectory, the displacement
-    z_1 - eps, which leaves the law at t = 1 alone; pulling the later velocity to the first one
-    instead would pull every sample to the mean, since the first one is E[Z] - eps at the optimum of
-    the anchor. "map": a velocity conditioned on the step length, as in shortcut models, arXiv
-    2410.12557, distilled here from quantile to quantile.
+    In "straight" both velocities come from the field being trained, and only the one at t = 0 has a
+    gradient. Its minimiser is the mean velocity along the trajectory, the displacement z_1 - eps,
+    which does not change the law at t = 1. A gradient through the later velocity would instead pull
+    every sample to the mean, since the first one is E[Z] - eps at the optimum of the anchor.
+    "map" trains a velocity conditioned on the step length, as in shortcut models, arXiv 2410.12557,
+    distilled here from quantile to quantile.
 
     Args:
       velocity: field being trained.
@@ -190,12 +186,12 @@ def geometric_consistency_loss(
     Raises:
       ValueError: `mode`, `num_steps`, `solver` or `first_step` is not allowed.
     """
-    _check_choice("mode", mode, GEOMETRY_MODES)
+    check_choice("mode", mode, GEOMETRY_MODES)
     chex.assert_rank(noise, 3)
     chex.assert_equal_shape([noise, times])
     noise, times = jax.lax.stop_gradient((noise, times))
     horizon = times if mode == "straight" else 1.0
-    field = _instantaneous(frozen_velocity)
+    field = instantaneous(frozen_velocity)
     options = dict(num_steps=num_steps, solver=solver, first_step=first_step, clip=clip)
     ends = jax.lax.stop_gradient(ode.integrate(field, noise, 0.0, horizon, **options))
     if mode == "reflow":
@@ -213,9 +209,9 @@ def uncertainty_weights(sigma: Array, *, mode: str = "none", temperature: float 
     """Weights of the flow-matching losses from the spread of the return.
 
         "none":       1
-        "emphasize":  sigmoid(-temperature / sigma) + 1/2, in [1/2, 1): more on uncertain states
-                      (Value Flows, arXiv 2510.07650)
-        "discount":   1 / (1 + (sigma / temperature)^2), in (0, 1]: less on them (ours)
+        "emphasize":  sigmoid(-temperature / sigma) + 1/2, in [1/2, 1): more weight on uncertain
+                      states (Value Flows, arXiv 2510.07650)
+        "discount":   1 / (1 + (sigma / temperature)^2), in (0, 1]: less weight on them (ours)
 
     Args:
       sigma: [...] non-negative spread, e.g. the mean over samples of |dz_1/deps| from
@@ -229,9 +225,8 @@ def uncertainty_weights(sigma: Array, *, mode: str = "none", temperature: float 
     Raises:
       ValueError: `mode` or `temperature` is not allowed.
     """
-    _check_choice("mode", mode, WEIGHT_MODES)
-    if not temperature > 0.0:
-        raise ValueError(f"temperature is {temperature!r}; allowed: above 0")
+    check_choice("mode", mode, UNCERTAINTY_MODES)
+    check_positive("temperature", temperature)
     sigma = jax.lax.stop_gradient(sigma)
     if mode == "none":
         return jnp.ones_like(sigma)

@@ -1,13 +1,14 @@
-"""Masked statistics, loss aggregation, and masks from lengths or end-of-sequence tokens.
+"""Masked statistics, loss aggregation, and the last valid token of each row.
 
-A mask is 1 (or True) on elements that count. Elements outside it may hold anything, NaN included:
-they change neither results nor gradients. Statistics are taken in float32 or wider.
+A mask is 1 (or True) on valid elements. Elements outside it may have any value, even NaN, and
+change neither results nor gradients. Statistics are computed in float32 or wider.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.ops.checks import check_choice
 from dfpo_jax.types import Array
 
 AGGREGATIONS = ("token_mean", "sequence_mean")
@@ -15,7 +16,7 @@ WHITEN_EPS = 1e-8
 
 
 def as_float(x: Array) -> Array:
-    """Returns `x` in float32, or in its own type where that is wider."""
+    """Returns `x` in float32, or unchanged if it is float64."""
     x = jnp.asarray(x)
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
@@ -29,12 +30,12 @@ def _select(x: Array, mask: Array) -> Array:
 def masked_sum_and_count(x: Array, mask: Array) -> tuple[Array, Array]:
     """Sum of the valid elements and their number.
 
-    The pair is what a loss hands on: pairs of micro-batches or devices are added and divided once,
-    which makes the mean independent of how the batch was split.
+    Losses return this pair. The training step adds the pairs of micro-batches and devices and
+    divides once, so the mean does not depend on how the batch was split.
 
     Args:
       x: [...] values.
-      mask: [...] same shape, 1 where `x` counts.
+      mask: [...] same shape, 1 on valid elements.
 
     Returns:
       ([] sum, [] count), both float32 or wider.
@@ -48,7 +49,7 @@ def masked_sum_and_count(x: Array, mask: Array) -> tuple[Array, Array]:
 
 
 def masked_mean(x: Array, mask: Array) -> Array:
-    """Mean of the valid elements, `sum(x mask) / sum(mask)`; 0 where there are none.
+    """Mean of the valid elements, `sum(x mask) / sum(mask)`; 0 if there are none.
 
     Args:
       x: [...] values.
@@ -67,8 +68,8 @@ def masked_mean(x: Array, mask: Array) -> Array:
 def _centred(x: Array, mask: Array) -> Array:
     """Valid elements minus their mean, 0 elsewhere.
 
-    The mean is taken off twice: what the first pass leaves by rounding (a constant input such as
-    0.1 is not its own float32 mean) would otherwise be blown up by whitening.
+    The mean is subtracted twice. The float32 mean of a constant such as 0.1 is not exactly 0.1, and
+    whitening would scale up the rounding error that the first subtraction leaves.
     """
     for _ in range(2):
         x = _select(_select(x, mask) - masked_mean(x, mask), mask)
@@ -96,14 +97,14 @@ def masked_var(x: Array, mask: Array) -> Array:
 def masked_whiten(x: Array, mask: Array) -> Array:
     """Shifts and scales the valid elements to mean 0 and variance 1.
 
-    `(x - mean) / sqrt(var + 1e-8)`, so a constant input gives 0, not NaN.
+    `(x - mean) / sqrt(var + 1e-8)`; a constant input gives 0, not NaN.
 
     Args:
       x: [...] values.
       mask: [...] same shape.
 
     Returns:
-      [...] whitened values without units, 0 outside the mask.
+      [...] whitened values, dimensionless, 0 outside the mask.
 
     Raises:
       AssertionError: if the shapes differ.
@@ -113,12 +114,12 @@ def masked_whiten(x: Array, mask: Array) -> Array:
 
 
 def aggregate_weights(mask: Array, mode: str) -> tuple[Array, Array]:
-    """Weights and count by which per-token losses become one number.
+    """Weights and count that reduce per-token losses to one number.
 
     loss = sum(x * weights) / max(count, 1); an empty mask gives 0.
-      "token_mean": every valid token weighs the same; count = number of valid tokens.
+      "token_mean": every valid token has the same weight; count = number of valid tokens.
       "sequence_mean": mean over non-empty sequences of their token means; count = their number.
-    Sums and counts of micro-batches add up to those of the whole batch in both modes.
+    In both modes, sums and counts of micro-batches add up to those of the whole batch.
 
     Args:
       mask: [B, T], 1 on valid tokens.
@@ -132,64 +133,13 @@ def aggregate_weights(mask: Array, mode: str) -> tuple[Array, Array]:
       AssertionError: if the mask is not of rank 2.
     """
     chex.assert_rank(mask, 2)
-    if mode not in AGGREGATIONS:
-        raise ValueError(f"mode must be one of {AGGREGATIONS}, got {mode!r}")
+    check_choice("mode", mode, AGGREGATIONS)
     weights = jnp.asarray(mask).astype(bool).astype(jnp.float32)
     if mode == "token_mean":
         return weights, jnp.sum(weights)
     lengths = jnp.sum(weights, axis=1, keepdims=True)
     non_empty = jnp.sum(lengths > 0, dtype=jnp.float32)
     return weights / jnp.maximum(lengths, 1), non_empty
-
-
-def lengths_to_mask(lengths: Array, max_length: int) -> Array:
-    """Mask with the first `lengths[b]` of `max_length` slots set.
-
-    Args:
-      lengths: [B] integers; those above `max_length` fill the row.
-      max_length: number of slots, T (static).
-
-    Returns:
-      [B, T] float32.
-
-    Raises:
-      ValueError: if `max_length` is negative.
-      AssertionError: if `lengths` is not a vector of integers.
-    """
-    chex.assert_rank(lengths, 1)
-    chex.assert_type(lengths, int)
-    if max_length < 0:
-        raise ValueError(f"max_length must be at least 0, got {max_length}")
-    slots = jnp.arange(max_length, dtype=jnp.asarray(lengths).dtype)
-    return (slots[None, :] < jnp.asarray(lengths)[:, None]).astype(jnp.float32)
-
-
-def eos_mask(tokens: Array, eos_ids: tuple[int, ...]) -> Array:
-    """Mask up to and including the first end-of-sequence token of each row.
-
-    It looks at nothing but the first end of sequence, so a padding id equal to an end id is safe.
-
-    Args:
-      tokens: [B, T] integers.
-      eos_ids: ids that end a sequence (static); with none, or in a row without one, all slots.
-
-    Returns:
-      [B, T] float32.
-
-    Raises:
-      ValueError: if `eos_ids` is not a tuple of integers.
-      AssertionError: if `tokens` is not a matrix of integers.
-    """
-    chex.assert_rank(tokens, 2)
-    chex.assert_type(tokens, int)
-    if not isinstance(eos_ids, tuple) or not all(isinstance(i, int) for i in eos_ids):
-        raise ValueError(f"eos_ids must be a tuple of ints, got {eos_ids!r}")
-    ends = jnp.zeros(tokens.shape, bool)
-    for eos_id in eos_ids:
-        ends = ends | (tokens == eos_id)
-    ends = ends.astype(jnp.int32)
-    ends_before = jnp.cumsum(ends, axis=1) - ends
-    return (ends_before == 0).astype(jnp.float32)
 
 
 def last_valid(mask: Array) -> Array:
@@ -214,7 +164,7 @@ def place_at_last(values: Array, mask: Array) -> Array:
     """Puts one value per row on the row's last valid token (never on padding).
 
     Args:
-      values: [B], for instance sequence rewards.
+      values: [B], such as rewards of whole responses.
       mask: [B, T]; holes are allowed. The value of an empty row is dropped.
 
     Returns:

@@ -1,7 +1,7 @@
 """Fixed-step explicit Runge-Kutta integration of dz/dt = field(z, t) in `lax.scan`.
 
-Knows nothing of critics. State `z` may have any shape. Every element may have its own horizon: time
-is then an array of the shape of `z`; with scalar ends it stays a scalar, which is cheaper to embed.
+The state `z` may have any shape. Each element may have its own horizon: time is then an array of
+the shape of `z`. With scalar ends time stays a scalar, which is cheaper to embed.
 """
 
 import numbers
@@ -11,6 +11,8 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+
+from dfpo_jax.ops.checks import check, check_choice
 
 Array = chex.Array
 Field = Callable[[Array, Array], Array]
@@ -49,7 +51,7 @@ SOLVERS: dict[str, Tableau] = {
 
 
 def _combine(z: Array, step_size: Array, weights: tuple[float, ...], slopes: list[Array]) -> Array:
-    """z + h sum_i w_i k_i, without the terms of zero weight."""
+    """z + h sum_i w_i k_i, skipping terms of zero weight."""
     terms = [w * k for w, k in zip(weights, slopes, strict=True) if w != 0.0]
     return z + step_size * sum(terms[1:], terms[0]) if terms else z
 
@@ -62,20 +64,18 @@ def _step(field: Field, tableau: Tableau, z: Array, t: Array, step_size: Array) 
 
 
 def _check_options(num_steps, solver, first_step, clip) -> None:
-    if isinstance(num_steps, bool) or not isinstance(num_steps, numbers.Integral) or num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps!r}; allowed: an integer of at least 1")
-    if solver not in SOLVERS:
-        raise ValueError(f"solver is {solver!r}; allowed: {', '.join(sorted(SOLVERS))}")
-    if not 0.0 < first_step < float("inf"):
-        raise ValueError(f"first_step is {first_step!r}; allowed: above 0 and finite")
-    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
-        raise ValueError(f"clip is {clip!r}; allowed: None or (low, high) with low < high")
+    is_integer = isinstance(num_steps, numbers.Integral) and not isinstance(num_steps, bool)
+    check(is_integer and num_steps >= 1, "num_steps", num_steps, "an integer of at least 1")
+    check_choice("solver", solver, tuple(sorted(SOLVERS)))
+    check(0.0 < first_step < float("inf"), "first_step", first_step, "above 0 and finite")
+    is_range = clip is None or (len(clip) == 2 and clip[0] < clip[1])
+    check(is_range, "clip", clip, "None or (low, high) with low < high")
 
 
 def _scan(
     field, z0, t0, t1, num_steps, solver, first_step, clip, keep: bool
 ) -> tuple[Array, Array | None]:
-    """The one loop behind the public functions: (last state, all states after a step or None)."""
+    """The loop of all public functions: (last state, the states after each step or None)."""
     _check_options(num_steps, solver, first_step, clip)
     z0 = jnp.asarray(z0)
     chex.assert_type(z0, float)
@@ -110,8 +110,8 @@ def integrate(
 ) -> Array:
     """State at `t1` of dz/dt = field(z, t) started from `z0` at `t0`.
 
-    Steps of a fixed explicit Runge-Kutta method, equal but for the first. Differentiable forwards
-    and backwards.
+    Uses a fixed number of explicit Runge-Kutta steps, all equal except the first. Differentiable in
+    forward and reverse mode.
 
     Args:
       field: velocity; takes z of z0's shape and t, a scalar if t0 and t1 are, else of z0's shape;
@@ -121,10 +121,10 @@ def integrate(
       t1: end time, likewise; an element with t1 = t0 stays at z0.
       num_steps: number of steps, static, at least 1.
       solver: a key of `SOLVERS`.
-      first_step: length of the first step over that of each other one, static. A value flow is
-        nearly linear at first and sharp later: 2 halves the error of four steps to a law with two
-        peaks.
-      clip: bounds (low, high) the state is clipped to after each step, or None.
+      first_step: ratio of the first step's length to that of the others, static. A value flow is
+        nearly linear at first and sharp later: with 2, four steps to a law with two peaks have
+        half the error.
+      clip: bounds (low, high) to which the state is clipped after each step, or None.
 
     Returns:
       [...] float, of z0's shape and dtype.
@@ -146,17 +146,17 @@ def integrate_with_tangent(
     first_step: float = 1.0,
     clip: tuple[float, float] | None = None,
 ) -> tuple[Array, Array]:
-    """State at `t1` and its derivative to `z0`, for fields that act on each element alone.
+    """State at `t1` and its derivative with respect to `z0`, for fields that act elementwise.
 
-    The derivative is one forward-mode product with ones through `integrate` itself, so it belongs
-    to what was computed: the discrete steps, and the clipping (0 once an element was clipped).
-    Where the field mixes elements the result is the row sum of the Jacobian instead.
+    The derivative is a forward-mode product with ones through `integrate`, so it is exact for the
+    discrete steps and for clipping (0 once an element was clipped). If the field mixes elements,
+    the result is the row sum of the Jacobian instead.
 
     Args, errors: as `integrate`.
 
     Returns:
       (z1, dz1/dz0), both of z0's shape. In a one-dimensional flow without clipping the derivative
-      is positive when the steps are small enough: trajectories keep their order.
+      is positive if the steps are small enough, because trajectories keep their order.
     """
 
     def solve(z: Array) -> Array:
@@ -179,7 +179,7 @@ def trajectory(
     first_step: float = 1.0,
     clip: tuple[float, float] | None = None,
 ) -> Array:
-    """All states of `integrate`: [num_steps + 1, ...], the first is `z0`, the last is at `t1`.
+    """All states of `integrate`, [num_steps + 1, ...], from `z0` to the state at `t1`.
 
     Args, errors: as `integrate`.
     """

@@ -1,6 +1,6 @@
 """Token log-probabilities, clipped policy-gradient losses and importance weights.
 
-Losses are unreduced, [B, T], and know no mask: reduce them with the functions of masking.py.
+Losses are unreduced, [B, T], and take no mask; reduce them with the functions of masking.py.
 """
 
 import math
@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.ops.checks import check, check_positive, check_unit_interval
 from dfpo_jax.ops.masking import as_float
 from dfpo_jax.types import Array
 
@@ -19,12 +20,12 @@ def token_log_probs(logits: Array, tokens: Array, *, temperature: float = 1.0) -
     """Log-probability of each token: its scaled logit minus the log of the partition function.
 
     `log p(y_i) = l_i[y_i] / temperature - logsumexp(l_i / temperature)`, in float32 whatever the
-    type of the logits; gathered, never multiplied by a one-hot array of vocabulary size.
+    type of the logits. The token's logit is gathered, without a one-hot array of vocabulary size.
 
     Args:
       logits: [B, T, V]; `logits[:, i]` predicts `tokens[:, i]`.
       tokens: [B, T] integers in [0, V); an id of V or more gives NaN.
-      temperature: of the distribution asked about; the sampler's, if the two are compared.
+      temperature: divides the logits; use the sampler's to compare with its log-probabilities.
 
     Returns:
       [B, T] float32 or wider, nats.
@@ -36,27 +37,18 @@ def token_log_probs(logits: Array, tokens: Array, *, temperature: float = 1.0) -
     chex.assert_rank([logits, tokens], [3, 2])
     chex.assert_equal_shape_prefix([logits, tokens], 2)
     chex.assert_type(tokens, int)
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    check(0 < temperature < math.inf, "temperature", temperature, "positive and finite")
     logits = as_float(logits) / temperature
-    # Shifted before the logarithm is taken off: the difference of two large numbers loses digits.
+    # Shift before subtracting the logarithm: the difference of two large numbers loses digits.
     logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     chosen = jnp.take_along_axis(logits, jnp.asarray(tokens)[..., None], axis=-1)[..., 0]
     return chosen - jnp.log(jnp.sum(jnp.exp(logits), axis=-1))
 
 
 def _ratio(log_probs: Array, other_log_probs: Array) -> Array:
-    """exp(log_probs - other), the exponent clamped to +-20 so that it cannot overflow."""
+    """exp(log_probs - other), with the exponent clamped to +-20 so that it cannot overflow."""
     difference = as_float(log_probs) - as_float(other_log_probs)
     return jnp.exp(jnp.clip(difference, -MAX_LOG_RATIO, MAX_LOG_RATIO))
-
-
-def _check_clips(clip_low: float, clip_high: float) -> None:
-    """Raises ValueError unless 0 <= clip_low <= 1 and clip_high >= 0."""
-    if not 0 <= clip_low <= 1:
-        raise ValueError(f"clip_low must lie in [0, 1], got {clip_low}")
-    if not clip_high >= 0:
-        raise ValueError(f"clip_high must be at least 0, got {clip_high}")
 
 
 def ppo_clip(
@@ -78,8 +70,8 @@ def ppo_clip(
 
     Args:
       log_probs: [B, T] of the policy being trained, nats.
-      old_log_probs: [B, T] at the start of the iteration; stopped.
-      advantages: [B, T]; stopped.
+      old_log_probs: [B, T] at the start of the iteration; gradient stopped.
+      advantages: [B, T]; gradient stopped.
       clip_low: in [0, 1].
       clip_high: at least 0.
       dual_clip: above 1, or None for no dual clip.
@@ -92,9 +84,9 @@ def ppo_clip(
       AssertionError: if shapes differ.
     """
     chex.assert_equal_shape([log_probs, old_log_probs, advantages])
-    _check_clips(clip_low, clip_high)
-    if dual_clip is not None and not dual_clip > 1:
-        raise ValueError(f"dual_clip must be None or above 1, got {dual_clip}")
+    check_unit_interval("clip_low", clip_low)
+    check(clip_high >= 0, "clip_high", clip_high, "at least 0")
+    check(dual_clip is None or dual_clip > 1, "dual_clip", dual_clip, "None or above 1")
     advantages = jax.lax.stop_gradient(as_float(advantages))
     ratio = _ratio(log_probs, jax.lax.stop_gradient(old_log_probs))
     clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
@@ -112,7 +104,7 @@ def clip_fraction(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> Array:
-    """Indicator of the tokens whose gradient `ppo_clip` removes (dual clip aside); a metric.
+    """Marks the tokens whose gradient `ppo_clip` removes, ignoring the dual clip; a metric.
 
     1 where A > 0 and rho > 1 + clip_high, or A < 0 and rho < 1 - clip_low. Ours.
 
@@ -131,7 +123,8 @@ def clip_fraction(
       AssertionError: if shapes differ.
     """
     chex.assert_equal_shape([log_probs, old_log_probs, advantages])
-    _check_clips(clip_low, clip_high)
+    check_unit_interval("clip_low", clip_low)
+    check(clip_high >= 0, "clip_high", clip_high, "at least 0")
     advantages = jnp.asarray(advantages)
     ratio = _ratio(log_probs, old_log_probs)
     above = (advantages > 0) & (ratio > 1 + clip_high)
@@ -144,13 +137,13 @@ def truncated_importance_weights(
 ) -> Array:
     """Weights that correct for a sampler whose distribution differs from the trainer's.
 
-    `w = min(exp(log_probs - behaviour_log_probs), cap)`, exponent clamped to +-20; stopped.
+    `w = min(exp(log_probs - behaviour_log_probs), cap)`, exponent clamped to +-20, no gradient.
     Source: truncated importance sampling, Ionides 2008, Journal of Computational and Graphical
     Statistics 17(2); a constant cap per token is common practice in language-model training.
 
     Args:
       log_probs: [B, T] of the trainer at the start of the iteration, nats.
-      behaviour_log_probs: [B, T] as reported by the sampler, nats.
+      behaviour_log_probs: [B, T] that the sampler reported, nats.
       cap: positive.
 
     Returns:
@@ -161,6 +154,5 @@ def truncated_importance_weights(
       AssertionError: if shapes differ.
     """
     chex.assert_equal_shape([log_probs, behaviour_log_probs])
-    if not cap > 0:
-        raise ValueError(f"cap must be positive, got {cap}")
+    check_positive("cap", cap)
     return jax.lax.stop_gradient(jnp.minimum(_ratio(log_probs, behaviour_log_probs), cap))

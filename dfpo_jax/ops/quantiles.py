@@ -1,14 +1,13 @@
 """Quantile grids, quantile regression, and scores of a distribution given as quantiles.
 
-M quantiles stand for the levels (j - 1/2) / M, j = 1..M: the midpoints of M equal shares.
+M quantiles belong to the levels (j - 1/2) / M, j = 1..M: the midpoints of M equal shares.
 """
-
-import math
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.ops.checks import check
 from dfpo_jax.ops.masking import as_float
 from dfpo_jax.types import Array
 
@@ -25,16 +24,15 @@ def quantile_levels(num: int) -> Array:
     Raises:
       ValueError: if `num` is below 1.
     """
-    if num < 1:
-        raise ValueError(f"num must be at least 1, got {num}")
+    check(num >= 1, "num", num, "at least 1")
     return (jnp.arange(num, dtype=jnp.float32) + 0.5) / num
 
 
 def noise_quantiles(num: int) -> Array:
     """Standard normal quantiles `Phi^{-1}((j - 1/2) / num)`, exactly antithetic.
 
-    Pushed through a one-dimensional flow, which cannot change their order, they become the
-    quantiles of what the flow represents.
+    A one-dimensional flow cannot change their order, so it maps them to the quantiles of the law
+    that it represents.
 
     Args:
       num: how many, at least 1 (static).
@@ -55,7 +53,7 @@ def quantile_huber(quantiles: Array, targets: Array, taus: Array, kappa: float =
     With u = target_k - quantile_j and H the Huber function of threshold kappa,
       loss = mean_{j,k} |tau_j - 1{u < 0}| H(u) / kappa;   kappa = 0: mean |tau_j - 1{u < 0}| |u|.
     Source: Dabney et al. 2017, arXiv 1710.10044, eqs. 9-10, with the division by kappa of Dabney
-    et al. 2018, arXiv 1806.06923, eq. 3, which makes kappa = 0 the limit. They sum over j.
+    et al. 2018, arXiv 1806.06923, eq. 3, so that kappa = 0 is the limit. They sum over j.
 
     Args:
       quantiles: [..., M] predictions.
@@ -73,22 +71,21 @@ def quantile_huber(quantiles: Array, targets: Array, taus: Array, kappa: float =
     chex.assert_equal_shape_prefix([quantiles, targets], quantiles.ndim - 1)
     chex.assert_equal_rank([quantiles, targets])
     chex.assert_shape(taus, (quantiles.shape[-1],))
-    if not kappa >= 0:
-        raise ValueError(f"kappa must be at least 0, got {kappa}")
+    check(kappa >= 0, "kappa", kappa, "at least 0")
     targets = jax.lax.stop_gradient(as_float(targets))
     errors = targets[..., None, :] - as_float(quantiles)[..., :, None]
     taus = as_float(taus).reshape((1,) * (quantiles.ndim - 1) + (-1, 1))
     weights = jnp.abs(taus - (errors < 0).astype(errors.dtype))
     size = jnp.abs(errors)
     if kappa > 0:
-        # The quadratic sees a clamped error, so a huge one cannot overflow the unused branch.
+        # The error is clamped first, so that a huge one cannot overflow the square.
         inner = jnp.minimum(size, kappa)
         size = inner * (size - 0.5 * inner) / kappa
     return jnp.mean(jax.lax.stop_gradient(weights) * size, axis=(-2, -1))
 
 
 def wasserstein1(q: Array, q_target: Array) -> Array:
-    """Wasserstein-1 distance between two distributions of equally many quantiles.
+    """Wasserstein-1 distance between two distributions with the same number of quantiles.
 
     `mean_j |q_j - q_target_j|`, both sorted: the area between the two quantile functions.
 
@@ -109,9 +106,9 @@ def wasserstein1(q: Array, q_target: Array) -> Array:
 def crps(samples: Array, x: Array) -> Array:
     """Continuous ranked probability score of an ensemble against an observation.
 
-    `mean_s |s - x| - 1/2 mean_{s,s'} |s - s'|` with all S^2 pairs, equal ones included: the exact
-    score of the empirical distribution, not the "fair" estimate that divides by S (S - 1). The
-    double sum is taken over the sorted samples, `sum_i (2 i - S + 1) s_(i)`, in S log S time.
+    `mean_s |s - x| - 1/2 mean_{s,s'} |s - s'|` over all S^2 pairs, including s = s'. This is the
+    exact score of the empirical distribution, not the "fair" estimate that divides by S (S - 1).
+    Sorting the samples gives the double sum as `sum_i (2 i - S + 1) s_(i)` in S log S time.
     Source: Gneiting and Raftery 2007, JASA 102(477), eq. 21.
 
     Args:
@@ -132,36 +129,8 @@ def crps(samples: Array, x: Array) -> Array:
     return jnp.mean(jnp.abs(errors) - ranks * errors, axis=-1)
 
 
-def interval_coverage(quantiles: Array, x: Array, level: float = 0.9) -> Array:
-    """Whether an observation lies in the central interval of the given level, ends included.
-
-    The ends are the quantiles at (1 - level) / 2 and (1 + level) / 2, interpolated linearly between
-    the levels (j - 1/2) / M and held constant outside them. Averaged over observations it should
-    give `level` if the distribution is calibrated (a little less where 1 / M > 1 - level).
-
-    Args:
-      quantiles: [..., M] ascending.
-      x: [...] observed values.
-      level: in (0, 1) (static).
-
-    Returns:
-      [...] float32, 0 or 1.
-
-    Raises:
-      ValueError: if `level` is not in (0, 1).
-      AssertionError: if shapes do not match.
-    """
-    _check_observation(quantiles, x)
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie in (0, 1), got {level}")
-    quantiles, x = as_float(quantiles), as_float(x)
-    low = _interpolated(quantiles, (1 - level) / 2)
-    high = _interpolated(quantiles, (1 + level) / 2)
-    return ((low <= x) & (x <= high)).astype(jnp.float32)
-
-
 def cdf(quantiles: Array, x: Array) -> Array:
-    """Distribution function of the quantiles at `x`: their share below it, ties at one half.
+    """Distribution function at `x`: the share of the quantiles below it, counting ties by half.
 
     Args:
       quantiles: [..., M] in any order.
@@ -181,13 +150,3 @@ def cdf(quantiles: Array, x: Array) -> Array:
 def _check_observation(points: Array, x: Array) -> None:
     """Asserts that `points` is [..., M] and `x` is [...]."""
     chex.assert_shape(x, points.shape[:-1])
-
-
-def _interpolated(quantiles: Array, level: float) -> Array:
-    """Quantile at a static level, linear between the levels (j - 1/2) / M, clamped outside."""
-    num = quantiles.shape[-1]
-    position = min(max(level * num - 0.5, 0.0), num - 1.0)
-    below = min(math.floor(position), max(num - 2, 0))
-    above = min(below + 1, num - 1)
-    share = position - below
-    return (1 - share) * quantiles[..., below] + share * quantiles[..., above]

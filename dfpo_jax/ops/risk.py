@@ -1,8 +1,8 @@
 """Risk measures and tail penalties on quantiles.
 
-Quantiles are [..., M], sorted upwards, at the levels (j - 1/2) / M, each carrying mass 1/M. A tail
-of mass alpha is the lowest (or highest) alpha * M of them; where that is no integer the last one
-counts in part. All targets are stopped. `alpha` and `beta` are static Python numbers in (0, 1].
+Quantiles are [..., M], in ascending order, at the levels (j - 1/2) / M, each with mass 1/M. A tail
+of mass alpha is the lowest (or highest) alpha * M of them; if that is not an integer, the last one
+counts in part. Targets have no gradient. `alpha` and `beta` are static Python numbers in (0, 1].
 """
 
 import chex
@@ -10,25 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dfpo_jax.ops.checks import check, check_choice, check_level, check_unit_interval
+
 Array = chex.Array
 
 RISK_MEASURES = ("mean", "cvar", "mean_cvar", "wang")
 
 
-def _check_level(name: str, value: float) -> None:
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"{name} is {value!r}; allowed: above 0 and at most 1")
-
-
 def _tail_mean(x: Array, level: float, *, upper: bool) -> Array:
-    """Mean over the first (or last) level * M entries of the last axis, the last one in part."""
+    """Mean of the first (or last) level * M entries of the last axis; one may count in part."""
     num = x.shape[-1]
     share = np.clip(level * num - np.arange(num), 0.0, 1.0) / (level * num)
     return _weighted_mean(x, share[::-1] if upper else share)
 
 
 def _weighted_mean(x: Array, weights) -> Array:
-    # A sum and not a matrix product: products lose bits on accelerators by default.
+    # A sum, because matrix products lose precision on accelerators by default.
     return jnp.sum(x * jnp.broadcast_to(jnp.asarray(weights, x.dtype), x.shape), axis=-1)
 
 
@@ -46,7 +43,7 @@ def cvar(quantiles: Array, alpha: float) -> Array:
     Optimization of conditional value-at-risk, 2000.
 
     Args:
-      quantiles: [..., M], sorted upwards.
+      quantiles: [..., M], in ascending order.
       alpha: mass of the tail, in (0, 1]; 1 gives the mean.
 
     Returns:
@@ -55,7 +52,7 @@ def cvar(quantiles: Array, alpha: float) -> Array:
     Raises:
       ValueError: `alpha` is outside (0, 1].
     """
-    _check_level("alpha", alpha)
+    check_level("alpha", alpha)
     return _tail_mean(quantiles, alpha, upper=False)
 
 
@@ -65,7 +62,7 @@ def upper_cvar(quantiles: Array, beta: float) -> Array:
     Raises:
       ValueError: `beta` is outside (0, 1].
     """
-    _check_level("beta", beta)
+    check_level("beta", beta)
     return _tail_mean(quantiles, beta, upper=True)
 
 
@@ -80,7 +77,7 @@ def cvar_penalty(q: Array, q_target: Array, alpha: float) -> Array:
     After DVPO, arXiv 2512.03847; reconstruction ours, as for the other penalties below.
 
     Args:
-      q: [..., M] quantiles, sorted upwards.
+      q: [..., M] quantiles, in ascending order.
       q_target: [..., K] target quantiles, e.g. sorted target samples, stopped; K may differ from M.
       alpha: mass of the tail.
 
@@ -105,7 +102,7 @@ def upper_gain_penalty(q: Array, q_target: Array, beta: float) -> Array:
 
 
 def mean_shift_penalty(q: Array, q_target: Array) -> Array:
-    """By how much the mean lies below the target's, (mean(q_target) - mean(q))_+: [...].
+    """How far the mean is below the target's, (mean(q_target) - mean(q))_+: [...].
 
     Args:
       q: [..., M] quantiles.
@@ -116,16 +113,16 @@ def mean_shift_penalty(q: Array, q_target: Array) -> Array:
 
 
 def tail_shape_penalty(q: Array, q_target: Array, alpha: float, beta: float) -> Array:
-    """A lower tail wider, or an upper tail narrower, than the target's.
+    """Penalises a lower tail wider, or an upper tail narrower, than the target's.
 
         (Var_low q - Var_low q*)_+ + (Var_up q* - Var_up q)_+
 
-    with variances within the lowest `alpha` and the highest `beta` of the mass. Asymmetric on
-    purpose: contracts the lower tail, keeps the upper one.
+    with variances within the lowest `alpha` and the highest `beta` of the mass. The asymmetry is
+    intended: it contracts the lower tail and preserves the upper one.
 
     Args:
-      q: [..., M] quantiles, sorted upwards.
-      q_target: [..., K] target quantiles, sorted upwards, stopped.
+      q: [..., M] quantiles, in ascending order.
+      q_target: [..., K] target quantiles, in ascending order, stopped.
       alpha: mass of the lower tail.
       beta: mass of the upper tail.
 
@@ -136,8 +133,8 @@ def tail_shape_penalty(q: Array, q_target: Array, alpha: float, beta: float) -> 
       ValueError: `alpha` or `beta` is outside (0, 1].
     """
     _check_pair(q, q_target)
-    _check_level("alpha", alpha)
-    _check_level("beta", beta)
+    check_level("alpha", alpha)
+    check_level("beta", beta)
     target = jax.lax.stop_gradient(q_target)
     low = _tail_variance(q, alpha, upper=False) - _tail_variance(target, alpha, upper=False)
     high = _tail_variance(target, beta, upper=True) - _tail_variance(q, beta, upper=True)
@@ -145,16 +142,16 @@ def tail_shape_penalty(q: Array, q_target: Array, alpha: float, beta: float) -> 
 
 
 def tail_curvature_penalty(q: Array, alpha: float, beta: float) -> Array:
-    """Quantile function convex in the lower tail or concave in the upper one.
+    """Penalises a quantile function that is convex in the lower tail or concave in the upper one.
 
         (mean_low D)_+ + (-mean_up D)_+,   D_j = q_{j+1} - 2 q_j + q_{j-1}
 
     where the tails are the first `alpha` and the last `beta` of the M - 2 second differences.
 
     Args:
-      q: [..., M] quantiles, sorted upwards, M at least 3.
+      q: [..., M] quantiles, in ascending order, M at least 3.
       alpha: share of the second differences that form the lower tail.
-      beta: share that forms the upper tail.
+      beta: share of the second differences that form the upper tail.
 
     Returns:
       [...].
@@ -162,10 +159,9 @@ def tail_curvature_penalty(q: Array, alpha: float, beta: float) -> Array:
     Raises:
       ValueError: `alpha` or `beta` is outside (0, 1], or M is below 3.
     """
-    _check_level("alpha", alpha)
-    _check_level("beta", beta)
-    if q.shape[-1] < 3:
-        raise ValueError(f"q has {q.shape[-1]} quantiles; allowed: at least 3")
+    check_level("alpha", alpha)
+    check_level("beta", beta)
+    check(q.shape[-1] >= 3, "the number of quantiles of q", q.shape[-1], "at least 3")
     bend = q[..., 2:] - 2.0 * q[..., 1:-1] + q[..., :-2]
     low = _tail_mean(bend, alpha, upper=False)
     high = _tail_mean(bend, beta, upper=True)
@@ -192,7 +188,7 @@ def risk_value(
     risks, 2000.
 
     Args:
-      quantiles: [..., M], sorted upwards.
+      quantiles: [..., M], in ascending order.
       measure: one of `RISK_MEASURES`.
       alpha: mass of the tail of "cvar" and "mean_cvar".
       eta: weight of the tail in "mean_cvar", in [0, 1].
@@ -204,11 +200,9 @@ def risk_value(
     Raises:
       ValueError: `measure`, `alpha` or `eta` is not allowed.
     """
-    if measure not in RISK_MEASURES:
-        raise ValueError(f"measure is {measure!r}; allowed: {', '.join(RISK_MEASURES)}")
-    _check_level("alpha", alpha)
-    if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"eta is {eta!r}; allowed: between 0 and 1")
+    check_choice("measure", measure, RISK_MEASURES)
+    check_level("alpha", alpha)
+    check_unit_interval("eta", eta)
     if measure == "cvar":
         return cvar(quantiles, alpha)
     if measure == "wang":

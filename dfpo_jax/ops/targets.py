@@ -1,25 +1,22 @@
 """Distributional return targets: mixtures of n-step return laws, and averages of their quantiles.
 
-Index convention of `dfpo_jax.types`: reward `r[i]` follows token i, the state before token i has
-index i. "Next" always means the next *valid* token: masked positions inside a response are carried
-over as if they were not there.
+Index convention of `dfpo_jax.types`: reward `r[i]` follows token i; the state before token i has
+index i. "Next" always means the next *valid* token: masked positions inside a response are skipped
+as if they had been cut out.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.ops.checks import check_unit_interval
+
 Array = chex.Array
-
-
-def _check_unit(name: str, value: Array | float) -> None:
-    if isinstance(value, int | float) and not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name} is {value!r}; allowed: between 0 and 1")
 
 
 def _per_row(name: str, value: Array | float, batch: int, dtype) -> Array:
     """A scalar or [B] option as [B, 1]."""
-    _check_unit(name, value)
+    check_unit_interval(name, value)
     return jnp.broadcast_to(jnp.asarray(value, dtype), (batch,))[:, None]
 
 
@@ -46,7 +43,7 @@ def lambda_mixture(
 ) -> Array:
     """Samples of the lambda-mixture of n-step return distributions.
 
-    For valid token i with next valid token j, and B ~ Bernoulli(lambda) drawn per (row, token,
+    For a valid token i, the next valid token j, and B ~ Bernoulli(lambda) drawn per (row, token,
     sample),
 
         y_i = r_i + discount * (B ? y_j : bootstrap_i),
@@ -58,25 +55,25 @@ def lambda_mixture(
     Args:
       key: PRNG key of the Bernoulli draws.
       rewards: [B, T] float; ignored where mask is 0.
-      bootstrap: [B, T, S] samples of the return from the state after token i, that is the state
-        before the *next valid* token: before a gap in the mask the caller passes samples from the
-        state behind the gap. Ignored where mask is 0, and at the last valid token except in
-        truncated rows. Tokens may share noise: only the joint law of the targets depends on it.
-      mask: [B, T], 1 on response tokens, holes and empty rows allowed.
+      bootstrap: [B, T, S] samples of the return from the state after token i, which is the state
+        before the *next valid* token: before a gap in the mask, pass samples from the state after
+        the gap. Ignored where mask is 0, and at the last valid token except in truncated rows.
+        Tokens may share noise, which affects only the joint law of the targets.
+      mask: [B, T], 1 on response tokens; holes and empty rows are allowed.
       discount: in [0, 1].
       lambda_: in [0, 1], a float or one per row [B].
       truncated: [B] bool or 0/1, rows whose return after the last valid token is bootstrapped;
         None: no row.
 
     Returns:
-      [B, T, S], gradients stopped. In a gap the target of the next valid token unchanged; 0 after
-      the last valid token and in empty rows.
+      [B, T, S], without gradient. A gap has the target of the next valid token. Targets are 0
+      after the last valid token and in empty rows.
 
     Raises:
       ValueError: `discount` or `lambda_` is a number outside [0, 1].
     """
     _check_shapes(rewards, bootstrap, mask)
-    _check_unit("discount", discount)
+    check_unit_interval("discount", discount)
     batch, _, samples = bootstrap.shape
     dtype = bootstrap.dtype
     lambda_row = _per_row("lambda_", lambda_, batch, dtype)[..., None]
@@ -111,35 +108,35 @@ def lambda_average(
     lambda_: Array | float = 0.95,
     final_values: Array | None = None,
 ) -> Array:
-    """Lambda-return of every quantile by itself: generalised advantage plus value, per quantile.
+    """Lambda-return of each quantile: generalised advantage plus value, per quantile.
 
-    For valid token i with next valid token j (values and target after the last one are
+    For a valid token i and the next valid token j (after the last one, value and target are
     `final_values`),
 
         y_i = r_i + discount * ((1 - lambda) values_j + lambda y_j).
 
-    Averages quantile functions rather than distributions, so the spread of independent outcomes
-    shrinks at every bootstrap; `lambda_mixture` does not. Its mean over quantiles equals the
-    lambda-return of the mean values. Distributional GAE of DVPO, arXiv 2512.03847.
+    It averages quantile functions instead of mixing distributions, so the spread of independent
+    outcomes shrinks at every bootstrap; with `lambda_mixture` it does not. The mean over quantiles
+    equals the lambda-return of the mean values. Distributional GAE of DVPO, arXiv 2512.03847.
 
     Args:
       rewards: [B, T] float; ignored where mask is 0.
       values: [B, T, Q] quantiles of the return from the state before token i; ignored where mask
         is 0.
-      mask: [B, T], 1 on response tokens, holes and empty rows allowed.
+      mask: [B, T], 1 on response tokens; holes and empty rows are allowed.
       discount: in [0, 1].
       lambda_: in [0, 1], a float or one per row [B].
       final_values: [B, Q] quantiles after the last valid token; None: 0.
 
     Returns:
-      [B, T, Q], gradients stopped. In a gap the target of the next valid token unchanged; 0 after
-      the last valid token and in empty rows.
+      [B, T, Q], without gradient. A gap has the target of the next valid token. Targets are 0
+      after the last valid token and in empty rows.
 
     Raises:
       ValueError: `discount` or `lambda_` is a number outside [0, 1].
     """
     _check_shapes(rewards, values, mask)
-    _check_unit("discount", discount)
+    check_unit_interval("discount", discount)
     batch, _, quantiles = values.shape
     dtype = values.dtype
     lambda_row = _per_row("lambda_", lambda_, batch, dtype)

@@ -1,9 +1,9 @@
-"""Autoregressive generation on the device: prefill, then a `while_loop` with places that refill.
+"""Autoregressive generation on the device: prefill, then a `while_loop` over slots that refill.
 
-Every response is decoded in a slot. All slots write the same column of the cache, one step after
-the other; behind the prompts the columns form a ring of as many as a response has tokens, so a slot
-can take its next response at any step: its old columns are no longer valid, and those it writes
-return only when the response has ended.
+Each slot decodes one response at a time. At every step all slots write the same column of the
+cache. After the prompt the columns form a ring with one column per token of the longest response,
+so a slot can start its next response at any step: the columns of its old response become invalid,
+and the ring reaches a column again only after the response that wrote it has ended.
 """
 
 import chex
@@ -17,17 +17,17 @@ from dfpo_jax.rollout.sampling import SamplingConfig, draw
 from dfpo_jax.sharding import batch_devices
 from dfpo_jax.types import Array, ArrayTree, Generation
 
-_FREE_SHARE = 8  # slots are filled again when one in so many is free
+_FREE_SHARE = 8  # free slots are refilled when one in eight slots is free
 
 
 @struct.dataclass
 class _Prompts:
-    """What a slot starts from. G groups of prompts, one per device that the batch is split over.
+    """The prompts that slots start from, in G groups: one per device that splits the batch.
 
     Attributes:
-      cache: keys and values of all tokens but the last, rows G * N, before empty columns.
+      cache: G * N rows with keys and values of all tokens but the last; their columns come first.
       token: [G, N] the last token, which the first step reads.
-      valid: [G, N] bool, whether it is one: an empty prompt has none.
+      valid: [G, N] bool, False for an empty prompt, which has no token.
     """
 
     cache: decode.KVCache
@@ -37,21 +37,21 @@ class _Prompts:
 
 @struct.dataclass
 class _Slots:
-    """The slots of G groups, and where their responses go.
+    """The slots of G groups, and the responses they are decoding.
 
     Attributes:
       cache: rows G * S.
-      row: [G, S] which response of the group the slot decodes.
-      token: [G, S] the token to read next; of no meaning where it is not valid.
+      row: [G, S] index, within the group, of the response that the slot decodes.
+      token: [G, S] the token to read next; ignored where `valid` is False.
       valid: [G, S] bool.
-      alive: [G, S] bool, the response goes on.
+      alive: [G, S] bool, whether the response is unfinished.
       start: [G, S] step at which the response began.
-      count: [G, S] tokens it has.
-      ended: [G, S] bool, the last of them ends it.
-      met: [G, S] characters of the stop text that it ends with.
-      tokens, log_probs: [G, S, R], of step t in column t mod R.
-      queue: [G] the next response to begin.
-      step: [] steps so far.
+      count: [G, S] tokens in the response.
+      ended: [G, S] bool, whether its last token ended it.
+      met: [G, S] number of characters of the stop text that it ends with.
+      tokens, log_probs: [G, S, R]; step t writes column t mod R.
+      queue: [G] index of the next response to start.
+      step: [] number of steps so far.
     """
 
     cache: decode.KVCache
@@ -71,7 +71,7 @@ class _Slots:
 
 @struct.dataclass
 class _Responses:
-    """Finished ones: tokens and log_probs [G, B, R], count and ended [G, B]."""
+    """Finished responses: tokens and log_probs [G, B, R], count and ended [G, B]."""
 
     tokens: Array
     log_probs: Array
@@ -92,23 +92,23 @@ def generate(
     num_samples: int = 1,
     stops: Array | None = None,
 ) -> Generation:
-    """Sample responses; pure, to be jitted with everything but the arrays static.
+    """Sample responses. A pure function: jit it with every argument but the arrays static.
 
-    A row ends with the first token in `eos_ids`, or the first that completes a stop text, which is
-    part of the response; `pad_id` may be one of them, since masks come from lengths. A prompt runs
-    through the model once for all `num_samples` of its responses, and decoding stops when every row
-    has ended. A row's samples depend on `key`, its number and its place in the response alone, so
-    that neither `config.slots` nor the mesh changes them beyond rounding.
+    A response ends with the first token in `eos_ids`, or with the first that completes a stop text;
+    that token is part of the response. `pad_id` may be one of `eos_ids`, since masks come from
+    lengths. The model reads each prompt once for all `num_samples` of its responses, and decoding
+    stops when every response has ended. Each sampled token depends only on `key`, on its row and on
+    its position in the response, so `config.slots` and the mesh change it only by rounding.
 
     Args:
       model: the policy.
-      params: its parameters, with LoRA's updates or without.
-      prompt_tokens: [N, P] int32, left-padded; on a mesh its data axes must divide N.
+      params: its parameters, with or without LoRA's updates.
+      prompt_tokens: [N, P] int32, left-padded; the mesh's data axes must divide N.
       prompt_mask: [N, P], 1 on prompt tokens.
       key: typed PRNG key.
       config: length limit, sampling distribution, slots.
       eos_ids: token ids that end a response.
-      pad_id: fills slots after the end.
+      pad_id: fills the columns after the end of a response.
       num_samples: responses per prompt; rows of one prompt are consecutive.
       stops: None, or the table of a stop text, see `stops.stop_table`.
 
@@ -117,50 +117,27 @@ def generate(
 
     Raises:
       ValueError: prompt and response together exceed the model's positions, or the data axes of
-        the mesh in force do not divide N.
+        the current mesh do not divide N.
     """
     chex.assert_rank([prompt_tokens, prompt_mask], 2)
     chex.assert_equal_shape([prompt_tokens, prompt_mask])
-    groups = batch_devices()
-    if len(prompt_tokens) % groups:
-        raise ValueError(
-            f"prompt_tokens has {len(prompt_tokens)} rows; the mesh's data axes, {groups} devices, "
-            "must divide them"
-        )
+    groups = _groups(prompt_tokens)
     rows, limit = len(prompt_tokens) * num_samples // groups, config.max_new_tokens
     slots = min(-(-config.slots // groups) or rows, rows)
 
-    if not lora.split(params)[1]:  # no updates, as in the weights that LoRA started from
+    if not lora.split(params)[1]:  # the weights that LoRA started from have no updates
         model = Transformer(model.config.without_lora())
-    held = decode.hold(model, params)
+    gathered = decode.gather_params(model, params)
     prompts = _prefill(model, params, prompt_tokens, prompt_mask, config, groups)
-    state = _no_slots(model, prompt_tokens.shape[1], config, groups, slots)
-    state = _start(state, prompts, num_samples, rows)
-    responses = _Responses(
-        tokens=jnp.zeros((groups, rows, limit), jnp.int32),
-        log_probs=jnp.zeros((groups, rows, limit), jnp.float32),
-        count=jnp.zeros((groups, rows), jnp.int32),
-        ended=jnp.zeros((groups, rows), bool),
-    )
 
-    def refill(carry):
-        state, responses = carry
-        responses = _store(responses, state)
-        return _start(state, prompts, num_samples, rows), responses
+    def start(state):
+        return _start(state, prompts, num_samples, rows)
 
-    def body(carry):
-        state, responses = carry
-        if slots < rows:
-            free = jnp.sum(~state.alive, axis=1)
-            due = (free >= max(slots // _FREE_SHARE, 1)) & (state.queue < rows)
-            state, responses = jax.lax.cond(jnp.any(due), refill, lambda x: x, carry)
-        return _advance(model, held, state, key, rows, config, eos_ids, stops), responses
+    def advance(state):
+        return _advance(model, gathered, state, key, rows, config, eos_ids, stops)
 
-    def going(carry):
-        state, _ = carry
-        return jnp.any(state.alive) | jnp.any(state.queue < rows)
-
-    responses = _store(*jax.lax.while_loop(going, body, (state, responses))[::-1])
+    state = start(_no_slots(model, prompt_tokens.shape[1], config, groups, slots))
+    responses = _decode(state, _no_responses(groups, rows, limit), start, advance)
     out = jax.tree.map(lambda x: x.reshape(groups * rows, *x.shape[2:]), responses)
     inside = jnp.arange(limit)[None] < out.count[:, None]
     return Generation(
@@ -171,15 +148,26 @@ def generate(
     )
 
 
+def _groups(prompt_tokens: Array) -> int:
+    """Number of devices that the prompts are split over."""
+    groups = batch_devices()
+    if len(prompt_tokens) % groups:
+        raise ValueError(
+            f"prompt_tokens has {len(prompt_tokens)} rows; the mesh's data axes, {groups} devices, "
+            "must divide them"
+        )
+    return groups
+
+
 def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
-    """Runs all prompt tokens but the last through the model, some prompts at a time."""
+    """Runs all prompt tokens but the last through the model, in pieces of the rows."""
     valid = mask.astype(bool)
     rows, length = tokens.shape
     grouped = {
         "token": tokens[:, -1].reshape(groups, -1),
         "valid": valid[:, -1].reshape(groups, -1),
     }
-    own = rows // groups  # of each device, on which at least one row runs
+    own = rows // groups  # rows per device; a piece must have at least one row of each device
     wanted = min(-(-rows // (config.prefill_rows or rows)), own)
     pieces = next(n for n in range(wanted, own + 1) if own % n == 0)
 
@@ -187,11 +175,11 @@ def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
         cache = decode.prefill(model, params, *piece, config.cache_dtype)
         return cache.keys, cache.values, cache.valid
 
-    # An empty slot keeps the length, which fused attention wants round.
+    # An empty column replaces the last token, because fused attention needs a round length.
     inputs = tuple(jnp.pad(x[:, :-1], ((0, 0), (1, 0))) for x in (tokens, valid))
     if pieces == 1:
         written = run(inputs)
-    else:  # every so-manieth row, so that each device keeps its own
+    else:  # a piece takes every `pieces`-th row, so that rows stay on their device
         split = jax.tree.map(
             lambda x: jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1), inputs
         )
@@ -202,8 +190,43 @@ def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
     return _Prompts(cache=cache, **grouped)
 
 
+def _decode(state: _Slots, responses: _Responses, start, advance) -> _Responses:
+    """Decodes until every response has ended; `start` fills free slots, `advance` adds a token."""
+    slots, rows = state.row.shape[1], responses.count.shape[1]
+
+    def refill(carry):
+        state, responses = carry
+        responses = _store(responses, state)
+        return start(state), responses
+
+    def body(carry):
+        state, responses = carry
+        if slots < rows:
+            free = jnp.sum(~state.alive, axis=1)
+            due = (free >= max(slots // _FREE_SHARE, 1)) & (state.queue < rows)
+            state, responses = jax.lax.cond(jnp.any(due), refill, lambda x: x, carry)
+        return advance(state), responses
+
+    def going(carry):
+        state, _ = carry
+        return jnp.any(state.alive) | jnp.any(state.queue < rows)
+
+    state, responses = jax.lax.while_loop(going, body, (state, responses))
+    return _store(responses, state)
+
+
+def _no_responses(groups: int, rows: int, limit: int) -> _Responses:
+    """Empty arrays for the `rows` responses of each group."""
+    return _Responses(
+        tokens=jnp.zeros((groups, rows, limit), jnp.int32),
+        log_probs=jnp.zeros((groups, rows, limit), jnp.float32),
+        count=jnp.zeros((groups, rows), jnp.int32),
+        ended=jnp.zeros((groups, rows), bool),
+    )
+
+
 def _no_slots(model, prefix: int, config: SamplingConfig, groups: int, slots: int) -> _Slots:
-    """All of them free, the caches behind `prefix` columns of the prompt empty."""
+    """Free slots with empty caches: `prefix` columns for the prompt, then those of the response."""
     limit, shape = config.max_new_tokens, (groups, slots)
     columns = prefix + limit
     zeros, no = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
@@ -230,11 +253,11 @@ def _start(state: _Slots, prompts: _Prompts, num_samples: int, rows: int) -> _Sl
     row = state.queue[:, None] + jnp.cumsum(free, axis=1, dtype=jnp.int32) - 1
     begins = free & (row < rows)
     prompt = jnp.where(begins, row // num_samples, 0)
-    take = jax.vmap(lambda x, index: x[index])  # within each group
+    take = jax.vmap(lambda x, index: x[index])  # indexes within each group
     flat = begins.reshape(-1)
 
     def renew(old, first):
-        """`first` of each row's prompt into the columns from 0 on of rows that begin."""
+        """Copies the prompt's columns, `first`, to the first columns of rows that begin."""
         first = first.reshape(*prompt.shape[:1], -1, *first.shape[1:])
         new = take(first, prompt).reshape(len(flat), *first.shape[2:])
         old_part = jax.lax.slice_in_dim(old, 0, new.shape[2], axis=2)
@@ -265,14 +288,14 @@ def _start(state: _Slots, prompts: _Prompts, num_samples: int, rows: int) -> _Sl
     )
 
 
-def _advance(model, held, state: _Slots, key, rows: int, config, eos_ids, stops) -> _Slots:
-    """One token for every slot that is alive."""
+def _advance(model, gathered, state: _Slots, key, rows: int, config, eos_ids, stops) -> _Slots:
+    """Adds one token to every slot that is alive."""
     limit = config.max_new_tokens
     prefix = state.cache.valid.shape[1] - limit
     place = state.step % limit
     logits, cache = decode.step(
         model.config,
-        held,
+        gathered,
         state.token.reshape(-1),
         (state.valid & state.alive).reshape(-1),
         state.cache.replace(index=prefix + place),
@@ -303,14 +326,14 @@ def _advance(model, held, state: _Slots, key, rows: int, config, eos_ids, stops)
 
 
 def _column(x: Array, new: Array, place: Array, alive: Array) -> Array:
-    """`x` with `new` at a place of the slots that are alive; others wait there to be stored."""
+    """Writes `new` at `place` in slots that are alive; the others keep theirs until stored."""
     old = jax.lax.dynamic_index_in_dim(x, place, axis=2, keepdims=False)
     new = jnp.where(alive, new, old)[..., None]
     return jax.lax.dynamic_update_slice_in_dim(x, new, place, axis=2)
 
 
 def _store(responses: _Responses, state: _Slots) -> _Responses:
-    """Writes the responses of slots that are not alive; those of free ones are dropped."""
+    """Stores the responses of slots that are not alive; a slot without one stores nothing."""
     limit = state.tokens.shape[2]
     order = (state.start[..., None] + jnp.arange(limit)[None, None]) % limit
     row = jnp.where(state.alive, responses.count.shape[1], state.row)

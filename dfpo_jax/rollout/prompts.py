@@ -1,4 +1,4 @@
-"""Token ids of prompts: raw or rendered by a chat template, of a length that fits."""
+"""Token ids of prompts, raw or rendered by a chat template, shortened if they are too long."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from dfpo_jax.tokenizers import beginning, encode
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, chat: Chat | None, item: Item, begin: str = "auto"
 ) -> list[int]:
-    """Token ids of an item's prompt; never none, since the first state is that of a token.
+    """Token ids of an item's prompt: at least one, since the first state belongs to a token.
 
     Args:
-      tokenizer: encodes.
-      chat: renders the conversation; None for the prompt as it is.
-      item: has the prompt.
+      tokenizer: encodes the prompt.
+      chat: renders the conversation; None to encode the raw prompt.
+      item: the item.
       begin: how a prompt without a chat template begins, see `tokenizers.beginning`.
 
     Raises:
@@ -39,13 +39,13 @@ def shortened_ids(
     limit: int,
     begin: str = "auto",
 ) -> list[int]:
-    """At most `limit` token ids of a prompt whose `prompt_ids` are more.
+    """Shortens a prompt with more than `limit` `prompt_ids` to at most `limit` token ids.
 
-    Of a raw prompt the last tokens stay, behind what a text begins with; of a conversation the
-    template's frame stays, see `Chat.encode`.
+    A raw prompt keeps the tokens that every text begins with, and then its last tokens. A
+    conversation keeps the template's frame, see `Chat.encode`.
 
     Raises:
-      ValueError: the frame alone has more.
+      ValueError: the frame alone has more tokens.
     """
     if chat is not None:
         return chat.encode(item.conversation, limit)
@@ -54,7 +54,7 @@ def shortened_ids(
 
 
 def check_length(item: Item, ids: Sequence[int], length: int) -> None:
-    """Raise ValueError where a prompt has more than `length` tokens."""
+    """Raise ValueError if a prompt has more than `length` tokens."""
     if len(ids) > length:
         raise ValueError(f"prompt {item.prompt!r} has {len(ids)} tokens; prompt_length is {length}")
 

@@ -1,4 +1,4 @@
-"""The distribution that tokens are drawn from, and the draw: nothing is sorted."""
+"""The distribution that tokens are drawn from, and the draw, without sorting the vocabulary."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from dfpo_jax.types import Array
 
 _REMOVED = -1e30
 _LARGEST_BLOCK = 512  # tokens, see `draw`
-_INFINITY = int(np.float32(np.inf).view(np.int32))  # its place in the order of floats
+_INFINITY = int(np.float32(np.inf).view(np.int32))  # infinity's rank in the order of floats
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class SamplingConfig:
       temperature: logits are divided by it; 0 means greedy decoding.
       top_k: keep the k most likely tokens; 0 keeps all.
       top_p: keep the smallest set of tokens whose probability reaches top_p; 1 keeps all.
-      slots: 0, or how many responses are decoded side by side: when some have ended, the next ones
-        take their place. Changes no sample, but time and memory.
-      prefill_rows: 0, or how many prompts at most go through the model at once.
+      slots: how many responses are decoded at once, 0 for all. When some have ended, the next ones
+        take their slots. It changes time and memory, not the samples.
+      prefill_rows: the most prompts that the model reads at once, 0 for all.
       cache_dtype: type of the key-value cache; "" for the model's compute type.
 
     Raises:
-      ValueError: a value outside its range, named with what is allowed.
+      ValueError: a value is out of range; the message says what is allowed.
     """
 
     max_new_tokens: int = 64
@@ -59,35 +59,14 @@ class SamplingConfig:
             )
 
 
-def sampling_log_probs(logits: Array, config: SamplingConfig) -> Array:
-    """Log-probabilities of the distribution that is really sampled.
-
-    Temperature first, then top-k, then top-p on what top-k left; ties at a threshold are kept.
-
-    Args:
-      logits: [B, V] float.
-      config: temperature, top_k, top_p.
-
-    Returns:
-      [B, V] float32 log-probabilities (nats); removed tokens hold -1e30. With temperature 0 all
-      mass lies on the first most likely token.
-    """
-    chex.assert_rank(logits, 2)
-    if config.temperature == 0.0:
-        best = jnp.argmax(logits, axis=-1)[:, None]
-        return jnp.where(jnp.arange(logits.shape[1])[None] == best, 0.0, _REMOVED)
-    logits = logits.astype(jnp.float32)
-    return _log_probs(logits, *_law(logits, config), config.temperature)
-
-
 def _log_probs(logits: Array, threshold: Array, partition: Array, temperature: float) -> Array:
-    """Of any of a row's logits [B, n], given what `_law` found for the whole row [B, 1]."""
+    """Log-probabilities of some logits [B, n] of a row, given `_law` [B, 1] of the whole row."""
     scaled = logits / temperature
     return jnp.where(scaled < threshold, _REMOVED, scaled - partition)  # NaN stays NaN
 
 
 def _law(logits: Array, config: SamplingConfig) -> tuple[Array, Array]:
-    """Smallest scaled logit that is kept, and log sum exp of those that are: [B, 1] each."""
+    """The smallest scaled logit that is kept, and log sum exp of all kept ones: [B, 1] each."""
     vocab = logits.shape[1]
     scaled = logits / config.temperature
     top = jnp.max(scaled, axis=1, keepdims=True)
@@ -106,12 +85,12 @@ def _law(logits: Array, config: SamplingConfig) -> tuple[Array, Array]:
 def _largest_threshold(x: Array, measure, wanted: Array) -> Array:
     """The largest float t with sum(measure(x >= t)) >= wanted, by row: [B, 1].
 
-    Bisects the 32 bits of t: sums over rows in place of a sort of them.
+    It bisects the 32 bits of t, which takes 32 sums over a row instead of a sort.
 
     Args:
       x: [B, V] float32, not NaN.
       measure: from [B, V] bool to [B, V] float32 of at least 0.
-      wanted: [B, 1]; reached by t = -inf.
+      wanted: [B, 1]; t = -inf must reach it.
     """
 
     def halve(_, bounds):
@@ -127,7 +106,7 @@ def _largest_threshold(x: Array, measure, wanted: Array) -> Array:
 
 
 def _float_of(order: Array) -> Array:
-    """The float32 at a place in their order: integers below 0 for those with a sign."""
+    """The float32 of a rank in the order of floats; negative floats have negative ranks."""
     bits = jnp.where(order < 0, order ^ 0x7FFFFFFF, order)
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
@@ -135,8 +114,9 @@ def _float_of(order: Array) -> Array:
 def draw(keys: Array, logits: Array, config: SamplingConfig) -> tuple[Array, Array]:
     """Draw one token per row: tokens [B] int32 and their log-probabilities [B].
 
-    First a block of the vocabulary by its mass, then a token within it, each by the largest of
-    log-probability plus Gumbel noise. That takes random numbers for blocks and one block only.
+    It draws a block of the vocabulary by its mass, then a token within the block. Each draw takes
+    the largest log-probability plus Gumbel noise, so only the blocks and the tokens of one block
+    need random numbers.
 
     Args:
       keys: [B] typed PRNG keys.

@@ -10,22 +10,22 @@ from dfpo_jax.tokenizers import NO_TOKEN
 
 @functools.lru_cache(maxsize=8)
 def stop_table(tokenizer: PreTrainedTokenizerBase, stop: str, vocab_size: int) -> np.ndarray:
-    """How many characters of a stop text have been met after every token: [len(stop) + 1, V] int16.
+    """How many characters of a stop text are matched after each token: [len(stop) + 1, V] int16.
 
-    Row s holds, for each token, the length of the longest beginning of `stop` that the text ends
-    with, given that it was s before; `len(stop)`, once reached, is kept. Source: the automaton of
-    Knuth, Morris and Pratt 1977, section 2, over the characters of tokens.
+    Entry [s, v] is the length of the longest prefix of `stop` that the text ends with after token
+    v, if that length was s before the token. A full match, `len(stop)`, never changes again.
+    Source: the automaton of Knuth, Morris and Pratt 1977, section 2, over the characters of tokens.
 
-    A character that several tokens make together, as byte-level tokenizers have them, is in none
-    of their texts, so the table does not see it. Where a tokenizer drops the space that a response
-    begins with, the table still counts it.
+    The table is an early exit: it misses a stop text with a character that several tokens make
+    together, as in byte-level tokenizers, because none of their texts has that character. It also
+    counts the space that a response begins with, even if the tokenizer drops it.
 
     Args:
-      tokenizer: gives the tokens' texts.
+      tokenizer: the source of the tokens' texts.
       stop: at least one character.
-      vocab_size: V; ids without a token are `tokenizers.NO_TOKEN`, as in `tokenizers.decode`.
+      vocab_size: V; an id without a token has the text `tokenizers.NO_TOKEN`.
     """
-    alphabet = {c: i + 1 for i, c in enumerate(dict.fromkeys(stop))}  # 0: any other character
+    alphabet = {c: i + 1 for i, c in enumerate(dict.fromkeys(stop))}  # 0 is any other character
     step = _automaton(stop, alphabet)
     known, texts = set(tokenizer.get_vocab().values()), token_texts(tokenizer)
     texts = [texts[i] if i in known else NO_TOKEN for i in range(vocab_size)]
@@ -55,13 +55,13 @@ def _automaton(stop: str, alphabet: dict[str, int]) -> np.ndarray:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What each token adds to a text that has begun, special tokens by their names."""
+    """The text that each token adds after the first one; special tokens give their names."""
     size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
     decode = functools.partial(
         tokenizer.batch_decode, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
     alone = decode([[i] for i in range(size)])
-    # Some tokenizers drop the space that a text begins with: begin it with a letter.
+    # Some tokenizers drop a space at the start of a text, so the text starts with a letter.
     first = next((i for i, text in enumerate(alone) if len(text) == 1 and text.isalnum()), None)
     if first is None:
         return alone

@@ -3,18 +3,18 @@ r"""Multiple choice: the letter that a response declares.
 | a response | its letter |
 |---|---|
 | B; (B); B.; B) text; **B**; $B$; \boxed{B}; \text{(B)}; Ｂ | B |
-| b | none: a bare small letter is a word; a declared one is read: "Answer: b", \boxed{b}, (b) |
+| b | none: a bare small letter is a word; "Answer: b", \boxed{b} and (b) count |
 | Answer: B; the answer is (B); the correct option is B; my answer: I would choose B | B |
 | several declarations | the last one: "Answer: A ... I correct this. Answer: B" is B |
-| Answer: B. Option A fails. | B: an option that is only mentioned is no answer |
-| B is correct; I choose B; so B. | B, where no answer is declared otherwise |
-| ... (B) ... | B, where the last sentence with letters in brackets names one that is not rejected |
+| Answer: B. Option A fails. | B: an option that is only mentioned is not an answer |
+| B is correct; I choose B; so B. | B, unless an answer is declared in another way |
+| ... (B) ... | B, if the last sentence with bracketed letters names just one it does not reject |
 | A or B; A and B; (A) or (D); AB; None of the above; not A | none |
 | A-D; A | B; (A) (D); A (or B) | none |
-| The answer is a dog; The answer I found ... | none: an article or a pronoun is no letter |
-| Answer: C60; B = 3 T; B/2; D-glucose | none: a letter that begins a formula or a name |
-| Wrong answer: D; if, suppose, whether, I doubt the answer is D | passed over, as is "not D" |
-| <think>Answer: A</think> B | B: what stands before the last </think> is passed over |
+| The answer is a dog; The answer I found ... | none: an article or a pronoun is not a letter |
+| Answer: C60; B = 3 T; B/2; D-glucose | none: the letter begins a formula or a name |
+| Wrong answer: D; if, suppose, whether, I doubt the answer is D | ignored, like "not D" |
+| <think>Answer: A</think> B | B: the text before the last </think> is ignored |
 """
 
 import re
@@ -23,12 +23,12 @@ from dfpo_jax.tasks.dress import plain
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\b|<answer>", re.IGNORECASE)
 _CLOSING_TAG = re.compile(r"</\w+>")
-# Every repetition is bounded, so that no text takes more than linear time.
+# Every repetition is bounded, so that matching takes linear time for any text.
 _WRAP = r"[\s(\[{\"'$:=<>-]{0,10}"
 _ENDS = r"(?=[\s)\]}]{0,9}(?:[.,;:!?\"'$<)\]}]|\n|$))"
 # A or I before a small letter is a word, unless a reason follows.
 _REASON = r"(?:because|since|as|for|which|due|by|and|but|with|not|from|or)\b"
-# Behind a letter that is one, neither a word nor a formula goes on.
+# What may not follow a letter: the rest of a word or of a formula.
 _ALONE = r"(?!'?[A-Za-z]|[\d^₀-₉(]|_[\w{]|/\d|\s?=(?!>)|-[A-Za-z]|\+\s[a-z])"
 _CAPITAL = rf"(?:[B-HJ-Z]{_ALONE}|[AI]{_ALONE}(?![ ]{{1,9}}(?!{_REASON})[a-z]))"
 _SMALL = rf"(?:[a-z](?!'?[A-Za-z])){_ENDS}"
@@ -62,7 +62,7 @@ _CHOSEN = re.compile(
     r"|(?:\b(?i:so|thus|hence|therefore)[\s,:]{1,4}|∴\s?)(?:(?:it|the answer) is\s|it's\s)?"
     r"(?:(?i:option|choice)\s)?\(?(?P<so>[A-Z])\)?\s?(?:[.!]|$))"
 )
-# Where the patterns above may begin: quick to find.
+# Cheap patterns for the places where the patterns above may begin.
 _ANSWER = re.compile(r"[Aa][Nn][Ss]|[Ss][Oo][Ll][Uu]|答案")
 _OPTION = re.compile(r"\b(?=[CcRrBbFfMm])(?i:correct|right|best|final|my)\s")
 _CHOICE = re.compile(r"\b[A-Zbcghiopst]|∴")
@@ -75,7 +75,7 @@ _SMALL_FIRST = re.compile(rf"{_WRAP}([a-z])[)\]}}$.:\"'\s]{{0,9}}")
 _BRACKETED_SMALL = re.compile(r"\W*\(([a-z])\)\W*")
 _LISTED = re.compile(r"^\W{0,3}[A-Z][.):]\s", re.MULTILINE)
 _LISTED_INLINE = re.compile(r"(?:^|[\s,;(])[A-Z][.):](?=\s|\Z)")
-_TAIL = 2000  # characters in which letters in brackets are looked for
+_TAIL = 2000  # last characters that are searched for letters in brackets
 _IN_BRACKETS = re.compile(r"\(([A-Z])\)")
 _REJECTS = (
     r"(?:is|are|was|were|seems?|looks?|must be|would be)\s+(?:\w+ly\s+)?(?:wrong|incorrect|not"
@@ -91,14 +91,14 @@ _REJECTED_BEFORE = re.compile(
     r"(?:(?:be|the|option|choice|answer|letter)[\s(\[*\"'$]*)*\Z",
     re.IGNORECASE,
 )
-# Before the word "answer" or "option": it is called wrong, or only supposed.
+# Before the word "answer" or "option": the text calls it wrong or only supposes it.
 _SUPPOSED_BEFORE = re.compile(
     r"(?:\b(?:wrong|incorrect|distractor) |\b(?:mistake|error|trap|tempting) (?:is )?to "
     r"|(?:\b(?:i|we) (?:\w+ )?doubt|(?<!\bi )\b(?:suppose|assume)|\bif|\bwhether|\bthought"
     r"|n't (?:think|believe)) (?:that )?(?:the )?(?:(?:correct|right|final|best) )?"
     r"|\bif\b[^.\n!?]{0,50}\b(?:forg[eo]t|ignor|neglect|omit|overlook)\w*[^.\n!?]{0,50} )\Z"
 )
-# One of these is in what that pattern finds.
+# Every match of that pattern has one of these.
 _HINTS = ("if ", "wrong ", "incorrect ", "distractor ", "to ", "doubt ", "suppose ", "assume ",
           "whether ", "thought ", "n't ")  # fmt: skip
 _NOT_THOUGHT = re.compile(r"n't (?:(?:think|believe|say) (?:that )?)?\Z")
@@ -112,18 +112,18 @@ _JOINED_AFTER = re.compile(
     rf"(?:both\b|{_ANOTHER})|\)[ ]?\((?=[A-Z]\)){_ANOTHER}"
     r"|\)?[ ]?-[ ]?\(?[A-HJ-Z]\)?[ ]{0,3}(?:[.\n]|\Z)"
 )
-# Between the letters of a list in brackets, all of which are rejected.
+# Joins the letters of a list in brackets, which are all rejected together.
 _LINK = re.compile(r",?\s(?:(?:and|or|nor)\s)?(?:(?:option|choice)\s)?")
 _NOT_REJECTED = re.compile(r"\s(?:is|must|fits|remains)\b")
 
 
 def letter(text: str, declared: bool = False) -> str | None:
-    """The letter that a text declares, a capital; None if it declares none.
+    """The letter that a text declares, as a capital; None if it declares none.
 
     Args:
-      text: a response, or the part of it that holds the answer.
-      declared: whether the text is known to be an answer, such as a reference or what stands in a
-        box: then a small letter counts too.
+      text: a response, or the part of it with the answer.
+      declared: whether the text is known to be an answer, such as a reference or the content of a
+        box. Then a small letter counts too.
     """
     if "A" <= text <= "Z" and len(text) == 1:
         return text
@@ -146,7 +146,7 @@ def letter(text: str, declared: bool = False) -> str | None:
 
 
 def _first(text: str) -> str | None:
-    """The letter that a text begins with, unless it lists the choices or names two."""
+    """The letter at the start of a text, unless it lists the choices or names two."""
     first = _FIRST.fullmatch(text)
     if not first or len(_LISTED.findall(text)) > 1 or len(_LISTED_INLINE.findall(text)) > 2:
         return None
@@ -155,9 +155,9 @@ def _first(text: str) -> str | None:
 
 
 def _accepted(text: str, keyword: re.Pattern, pattern: re.Pattern) -> str | None:
-    """The last letter that a pattern declares and nothing rejects; "" for one of several.
+    """The last letter that a pattern declares and the text does not reject; "" if it names several.
 
-    The pattern is tried where its keyword begins, from the end of the text.
+    The pattern is tried wherever its keyword begins, from the end of the text.
     """
     for begin in reversed([found.start() for found in keyword.finditer(text)]):
         match = pattern.match(text, begin)

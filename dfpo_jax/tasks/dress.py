@@ -1,15 +1,16 @@
-r"""What people and models put around an answer, and `plain`, which takes it off.
+r"""Removes the formatting ("dress") that people and models put around an answer.
 
-`plain` is the first step of every reader: of numbers, of letters and of texts. It changes notation
-and never content:
+`plain` is the first step of every reader of numbers, letters and texts. It changes notation but not
+content:
 
-- typeset minus signs and dashes (U+2010 to U+2013, U+2212) become "-"; an em dash stays;
+- typeset minus signs and dashes (U+2010 to U+2013, U+2212) become "-"; an em dash is kept;
 - full-width characters and digits of every script become ASCII; superscripts become ^ and ½ 1/2;
-- every space becomes an ordinary one, characters without width vanish;
+- every space becomes an ordinary one, and characters without width are removed;
 - every currency sign becomes "$";
-- LaTeX: \dfrac{3}{4} becomes 3/4; \text, \mathbf, \boxed and other commands of form leave their
-  argument; spacing, \left and \right vanish; \$, \%, \times, \le, \pi, ... become characters;
-- bold, italics and code of Markdown, and tags of HTML leave their content.
+- LaTeX: \dfrac{3}{4} becomes 3/4; \text, \mathbf, \boxed and other formatting commands become
+  their argument; spacing, \left and \right are removed; \$, \%, \times, \le, \pi, ... become
+  characters;
+- bold, italics and code of Markdown, and tags of HTML become their content.
 """
 
 import re
@@ -30,7 +31,7 @@ _CHARACTERS = {
 
 
 def _characters() -> dict[int, str]:
-    """Every character that is another way to write an ASCII one; "" for those without width."""
+    """Maps characters to the ASCII ones that they stand for, and those without width to ""."""
     table = {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
     table |= {code: "-" for code in range(0x2010, 0x2014)}
     for code in range(128, 0x20000):
@@ -48,7 +49,7 @@ def _characters() -> dict[int, str]:
 
 _TABLE = _characters()
 
-# Commands whose argument is the content, and those that show as nothing or as a space.
+# Commands that format their argument, and commands that print nothing or a space.
 _FORM = set(
     "text textbf textit textrm textsf texttt textnormal textup textsc mathrm mathbf mathit mathsf "
     "mathtt mathbb mathnormal mathcal mbox hbox operatorname boxed fbox framebox underline emph "
@@ -76,7 +77,7 @@ _COMMAND = re.compile(
     r"\\(?:text)?color\s*\{\w*\}|\\begin\{\w+\*?\}|\\end\{\w+\*?\}|\\([a-zA-Z]+)(\*?\s*\{?)|\\(.)",
     re.DOTALL,
 )
-_OPENED = "\x01"  # stands for the brace that opens such an argument, until `plain` ends
+_OPENED = "\x01"  # marks the brace that opens such an argument while `plain` runs
 _BRACE = re.compile(f"[{{}}{_OPENED}]")
 _ONE = r"(?:\s?\{\s?(-?[\d.,]{1,40}|-?[a-zA-Z])\s?\}|\s?(\d))"
 _FRACTION = re.compile(rf"(?:(\d)\s?)?\\(?:d|t|c|s|x|nice)?frac{_ONE}{_ONE}")
@@ -91,7 +92,7 @@ _CLOSING = re.compile(r"(?<=[^\s*_`])[*_`]{1,3}(?![\w*({^])")
 
 
 def plain(text: str) -> str:
-    """A text without its dress; see the module. Its time grows linearly with the text."""
+    """A text without its formatting, see the module; takes linear time."""
     if not text.isascii():
         text = _SUPERSCRIPT.sub(lambda m: "^{" + m[0].translate(_AS_DIGITS) + "}", text)
         text = _VULGAR.sub(_vulgar, text).translate(_TABLE)
@@ -123,7 +124,7 @@ def _ratio(whole: str, top: str, bottom: str) -> str:
 
 
 def _without_braces(text: str) -> str:
-    """Without the braces around the arguments of commands of form; others stay."""
+    """Removes the braces around arguments of formatting commands and keeps the others."""
     parts, end, opened = [], 0, []
     for brace in _BRACE.finditer(text):
         if brace[0] != "}":

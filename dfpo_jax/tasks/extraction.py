@@ -3,16 +3,16 @@ r"""Finding the answer in a response.
 | method | finds |
 |---|---|
 | none | the whole response |
-| boxed | what the last complete \boxed{...}, \fbox{...} or "\boxed 42" holds, of nested the inner |
-| hashes | the rest of the line after the last "####" that something follows, else the next line |
-| tags | what the last <answer>...</answer> holds |
+| boxed | the content of the last complete \boxed{...}, \fbox{...} or "\boxed 42", innermost first |
+| hashes | the rest of the line, else the next line, after the last "####" with text after it |
+| tags | the content of the last <answer>...</answer> |
 | last_number | the last number in the text, see `numbers.last_number` |
-| regex | the first group of the last match of a pattern, or the match |
+| regex | the first group of the last match of a pattern, or the whole match |
 
-Boxes, hashes and tags that hold nothing are passed over. Of several methods, the first counts whose
-find the verifier can use: "number" needs digits, "choice" a letter, the others anything but space.
-A find that has digits and is no number, such as "18 or 19" in a box, is an answer, and a wrong one:
-it does not yield to the next method.
+Empty boxes, hashes and tags are ignored. Of several methods, the first one counts whose result the
+verifier can use: "number" needs digits, "choice" a letter, the others anything but space. A result
+with digits that is not a number, such as "18 or 19" in a box, is a wrong answer; the next method is
+not tried.
 """
 
 import re
@@ -26,7 +26,7 @@ _LINE = re.compile(r"\s*([^\n]*)")
 
 
 def boxed(text: str) -> str | None:
-    r"""What the last complete box holds, braces within it balanced; empty boxes are passed over."""
+    r"""The content of the last complete, non-empty box, with balanced braces inside."""
     best, found, open_braces = -1, None, []
     for token in _BOX_TOKEN.finditer(text):
         if token[0] == "{":
@@ -43,7 +43,7 @@ def boxed(text: str) -> str | None:
 
 
 def hashes(text: str) -> str | None:
-    """The rest of the line after the last "####" that something follows, else the next line."""
+    """The rest of the line, else the next line, after the last "####" with text after it."""
     for part in reversed(text.split("####")[1:]):
         if found := _LINE.match(part)[1].strip(" \t\r#"):
             return found
@@ -51,7 +51,7 @@ def hashes(text: str) -> str | None:
 
 
 def tags(text: str) -> str | None:
-    """Between the last <answer> that is closed and not empty and its </answer>."""
+    """The text between the last non-empty <answer> and its </answer>."""
     found = [content.strip() for content in _TAGS.findall(text)]
     return next((content for content in reversed(found) if content), None)
 
@@ -67,17 +67,18 @@ Extract = Callable[..., str | None]
 
 
 def extractor(methods: str, pattern: str = "", after: str = "") -> Extract:
-    """A function (response, usable=bool) from a response to its answer, None where there is none.
+    """A function (response, usable=bool) that returns a response's answer, or None.
 
     Args:
-      methods: names of `METHODS` or "regex", joined by commas; the first counts that finds
-        something for which `usable` is true.
-      pattern: for "regex": its last match counts, the first group if it has one.
-      after: "" or a marker; only what follows its last occurrence is looked at, such as
-        "</think>". A response without it holds no answer.
+      methods: names of `METHODS` or "regex", joined by commas; the first one counts whose result
+        makes `usable` true.
+      pattern: for "regex"; its last match counts, or the first group of that match.
+      after: "" or a marker, such as "</think>"; only the text after its last occurrence counts. A
+        response without the marker has no answer.
 
     Raises:
-      ValueError: an unknown method, a pattern that is missing, unused or no regular expression.
+      ValueError: a method is unknown, or the pattern is missing, unused or not a regular
+        expression.
     """
     names = [name.strip() for name in methods.split(",")]
     for name in names:
@@ -90,7 +91,7 @@ def extractor(methods: str, pattern: str = "", after: str = "") -> Extract:
     try:
         compiled = re.compile(pattern, re.DOTALL)
     except re.error as error:
-        raise ValueError(f"pattern is {pattern!r}, no regular expression: {error}") from error
+        raise ValueError(f"pattern is {pattern!r}, not a regular expression: {error}") from error
 
     def by_regex(text: str) -> str | None:
         found = list(compiled.finditer(text))

@@ -1,4 +1,4 @@
-"""Values of a row by the name of their column, and the prompt they are put in."""
+"""Values of a row by column name, and the prompt that is filled with them."""
 
 import math
 import string
@@ -7,20 +7,20 @@ from typing import Any
 
 
 def lookup(where: str, row: Any, name: str, namer: str = "") -> Any:
-    """The value of a column, or of one that lies inside others.
+    """The value of a column, or a value nested in a column.
 
-    "reward_model.ground_truth" is the column of that very name where there is one, else the value
-    "ground_truth" of the object in the column "reward_model". "messages.0.content" takes a place
-    of a list by its number; -1 is the last. "metadata[level]" means "metadata.level".
+    "reward_model.ground_truth" is the column of exactly that name if there is one, else the value
+    "ground_truth" of the object in the column "reward_model". "messages.0.content" takes an
+    element of a list by its number; -1 is the last. "metadata[level]" means "metadata.level".
 
     Args:
       where: names the row in errors.
       row: its columns.
-      name: of the column.
-      namer: what names the column, for errors too.
+      name: name of the column.
+      namer: the setting that names the column, for errors.
 
     Raises:
-      ValueError: there is none; names the row, the name and what there is instead.
+      ValueError: there is no such column; names the row, the column and the existing ones.
     """
     value, found = row, ""
     parts = name.replace("]", "").replace("[", ".") if "[" in name and name not in row else name
@@ -37,7 +37,7 @@ def lookup(where: str, row: Any, name: str, namer: str = "") -> Any:
 
 
 def _step(value: Any, parts: str) -> tuple[Any, str] | None:
-    """One value further in, and the longest beginning of a dotted name that leads there."""
+    """The value one level deeper, and the longest prefix of the dotted name that leads to it."""
     if isinstance(value, Mapping):
         pieces = parts.split(".")
         for count in range(len(pieces), 0, -1):
@@ -57,14 +57,14 @@ def _contents(value: Any) -> str:
         return f"has {', '.join(map(str, value)) or 'nothing'}"
     if isinstance(value, list):
         return f"is a list of {len(value)}"
-    return f"is {_kind(value)} and holds nothing further"
+    return f"is {_kind(value)} and contains nothing further"
 
 
 def text_of(where: str, value: Any) -> str:
-    """A text, or a number as text; whole numbers have no fraction: 28.0 is "28".
+    """A text, or a number as text; whole numbers have no fraction, so 28.0 is "28".
 
     Raises:
-      ValueError: it is neither a text that UTF-8 can hold nor a finite number.
+      ValueError: it is neither a text that UTF-8 can encode nor a finite number.
     """
     check_value(where, value)
     if isinstance(value, float) and value.is_integer():
@@ -73,12 +73,12 @@ def text_of(where: str, value: Any) -> str:
 
 
 def check_value(where: str, value: Any) -> None:
-    """Raise ValueError unless a value is a text that UTF-8 can hold or a finite number."""
-    allowed = "it must hold a text or a finite number"
+    """Raise ValueError unless a value is a text that UTF-8 can encode or a finite number."""
+    allowed = "it must be a text or a finite number"
     if isinstance(value, str):
         lone = next((c for c in value if "\ud800" <= c <= "\udfff"), None)
         if lone is not None:
-            raise ValueError(f"{where} holds the lone surrogate {lone!r}; {allowed}")
+            raise ValueError(f"{where} contains the lone surrogate {lone!r}; {allowed}")
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{where} is {_kind(value)}; {allowed}")
     elif isinstance(value, float) and not math.isfinite(value):
@@ -97,23 +97,23 @@ def _kind(value: Any) -> str:
 class Prompt(string.Formatter):
     """A format string over a row, such as "{question}" or "{messages.0.content}".
 
-    Only texts and finite numbers are put in, and never the reference answer.
+    It accepts only texts and finite numbers, and refuses the reference answer.
 
     Args:
-      text: the format string; {{ and }} stand for braces.
-      answers: names of columns that hold the reference answer.
+      text: the format string; {{ and }} mean braces.
+      answers: names of columns with the reference answer.
     """
 
     def __init__(self, text: str, answers: tuple[str, ...] = ()):
-        """Keep both; each row is checked when it is put in."""
+        """`fill` checks each row."""
         self._text, self._answers, self._where = text, answers, ""
 
     def fill(self, where: str, row: Mapping[str, Any]) -> str:
         """The prompt of a row.
 
         Raises:
-          ValueError: no format string, or a field that is not there, is no text or number, or
-            holds the reference answer; names the row.
+          ValueError: the text is not a format string, or a field is missing, is not a text or
+            number, or is the reference answer; names the row.
         """
         self._where = where
         try:
@@ -132,14 +132,14 @@ class Prompt(string.Formatter):
             if _same_field(name, answer):
                 raise ValueError(
                     f"{self._where}: task.prompt puts {answer!r}, the reference answer, into the "
-                    f"prompt; write {{{{{name}}}}} where the word in braces is meant"
+                    f"prompt; write {{{{{name}}}}} to get the word in braces"
                 )
         value = lookup(self._where, row, name, "task.prompt")
         check_value(f"{self._where}: column {name!r}, which task.prompt names,", value)
         return value, name
 
     def check_unused_args(self, used: Any, args: Any, row: Any) -> None:
-        """A row has columns that no prompt names."""
+        """Allows columns that the prompt does not name."""
 
 
 def _same_field(name: str, answer: str) -> bool:

@@ -16,33 +16,33 @@ from dfpo_jax.tasks.rows import Entry, Rows, is_file, read_hub, read_jsonl
 from dfpo_jax.tasks.verifiers import VerifiedTask, Verifier, VerifierConfig, check_name
 
 _LOG = logging.getLogger(__name__)
-_TAG = 0x6A736F6E  # "json": keeps these random streams apart from others
+_TAG = 0x6A736F6E  # "json": separates these random streams from others
 _EXACT = VerifierConfig("exact")
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Where a row keeps what: the keys of `task.parameters`.
+    """The columns of a row: the keys of `task.parameters`.
 
-    A column may lie inside others: "reward_model.ground_truth", "messages.0.content"; see
+    A column may be nested, such as "reward_model.ground_truth" or "messages.0.content"; see
     `fields.lookup`. Answers and choices must be texts or finite numbers.
 
     Attributes:
       answer: column of the reference answer, which task.prompt cannot name; "" for none.
-      answer_extract: how the answer is found in that column, see `extraction.extractor`.
+      answer_extract: how to find the answer in that column, see `extraction.extractor`.
       messages: "" or a column with a conversation, a list of {"role", "content"} that ends with the
         user; it replaces the prompt.
       verifier: "" or a column that names each row's verifier.
-      verifiers: from values of that column to names of verifiers; {} where they are names.
-      choices: columns of the choices of a multiple-choice question, the right one first, or one
-        column with a list of them whose right one `answer` gives: an integer is an index, a text
-        may be text or letter, see `multiple_choice.right_choice`. They are shuffled by a hash of
-        the row and stand in the prompt as {choices}; the answer is a letter.
-      empty: "" or a column; rows in which it holds something are passed over.
-      held_out: "" or another JSONL file, which is then the held-out split.
+      verifiers: maps values of that column to names of verifiers; {} if they are names.
+      choices: columns of the choices of a multiple-choice question, the right one first; or one
+        column with a list of choices, of which `answer` gives the right one by index, text or
+        letter, see `multiple_choice.right_choice`. A hash of the choices shuffles them, and the
+        prompt shows them at {choices}; the answer is a letter.
+      empty: "" or a column; rows in which it is not empty are skipped.
+      held_out: "" or another JSONL file, which then is the held-out split.
       subset: configuration of a data set on the hub.
-      split: its split for training, or for both where `held_out_split` is "".
-      held_out_split: its held-out split; "" to divide `split` by a hash.
+      split: its split for training, or for both splits if `held_out_split` is "".
+      held_out_split: its held-out split; "" divides `split` by a hash.
     """
 
     answer: str = "answer"
@@ -61,17 +61,17 @@ class Columns:
 class JsonlTask(VerifiedTask):
     """Prompts of a file of rows.
 
-    A held-out split is a file or split of its own, whose prompts are then removed from training, or
-    a share of the rows by a hash of their prompt. Of rows with one prompt, the first counts.
-    Verifiers of one's own get the payload {"row": the row, "verifier": their name}.
+    The held-out split is a separate file or split, whose prompts are removed from training, or a
+    share of the rows by a hash of their prompt. Of rows with the same prompt, only the first is
+    used. A user's verifier gets the payload {"row": the row, "verifier": its name}.
 
     Attributes:
       name: name of the file or data set.
       reward_range: that of the verifier.
       solved_at: the reward from which a response counts as correct.
-      verifier: judges responses, and counts its failures.
+      verifier: judges responses and counts its failures.
       passed_over: rows of the split that were not accepted, or that repeat an earlier row's prompt.
-      digests: of all the data that was read, by "train" and "held_out"; see `rows.Rows`.
+      digests: digests of the data that was read, by "train" and "held_out"; see `rows.Rows`.
     """
 
     def __init__(
@@ -96,15 +96,15 @@ class JsonlTask(VerifiedTask):
           split: "train" or "held_out".
           seed: decides the order of rows, >= 0.
           prompt: format string over a row.
-          held_out_percent: share of held-out rows where they have no file of their own.
+          held_out_percent: share of held-out rows if they have no separate file or split.
           solved_at: reward from which a response counts as correct.
-          partial_credit: whether other rewards than the lowest and highest are kept.
-          verifier: judges responses; "exact" where its name is "".
-          accepts: items for which it is False are passed over, and counted.
+          partial_credit: whether to keep rewards between the lowest and the highest.
+          verifier: judges responses; "exact" if its name is "".
+          accepts: items for which it is False are skipped and counted.
 
         Raises:
-          ImportError: an id on the hub without the package datasets.
-          ValueError: a file, line, column, verifier or argument, named.
+          ImportError: `dataset` is on the hub and the package datasets is not installed.
+          ValueError: a file, line, column, verifier or argument is wrong; names it.
         """
         if split not in SPLITS:
             raise ValueError(f"split={split!r} is unknown; valid: {', '.join(SPLITS)}")
@@ -136,11 +136,11 @@ class JsonlTask(VerifiedTask):
         self.passed_over = len(items) - len(self._items)
         if self.passed_over:
             counts = (self.passed_over, len(items), split, len(items) - len(distinct))
-            words = "%s: %d of %d rows of %s passed over, %d as they repeat a prompt"
+            words = "%s: skipped %d of %d rows of %s, %d of which repeat a prompt"
             _LOG.warning(words, self.name, *counts)
         if not self._items:
             raise ValueError(
-                f"{dataset}: no row is left for split={split!r} ({self.passed_over} passed over)"
+                f"{dataset}: no row is left for split={split!r} ({self.passed_over} skipped)"
             )
         for name in {item.payload["verifier"] for item in self._items}:
             self.verifier.prepare(name)
@@ -159,7 +159,7 @@ class JsonlTask(VerifiedTask):
         return kept
 
     def batch(self, step: int, size: int) -> list[Item]:
-        """`size` rows in a random order of (seed, step); none twice before all came once.
+        """`size` rows in a random order of (seed, step); repeats none before all have occurred.
 
         Raises:
           ValueError: `step < 0`.
@@ -173,12 +173,12 @@ class JsonlTask(VerifiedTask):
         return [self._items[index] for index in order[:size]]
 
     def items(self, count: int) -> list[Item]:
-        """The first `count` rows in an order of their own, or all where there are fewer."""
+        """The first `count` rows in a fixed random order, or all if there are fewer."""
         order = np.random.default_rng([self._seed, _TAG]).permutation(len(self._items))
         return [self._items[index] for index in order[:count].tolist()]
 
     def everything(self) -> list[Item]:
-        """All items of the split, in the order of the rows."""
+        """All items of the split in the order of the rows."""
         return list(self._items)
 
     def _verifiers(self, items: Sequence[Item]) -> list[str]:
@@ -211,7 +211,7 @@ def _rows(dataset: str, columns: Columns, held_out: bool) -> Rows:
 
 
 class _Builder:
-    """From rows to items."""
+    """Builds items from rows."""
 
     def __init__(self, columns: Columns, prompt: str, verifier: str):
         self._columns, self._verifier = columns, verifier
@@ -223,11 +223,11 @@ class _Builder:
         """An item for each row.
 
         Raises:
-          ValueError: a row lacks a column or holds something else there; names its line.
+          ValueError: a row lacks a column or has a wrong value in it; names its line.
         """
         found = []
         for index, (where, row) in enumerate(entries):
-            if self._columns.empty and _holds(lookup(where, row, self._columns.empty)):
+            if self._columns.empty and _is_filled(lookup(where, row, self._columns.empty)):
                 continue
             found.append(self._item(where, row, index))
         return found
@@ -274,7 +274,7 @@ class _Builder:
         return name
 
     def _choices(self, where: str, row: Mapping[str, Any], answer: str) -> tuple[str, str]:
-        """Lettered choices, and the letter of the right one."""
+        """The lettered choices, and the letter of the right one."""
         columns = self._columns.choices
         listed = lookup(where, row, columns[0]) if len(columns) == 1 else None
         if not isinstance(listed, list):
@@ -286,8 +286,8 @@ class _Builder:
         return lettered(where, texts, right)
 
 
-def _holds(value: Any) -> bool:
-    """Whether a cell holds something; NaN is how tables write that it does not."""
+def _is_filled(value: Any) -> bool:
+    """Whether a cell is not empty; tables write NaN for an empty cell."""
     return bool(value) and value == value
 
 

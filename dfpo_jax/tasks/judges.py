@@ -1,18 +1,19 @@
-r"""The verifiers that run in this process, each by its name, and what they can judge.
+r"""The built-in verifiers, by name, and the references that they can judge.
 
-| verifier | a reference is | a response is right where |
+| verifier | a reference is | a response is right if |
 |---|---|---|
-| exact | a text | both are the same, space around them aside |
-| normalised | a text | both are the same by the rules of `texts` |
+| exact | a text | both are equal, ignoring space around them |
+| normalised | a text | both are equal by the rules of `texts` |
 | number | a number, see `numbers` | they differ by at most tolerance max(1, abs(reference)) |
-| choice | a letter | both declare the same one, see `choices` |
+| choice | a letter | both declare the same letter, see `choices` |
 | math_verify | mathematics | math-verify finds them equal, or they are the same text or number |
 
-No response is right where the reference is empty.
+If the reference is empty, no response is right.
 
-`math_verify` is the package's verdict but for this: words are compared as words (the package takes
-"even" and "neve" for the same product of letters), and so is a number to another base than ten
-(52_8 is 52_{8} and 52, not 52_7; 52 is not 52_8), and a pair of numbers is none: (1,234).
+`math_verify` is the package's verdict with three exceptions. Words are compared as words (the
+package takes "even" and "neve" for the same product of letters). So is a number in a base other
+than ten (52_8 equals 52_{8} and 52, but not 52_7; 52 does not equal 52_8). A pair of numbers, such
+as (1,234), is not a number.
 """
 
 import functools
@@ -27,7 +28,7 @@ from dfpo_jax.tasks.texts import exact, normalised, symbols
 
 BUILT_IN = ("exact", "normalised", "number", "choice", "math_verify")
 _BASE = re.compile(r"(\w+)_\{?(\d+)\}?")
-_PAIR = re.compile(r"[(\[]-?\d+(?:,-?\d+)+[)\]]")  # (1,234) is no 1234
+_PAIR = re.compile(r"[(\[]-?\d+(?:,-?\d+)+[)\]]")  # (1,234) is not 1234
 _WORDS = re.compile(r"[^\W\d_]{4,}(?:[ -][^\W\d_]+)*|[^\W\d_]+(?:[ -][^\W\d_]{2,})+")
 _ROUNDING = 1e-6
 # In mathematics 1,2 is a list and 5! a factorial, which `numbers` reads as 1.2 and 5.
@@ -35,17 +36,17 @@ _NOT_AS_A_NUMBER = re.compile(r"\d,\d\d?(?!\d)|!(?!\s*\d)")
 
 
 def number(response: str, answer: str, tolerance: float) -> float:
-    """1 where |response - answer| <= tolerance max(1, |answer|).
+    """1 if |response - answer| <= tolerance max(1, |answer|), else 0.
 
-    A tolerance of 1e-6 or less forgives rounding and no counting: two whole numbers are then
-    compared exactly.
+    A tolerance of 1e-6 or less allows for rounding, not for miscounting: it compares two whole
+    numbers exactly.
 
     Raises:
-      ValueError: the reference answer is no number.
+      ValueError: the reference answer is not a number.
     """
     expected, found = parse_number(answer), parse_number(response)
     if expected is None:
-        raise ValueError(f"the reference answer {answer!r} is no number")
+        raise ValueError(f"the reference answer {answer!r} is not a number")
     if found is None:
         return 0.0
     if found == expected:
@@ -58,7 +59,7 @@ def number(response: str, answer: str, tolerance: float) -> float:
 
 
 def _far(found: Fraction, expected: Fraction, tolerance: float) -> bool:
-    """Whether two numbers are so far apart that rounding cannot matter: spares exact arithmetic."""
+    """Whether two numbers differ so much that floats can decide without exact arithmetic."""
     try:
         size = max(1.0, abs(float(expected)))
         return abs(float(found) - float(expected)) > (2.0 * tolerance + 1e-12) * size
@@ -72,15 +73,15 @@ def _allowed(expected: Fraction, tolerance: float) -> Fraction:
 
 
 def choice(response: str, answer: str, declared: bool = False) -> float:
-    """1 where both declare the same letter.
+    """1 if both declare the same letter, else 0.
 
     Args:
       response: a response.
       answer: the reference.
-      declared: whether the response is what was found behind a marker, see `choices.letter`.
+      declared: whether the response is known to be an answer, see `choices.letter`.
 
     Raises:
-      ValueError: the reference answer names none.
+      ValueError: the reference answer names no letter.
     """
     expected = _reference_letter(answer)
     if expected is None:
@@ -94,7 +95,7 @@ def _reference_letter(answer: str) -> str | None:
 
 
 def mathematics(response: str, answer: str) -> float | None:
-    """What can be said of `math_verify` without the package; None where it has to say."""
+    """The verdict of `math_verify` if it needs no call of the package, else None."""
     if not response.strip():
         return 0.0
     kind, expected = _mathematics_reference(answer)
@@ -128,7 +129,7 @@ def _mathematics_reference(answer: str) -> tuple[str, object]:
 
 
 def usable(name: str) -> Callable[[str], bool]:
-    """Whether the verifier of this name can make something of what an extraction found."""
+    """A function that says whether the verifier `name` can use the result of an extraction."""
     if name == "number":
         return has_number
     if name == "choice":
@@ -140,10 +141,10 @@ def check_reference(name: str, answer: str) -> None:
     """Raises unless the built-in verifier `name` can judge against a reference.
 
     Raises:
-      ValueError: says what is wrong with it; the caller adds where it stands.
+      ValueError: describes the fault; the caller adds its place in the data.
     """
     if name == "number" and parse_number(answer) is None:
-        raise ValueError(f"the reference answer {answer!r} is no number, which 'number' needs")
+        raise ValueError(f"the reference answer {answer!r} is not a number, which 'number' needs")
     if name == "choice" and _reference_letter(answer) is None:
         raise ValueError(f"the reference answer {answer!r} names no letter, which 'choice' needs")
     if name in BUILT_IN and not answer.strip():

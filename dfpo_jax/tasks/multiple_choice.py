@@ -1,4 +1,4 @@
-"""Choices of a multiple-choice question: which one is right, their order, their letters."""
+"""Choices of a multiple-choice question: the right one, their order and their letters."""
 
 import hashlib
 import json
@@ -32,22 +32,21 @@ def lettered(where: str, texts: Sequence[str], right: int) -> tuple[str, str]:
 def right_choice(
     where: str, texts: Sequence[str], value: Any, answer: str, *, numbers: bool = False
 ) -> int:
-    """The place of the right choice, which a row gives by its index, its text or its letter.
+    """The index of the right choice, which a row gives by its index, text or letter.
 
-    An integer is an index from 0 where there is such a choice, else the text of one. A text is the
-    text of a choice, its letter, or its index in digits, and an integer among choices that are
-    numbers is one of them or an index; where two of these name different choices the row is
-    refused.
+    An integer is an index from 0 if there is such a choice, else the text of a choice. A text is
+    the text of a choice, its letter, or its index in digits. If the choices are numbers, an integer
+    is one of them or an index. If two of these readings name different choices, the row is refused.
 
     Args:
       where: names the row in errors.
       texts: the choices.
-      value: the answer as it stands in the row.
-      answer: the same as text.
+      value: the answer in the row.
+      answer: the same value as text.
       numbers: whether the row's choices are numbers, not texts.
 
     Raises:
-      ValueError: it names no choice, or may name either of two.
+      ValueError: the answer names no choice, or could name two.
     """
     index = int(answer) if answer.isascii() and answer.isdigit() and len(answer) < 9 else -1
     by_index = index if 0 <= index < len(texts) else None

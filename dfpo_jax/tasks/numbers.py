@@ -1,12 +1,12 @@
-r"""The one reader of numbers.
+r"""Reads numbers from text.
 
-A number is read as an exact fraction, dress and all (`dress.plain` takes off LaTeX, Markdown and
-typeset characters first):
+A number becomes an exact fraction. `dress.plain` first removes LaTeX, Markdown and typeset
+characters.
 
 | written | read as |
 |---|---|
-| 18, 18.0, 18., .5, +7, -5, −5, １８, ١٨ | itself: digits of every script, every minus sign |
-| 1,234,567.5; 1{,}234; 12,34,567; 1 234 567; 1'234'567 | thousands, the Indian and the Swiss too |
+| 18, 18.0, 18., .5, +7, -5, −5, １８, ١٨ | itself, with digits of any script and any minus sign |
+| 1,234,567.5; 1{,}234; 12,34,567; 1 234 567; 1'234'567 | thousands, also Indian and Swiss ones |
 | 1.234,56; 1.234.567; 1 234,5 | the continental notation |
 | 1,234 | 1234: a comma before exactly three digits separates thousands |
 | 1,23; 0,123; 1234,567 | 1.23, 0.123, 1234.567: any other single comma is a decimal one |
@@ -19,11 +19,11 @@ typeset characters first):
 | 5 million, $5k | 5000000, 5000 |
 | negative 5, minus 5 | -5 |
 
-No number at all: words (eighteen, infinity, nan), dates and times (3:30, 2024-01-15), versions
+These are not numbers: words (eighteen, infinity, nan), dates and times (3:30, 2024-01-15), versions
 (1.2.3), ranges and telephone numbers (3-5, 555-1234), lists and pairs (1,2,3; (3,4)), other bases
-(52_8), algebra and arithmetic that is not worked out (2x, 3\sqrt{13}, 5 - 3, 2^3), comparisons
-(x < 5, less than 5), parts of others (half of 5, twice 5, 5 squared, 5% of 40), what is denied (not
-5, 5 is wrong), 2 ± 1, and anything with more than 4000 digits or an exponent beyond ±4000.
+(52_8), algebra and unevaluated arithmetic (2x, 3\sqrt{13}, 5 - 3, 2^3), comparisons (x < 5, less
+than 5), parts of others (half of 5, twice 5, 5 squared, 5% of 40), denied numbers (not 5, 5 is
+wrong), 2 ± 1, and anything with more than 4000 digits or an exponent beyond ±4000.
 """
 
 import functools
@@ -34,7 +34,7 @@ from typing import NamedTuple
 
 from dfpo_jax.tasks.dress import plain
 
-_MOST_DIGITS = 4000  # below the limit of Python's own conversion, which takes quadratic time
+_MOST_DIGITS = 4000  # below Python's limit for its conversion, which takes quadratic time
 
 _CURRENCY = re.compile(
     r"(?:(?<![A-Za-z])(?:US|CA|AU|NZ|HK|[SACR])?\$"
@@ -68,7 +68,7 @@ _SCALES = {
     "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "bn": 10**9,
 }  # fmt: skip
 
-# What stands before a number that is a part of something else.
+# Text before a number that is part of something else.
 _PART_BEFORE = re.compile(
     r"(?:[A-Za-z][-+]|[\^_√][ ]?[{(]?|[a-zA-Z\]}]\{|\\(?:log|ln|sin|cos|tan|exp|binom|frac)[ ]?\{?"
     r"|[\w)\]}%!$][ ]*(?:[+/×^±]|(?<!\*)\*\*?)[ ]*|±[ ]*"
@@ -76,10 +76,10 @@ _PART_BEFORE = re.compile(
     r"|(?:(?<![<])<=?|[^-=>]>=|(?<=[\w)])[ ]>|!=)[ ]*"
     r"|\d[ ]?[:—])\Z"
 )
-_MAY_BE_PART = tuple("^_√{(+-/×±*<=>:—")  # where `_PART_BEFORE` is worth a try
+_MAY_BE_PART = tuple("^_√{(+-/×±*<=>:—")  # the characters before which `_PART_BEFORE` can match
 _NAME_BEFORE = re.compile(r"(?:[A-Za-zÀ-ɏΑ-ω_\\]|\d[.,':]|\d)\Z")
 _COMMAND_BEFORE = re.compile(r"\\[a-zA-Z]+\Z")
-# What makes a number a factor, a term or a side of a comparison.
+# Text after a number that is a factor, a term or a side of a comparison.
 _FUNCTIONS = r"(?:sqrt|pi|sin|cos|tan|log|ln|exp|mod)"
 _UNKNOWN = r"(?:[b-fijknopqrt-zDEGHIMO-UX-Z](?![A-Za-z'²]))"
 _PART_AFTER = re.compile(
@@ -104,7 +104,7 @@ _DENIED_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _ENDS_DENIAL = re.compile(r"(?:not|n't|er|nor|of|an|be|is|al|to|the|st)[ =]*\Z", re.IGNORECASE)
-# "5 is wrong" says of 5 what "not 5" says.
+# "5 is wrong" denies 5 as "not 5" does.
 _DENIED_AFTER = re.compile(
     r" (?:(?:is|was|must be|would be) (?:\w+ )?(?:wrong|incorrect|(?:not|n't) (?:right|correct))"
     r"|(?:isn't|wasn't|can't be|cannot be|can not be) (?:right|correct))\b"
@@ -126,12 +126,12 @@ _TIMELIKE = re.compile(r":|/.*/|\..*\.|^\d{4}-\d\d?-\d\d?\Z")
 
 
 class Found(NamedTuple):
-    """A number, or what has digits and is none, in a plain text.
+    """A place in a plain text that has digits: a number or something else.
 
     Attributes:
-      start: where it begins, sign and currency included.
+      start: where it begins, with its sign and currency.
       end: where it ends.
-      value: None for what is no number: a part of an expression, a range, a date.
+      value: None if it is not a number but part of an expression, a range or a date.
       label: whether it only numbers a step, a section or the item of a list.
       timelike: whether it is a time, a date or a version.
     """
@@ -144,7 +144,7 @@ class Found(NamedTuple):
 
 
 def prepare(text: str) -> str:
-    """The plain text in which numbers are looked for; a minus sign apart joins its number."""
+    """The plain text to search for numbers; joins a detached minus sign to its number."""
     if "<|" in text:
         text = _SPECIAL.sub("", text)
     text = plain(text)
@@ -152,12 +152,12 @@ def prepare(text: str) -> str:
 
 
 def numbers(text: str) -> list[Found]:
-    """What has digits in a prepared text, in order; numbers that are denied are left out."""
+    """All places with digits in a prepared text, in order, without denied numbers."""
     return list(backwards(text))[::-1]
 
 
 def backwards(text: str) -> Iterator[Found]:
-    """`numbers`, the last one first; each is judged when it is asked for."""
+    """`numbers` in reverse order, evaluated lazily."""
     matches, end = [], 0
     for run in _DIGITS.finditer(text):
         start = run.start()
@@ -175,7 +175,7 @@ def backwards(text: str) -> Iterator[Found]:
 
 
 def _signed(text: str, start: int) -> tuple[int, str, bool]:
-    """Where a number begins with its sign and currency; the signs; whether it has a currency."""
+    """(start with sign and currency, the signs, whether there is a currency) of a number."""
     first, signs, currency = start, "", False
     if text[first - 1 : first] in ("-", "+") and first:
         first, signs = first - 1, text[first - 1]
@@ -188,7 +188,7 @@ def _signed(text: str, start: int) -> tuple[int, str, bool]:
 
 
 def _judge(text: str, match: re.Match) -> Found | None:
-    """One match by what stands around it; None where it belongs to a name or is denied."""
+    """Judges a match by the text around it; None if it belongs to a name or is denied."""
     start, signs, currency = _signed(text, match.start())
     end = match.end()
     before, after = text[max(start - 40, 0) : start], text[end : end + 40]
@@ -227,7 +227,7 @@ def _judge(text: str, match: re.Match) -> Found | None:
 
 
 def _value(match: re.Match, before: str, after: str, currency: bool) -> Fraction | None:
-    """The number that a match stands for, without its sign."""
+    """The value of a match, without its sign."""
     digits = match["english"] or match["continental"] or match["spaced"] or match["simple"]
     if match["continental"]:
         digits = digits.replace(".", "").replace(",", ".")
@@ -260,7 +260,7 @@ def _value(match: re.Match, before: str, after: str, currency: bool) -> Fraction
     return value
 
 
-# What a text may begin with before its answer.
+# Text that may come before an answer.
 _LEAD = re.compile(
     r"\W*(?:(?:so|thus|hence|therefore|and|then)\b\W*)?"
     r"(?:(?:the|my|our)?\s*(?:final|correct|right)?\s*(?:answer|result|total|value|sum)\b\W*"
@@ -275,18 +275,18 @@ _ASIDE = re.compile(
     r"|\n\s*[^\s\d$-]|(?<=[a-z])\s+(?:for|in|per|after|over|on|at|with|each|every|from|of)\b)"
 )
 _ASIDE_TELLS_WHY = re.compile(r"\(|because|since|as|that|i\.e\.|not")
-# In an aside: the number before it was none.
+# In an aside: it takes back the number before it.
 _TAKEN_BACK = re.compile(
     r"\b(?:(?:actually|answer is|could be) \$?\d|should (?:be|have been)|wrong|incorrect|wait,)"
     r"|\(or \$?\d+\)"
 )
 _IN_BRACKETS = re.compile(r"\s\([^()]*\)")
-_LINE = 80  # characters of an answer of one line
+_LINE = 80  # most characters of an answer in one line
 
 
 @functools.lru_cache(maxsize=1024)
 def _read(text: str) -> tuple[str, tuple[Found, ...]]:
-    """The prepared text and what has digits in it; an extraction and a verifier both ask."""
+    """The prepared text and its `numbers`, cached since extraction and verifier both read it."""
     text = prepare(text).strip()
     return text, tuple(numbers(text))
 
@@ -295,11 +295,11 @@ def _read(text: str) -> tuple[str, tuple[Found, ...]]:
 def parse_number(text: str) -> Fraction | None:
     """The number that a text declares, None if it declares none.
 
-    Words and a unit may stand around it. Of several numbers in one line of at most 80 characters
-    it is the one behind the last "=" ("3 dozen = 36", "12 eggs, so 12 * 2 = 24"), or the first
-    where the text begins with it and goes on with an aside: "18 (not 19)", "18 dollars for 3 days",
-    "48 = 6 × 8", "18, because 9 + 9 = 18". "18 or 19", "3 and 5", "18 (should be 20)" and longer
-    texts with several numbers declare none.
+    There may be words and a unit around it. If one line of at most 80 characters has several
+    numbers, the declared one is the number after the last "=" ("3 dozen = 36", "12 eggs, so 12 * 2
+    = 24"), or the first if the text begins with it and continues with an aside: "18 (not 19)",
+    "18 dollars for 3 days", "48 = 6 × 8", "18, because 9 + 9 = 18". "18 or 19", "3 and 5",
+    "18 (should be 20)" and longer texts with several numbers declare none.
     """
     if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS:
         return Fraction(int(text))
@@ -324,21 +324,21 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def _behind(text: str, first: Found, aside: re.Match) -> Fraction | None:
-    """The number behind the last "=" of an aside that tells no reason, else the first."""
+    """The number after the last "=" of an aside, unless that gives a reason; else the first."""
     _, mark, last = _IN_BRACKETS.sub("", text).rpartition("=")
     value = parse_number(last) if mark and not _ASIDE_TELLS_WHY.search(aside[0]) else None
     return first.value if value is None else value
 
 
 def has_number(text: str) -> bool:
-    """Whether a text has digits that mean something: no label of a step, no name such as H2O."""
+    """Whether a text has digits outside labels of steps and names such as H2O."""
     if text.isascii() and text.isdigit():
         return True
     return any(not one.label for one in _read(text)[1])
 
 
 def bare_number(text: str) -> Fraction | None:
-    """The number that a text is, with a sign, currency or percent and no words; else None."""
+    """The value of a text that is only a number, with a sign, currency or percent; else None."""
     text = prepare(text).strip().rstrip(".").strip()
     found = numbers(text)
     if len(found) != 1 or text[: found[0].start].strip(" $") or text[found[0].end :].strip(" $}"):
@@ -350,15 +350,15 @@ _OR_BETWEEN = re.compile(r"[ }$%]*(?:[A-Za-z]+ ){0,3}or (?:[a-z]+ ){0,2}(?:[a-z]
 _RANGE_OPENS = re.compile(r"\b[Bb]etween \$?\Z|(?:\A|\W\s|\b(?:is|are|be) )[Ff]rom \$?\Z")
 _RANGE_GOES_ON = re.compile(r"[ $%]{0,3}(?:[A-Za-z]+ )?(?:and|to) [ $]{0,3}")
 _ASIDE_OPENS = re.compile(r"\d[%$} ]*(?:[A-Za-z/.]+ ?){0,3}\(\Z")
-_TAIL = 64  # characters of a response in which its last number usually stands
+_TAIL = 64  # last characters of a response, which usually have its last number
 
 
 def last_number(text: str) -> str | None:
-    r"""The last number of a text as it is written there, in plain notation.
+    r"""The last number of a text, in plain notation.
 
-    Passed over are numbers of steps and list items, times, dates, what is denied ("not 19") and
-    asides in brackets behind a number ("18 (that is, 2 times 9)"). None where the last is no number
-    but a part of an expression or a range ("from 12 to 13"), or one of two that "or" joins.
+    It ignores numbers of steps and list items, times, dates, denied numbers ("not 19") and asides
+    in brackets after a number ("18 (that is, 2 times 9)"). None if the last one is part of an
+    expression or a range ("from 12 to 13"), or one of two that "or" joins.
     """
     if len(text) > _TAIL + 20:
         tail = text[text.find(" ", len(text) - _TAIL) :]

@@ -1,8 +1,8 @@
-"""Known data sets as data: where they lie, their columns, how their answers are judged.
+"""Settings for known data sets: their source, their columns, and how to judge their answers.
 
-A preset gives values to the keys of a task's section that nobody has set; see `TaskConfig`.
-`dataset` is the data set's id on the Hugging Face hub, read with the extra "data"; set it to the
-path of a JSONL file with the same columns to do without.
+A preset sets the keys of a task's section that are not set otherwise; see `TaskConfig`.
+`dataset` is the data set's id on the Hugging Face hub, which needs the extra "data". To avoid that,
+set it to the path of a JSONL file with the same columns.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
 """Any `reasoning_gym` data set as a task, with splits that cannot share a prompt.
 
-`reasoning_gym` generates entry i of a data set from its seed and i alone, so a task draws its
-prompts by drawing indices. Scores are the data set's own; many of them give a little credit
-(0.01 to 0.1) for wrong answers, and part credit for an answer that contains the right one. They
-come from processes that can be killed, since some data sets evaluate the response as Python.
+`reasoning_gym` generates entry i of a data set only from its seed and i, so a task draws indices to
+draw prompts. Each data set scores responses itself; many give a little credit (0.01 to 0.1) for
+wrong answers, and part credit for an answer that contains the right one. Scoring runs in processes
+that can be killed, since some data sets evaluate the response as Python.
 """
 
 import dataclasses
@@ -22,19 +22,19 @@ from reasoning_gym.factory import DATASETS
 from dfpo_jax.tasks.base import SPLITS, Item, is_held_out
 from dfpo_jax.tasks.verifiers import VerifiedTask, Verifier, VerifierConfig
 
-_TAG = 0x7461736B  # "task": keeps these random streams apart from those of the reward noise
+_TAG = 0x7461736B  # "task": separates these random streams from those of the reward noise
 _BATCH, _ITEMS = range(2)
 _CHUNK = 64  # indices drawn at a time
 _SIZE = 2**31 - 1
 _OWN = VerifierConfig()
-# Data sets that build something for every entry when they are created.
+# Data sets that compute something for every entry when they are created.
 _SIZES = {
     "acre": 4_000,
     "gsm_symbolic": 100_000,
     "list_functions": 100_000,
     "word_ladder": 20_000,
 }
-# Data sets whose entries depend on the order of Python's sets, and so on its hash seed.
+# Data sets whose entries depend on the order of Python's sets, and therefore on its hash seed.
 _HASH_DEPENDENT = frozenset(
     {
         "codeio",
@@ -46,8 +46,8 @@ _HASH_DEPENDENT = frozenset(
         "word_ladder",
     }
 )
-# Data sets that draw from the global generators, too. (Some programs of codeio, fewer than one
-# in 100, seed themselves anew and so stay different in every process.)
+# Data sets that also draw from the global generators. (Fewer than one in 100 programs of codeio
+# seed themselves again, so their entries still differ between processes.)
 _GLOBALLY_RANDOM = frozenset({"codeio", "list_functions"})
 
 
@@ -58,7 +58,7 @@ class ReasoningGymTask(VerifiedTask):
       name: name of the data set.
       reward_range: that of the verifier, (0.0, 1.0) for the data set's own.
       solved_at: the reward from which a response counts as correct.
-      verifier: judges responses, and counts its failures.
+      verifier: judges responses and counts its failures.
     """
 
     def __init__(
@@ -79,24 +79,24 @@ class ReasoningGymTask(VerifiedTask):
 
         Args:
           dataset: name of a `reasoning_gym` data set.
-          parameters: fields of the data set's configuration; `size` is the number of entries
-            indices are drawn from (a very large default), `seed` is not among them.
-          split: "train" or "held_out". A prompt belongs to one of them by a hash of its text.
-          seed: decides which entries are drawn and in which order, >= 0. Every seed draws from the
-            same entries.
+          parameters: fields of the data set's configuration without `seed`; `size` is the number
+            of entries from which indices are drawn (very large by default).
+          split: "train" or "held_out". A hash of its text assigns each prompt to one of them.
+          seed: determines which entries are drawn, and their order; >= 0. Every seed draws from
+            the same entries.
           prompt: format string over an entry: "{question}", "{metadata[expression]}=", ...
           held_out_percent: expected share of held-out prompts, 0 to 99 (at least 1 for the
             held-out split itself).
           solved_at: in (0, 1].
-          partial_credit: whether a response scored below `solved_at` keeps its score; otherwise
-            rewards are 1 (solved) or 0.
+          partial_credit: whether a response with a score below `solved_at` keeps its score;
+            otherwise rewards are 1 (solved) or 0.
           verifier: the data set's own (name "") or another, with the extraction of answers.
-          accepts: items for which it is False are passed over.
+          accepts: items for which it is False are skipped.
 
         Raises:
-          ValueError: naming the argument, its value and what is allowed; or the data set, where
-            it depends on the hash seed and that is random: resumed runs and other hosts would
-            then see other prompts.
+          ValueError: an argument is wrong; names it, its value and what is allowed. Or the data
+            set depends on Python's hash seed and that is random: resumed runs and other hosts
+            would see other prompts.
         """
         _check_choice("split", split, SPLITS)
         if not 0 <= held_out_percent <= 99 or (split == "held_out" and held_out_percent == 0):
@@ -130,7 +130,7 @@ class ReasoningGymTask(VerifiedTask):
         """The `size` items of iteration `step`; see `Task.batch`. A prompt may occur twice.
 
         Raises:
-          ValueError: `step < 0`, or the split appears to hold no prompt at all.
+          ValueError: `step < 0`, or the split appears to have no prompt.
         """
         if step < 0:
             raise ValueError(f"step={step} must be >= 0")
@@ -140,13 +140,13 @@ class ReasoningGymTask(VerifiedTask):
         """`count` fixed items with distinct prompts; see `Task.items`.
 
         Raises:
-          ValueError: the split appears to hold fewer distinct prompts.
+          ValueError: the split appears to have fewer distinct prompts.
         """
         return self._draw(count, stream=_ITEMS, step=0, distinct=True)
 
     def _draw(self, count: int, *, stream: int, step: int, distinct: bool) -> list[Item]:
         share = self._percent if self._held_out else 100 - self._percent
-        patience = 1000 * (count + 20) // share  # draws in a row that bring no new item
+        patience = 1000 * (count + 20) // share  # most consecutive draws without a new item
         items, seen, misses = [], set(), 0
         indices = self._indices(stream, step)
         while len(items) < count:
@@ -177,11 +177,12 @@ class ReasoningGymTask(VerifiedTask):
             yield from generator.integers(self._size, size=_CHUNK).tolist()
 
     def _item(self, index: int) -> Item | None:
-        """Entry `index`, or None where the generator finds no entry for this index."""
+        """Entry `index`, or None if the generator finds none for this index."""
         try:
             entry = self._entry(index)
         except IndexError:
-            # word_ladder gives up on some indices, and would then refuse all larger ones too.
+            # word_ladder finds no entry for some indices, and then shrinks `size` to refuse all
+            # larger ones.
             self._dataset.size = self._size
             return None
         answer = "" if entry["answer"] is None else str(entry["answer"])
@@ -203,7 +204,7 @@ class ReasoningGymTask(VerifiedTask):
         try:
             fields = [field for _, field, _, _ in string.Formatter().parse(self._prompt) if field]
         except ValueError as error:
-            raise ValueError(f"prompt={self._prompt!r} is no format string: {error}") from error
+            raise ValueError(f"prompt={self._prompt!r} is not a format string: {error}") from error
         if not fields:
             raise ValueError(
                 f"prompt={self._prompt!r} names no field of the entry, such as {{question}}"
@@ -211,7 +212,7 @@ class ReasoningGymTask(VerifiedTask):
         if any(field.partition("[")[0] == "answer" for field in fields):
             raise ValueError(
                 f"prompt={self._prompt!r} puts 'answer', the reference answer, into the prompt; "
-                "write {{answer}} where the word in braces is meant"
+                "write {{answer}} to get the word in braces"
             )
         next(item for item in map(self._item, range(self._size)) if item is not None)
 

@@ -1,4 +1,4 @@
-"""Rows of a data set: JSONL files, or the hub by the package datasets; errors name the line."""
+"""Rows of a data set from JSONL files, or from the hub; errors name the line."""
 
 import hashlib
 import json
@@ -10,16 +10,16 @@ from dfpo_jax.published_files import refuse_pointer
 
 
 class Entry(NamedTuple):
-    """A row and where it stands, for error messages."""
+    """A row and its place, for error messages."""
 
     where: str
     row: Mapping[str, Any]
 
 
 class Rows(NamedTuple):
-    """Rows in their order, and a digest that any change of their source changes.
+    """Rows in order, and a digest that changes with any change of their source.
 
-    Of a file the digest is the SHA-256 of its bytes, of a data set on the hub that of its rows.
+    The digest is the SHA-256 of the bytes of a file, or of the rows of a data set on the hub.
     """
 
     entries: list[Entry]
@@ -27,21 +27,21 @@ class Rows(NamedTuple):
 
 
 def is_file(source: str) -> bool:
-    """Whether a name means a file here rather than an id on the hub."""
+    """Whether a name means a local file rather than an id on the hub."""
     path = pathlib.Path(source)
     return path.suffix in (".jsonl", ".json") or path.exists()
 
 
 def read_jsonl(source: str) -> Rows:
-    """The objects of a JSONL file; empty lines are passed over.
+    """The objects of a JSONL file; skips empty lines.
 
     Raises:
-      ValueError: there is no such file, it is a git-lfs pointer, it is empty, or a line is no JSON
-        object or holds a key twice; names the line.
+      ValueError: there is no such file, it is a git-lfs pointer, it is empty, or a line is not a
+        JSON object or has a key twice; names the line.
     """
     path = pathlib.Path(source)
     if not path.is_file():
-        raise ValueError(f"dataset {source!r} is no file")
+        raise ValueError(f"dataset {source!r} is not a file")
     refuse_pointer(path)
     entries, digest = [], hashlib.sha256()
     with open(path, "rb") as file:
@@ -53,7 +53,7 @@ def read_jsonl(source: str) -> Rows:
             try:
                 row = json.loads(line, object_pairs_hook=_object)
             except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors
-                raise ValueError(f"{where} is no JSON: {error}") from error
+                raise ValueError(f"{where} is not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{where} is {type(row).__name__}; it must be an object")
             entries.append(Entry(where, row))
@@ -63,11 +63,11 @@ def read_jsonl(source: str) -> Rows:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, whose keys must differ: of two values one would be lost silently."""
+    """A JSON object; refuses a repeated key, since Python would silently drop one value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+        raise ValueError(f"key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
     return found
 
 
@@ -76,13 +76,13 @@ def read_hub(name: str, subset: str, split: str) -> Rows:
 
     Raises:
       ImportError: the package datasets is not installed; names the extra.
-      ValueError: the data set or split is not there.
+      ValueError: there is no such data set or split.
     """
     try:
         import datasets
     except ImportError:
         raise ImportError(
-            f"dataset {name!r} is no file, and to read the hub the package datasets is missing: "
+            f"dataset {name!r} is not a file, and reading the hub needs the package datasets: "
             "pip install 'dfpo-jax[data]'"
         ) from None
     try:
@@ -97,5 +97,5 @@ def read_hub(name: str, subset: str, split: str) -> Rows:
 
 
 def _type_name(value: Any) -> str:
-    """What stands for an image or the like in a digest: its text may hold an address in memory."""
+    """Represents an image or the like in a digest; its repr may contain a memory address."""
     return type(value).__name__

@@ -1,16 +1,16 @@
-r"""Comparison of texts after SQuAD's rule, mended where that rule loses the content.
+r"""Comparison of texts by SQuAD's rule, changed where that rule removes content.
 
-| the reference is | a response equals it where |
+| the reference is | a response equals it if |
 |---|---|
 | a bare number: 1,234; -5; $18.90; 10%; 3/4 | it declares the same number, see `numbers` |
-| mathematical: x^2, [2,5), C++, B-, -x, n! | both are the same but for space, case and dress |
-| anything else | both are the same but for case, punctuation, articles, space and dress |
+| mathematical: x^2, [2,5), C++, B-, -x, n! | they differ at most in space, case and formatting |
+| anything else | they differ at most in case, punctuation, articles, space and formatting |
 
-Numbers within a text are compared by value: "5 km" is not "-5 km", and "1,000 people" is "1000
-people". An article is content at the end ("Hepatitis A"), behind a number ("Room 5A"), before
-"and", "or", "vs" or an article, and in a list ("A, B"). A response may say "The answer is" first.
-Where the rule would leave nothing of a reference ("-"), only its case and the space around it are
-ignored; an empty reference equals nothing.
+Numbers within a text are compared by value: "5 km" differs from "-5 km", and "1,000 people" equals
+"1000 people". An article counts as content at the end ("Hepatitis A"), after a number ("Room 5A"),
+before "and", "or", "vs" or an article, and in a list ("A, B"). A response may begin with "The
+answer is". If the rule would remove a whole reference ("-"), only case and surrounding space are
+ignored. An empty reference equals nothing.
 """
 
 import functools
@@ -31,7 +31,7 @@ _MATHEMATICAL = re.compile(
     r"[\^=+<>\\_|√π∞±×#]|(?<!\w)[a-z]\s?[-*/]\s?[a-z\d](?!\w)"
     r"|(?<![\w-])(?:AB?|B|O)-\Z|\A-(?:sin|cos|tan|log|ln|exp)\b"
 )
-# Marks that mean mathematics where there is no word: lists, intervals, differences.
+# Marks of mathematics in a text without words: lists, intervals, differences.
 _MAY_BE_MATHEMATICAL = re.compile(
     r"\d\s?[*(]|[(\[{]-?\w+,|\d,\s?-?\d|\d\s?-\s?[a-z\d]"
     r"|\A[-!~][A-Za-z]|\A-\d{1,9}[A-Za-z]\b|\A[A-Za-z]{1,2}-\Z|\A[A-Za-z]'(?![A-Za-z])|\A(?:\d{1,9}|[A-Za-z])!\Z"
@@ -44,19 +44,19 @@ _SINGLE = re.compile(r"([\^_])\{(-?\w)\}")
 
 
 def exact(response: str, answer: str) -> float:
-    """1 where both are the same text, space around them aside, and it is not empty."""
+    """1 if both are the same non-empty text, ignoring space around them, else 0."""
     return float(response.strip() == answer.strip() != "")
 
 
 def normalised(response: str, answer: str) -> float:
-    """1 where both are the same by the rules of the module."""
+    """1 if both are equal by the rules of the module, else 0."""
     expected, form = _reference(answer)
     if form is None:
         same = expected is not None and parse_number(response) == expected
         return float(same and not _FACTORIAL.fullmatch(response))
     if form(response) != expected:
         return 0.0
-    # "A+" has lost a sign where it equals "A".
+    # If a mathematical response such as "A+" equals "A", it has lost a sign.
     return float(form is symbols or not _mathematical(response))
 
 
@@ -69,7 +69,7 @@ def _mathematical(text: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _reference(answer: str):
-    """What a reference becomes, and the function that makes the same of a response."""
+    """A reference in normal form, and the function that brings a response to that form."""
     value = bare_number(answer)
     if value is not None:
         return value, None
@@ -81,7 +81,7 @@ def _reference(answer: str):
 
 
 def symbols(text: str) -> str:
-    """A mathematical text without space, dollar signs, case, dress and a point at its end."""
+    """A mathematical text without space, dollar signs, case, formatting and final punctuation."""
     bare = _SINGLE.sub(r"\1\2", _without_lead(text).replace("$", "").casefold())
     return "".join(bare.split()).strip(".,;:")
 
@@ -93,7 +93,7 @@ def _words(text: str) -> str:
 
 
 def _with_articles(text: str) -> str:
-    """Words and values of numbers, parted by single spaces."""
+    """Words and values of numbers, separated by single spaces."""
     text = prepare(_without_lead(unicodedata.normalize("NFC", text)))
     parts, end = [], 0
     if any(character.isdigit() for character in text):
@@ -122,6 +122,6 @@ def _letters(text: str) -> str:
 
 @functools.cache
 def _marks() -> dict[int, None]:
-    """Every mark of punctuation and every symbol, to be removed."""
+    """Maps every punctuation mark and symbol to None, which removes it."""
     kinds = ((code, unicodedata.category(chr(code))[0]) for code in range(0x20000))
     return {code: None for code, kind in kinds if kind in "PS"}

@@ -18,24 +18,24 @@ from collections.abc import Sequence
 from typing import Any
 
 _WORKER = pathlib.Path(__file__).with_name("verifier_worker.py")
-_START_SECONDS = 120.0  # imports on a busy machine
-_CHUNK = 16  # most requests that a process gets at a time
+_START_SECONDS = 120.0  # long enough for imports on a busy machine
+_CHUNK = 16  # most requests sent to a process at a time
 
 
 class _Child:
-    """One process; dead until the first request and after every failure."""
+    """One process, not running before the first request and after a failure."""
 
     def __init__(self, name: str, memory: int):
         self._name, self._memory, self._process = name, memory, None
 
     def start(self, settings: bytes) -> None:
-        """Start the process and load the verifier, unless both is done.
+        """Start the process and load the verifier, unless that is done already.
 
         Raises:
           ValueError: the process cannot be started, or the verifier cannot be loaded.
         """
         if self._process is None or self._process.poll() is not None:
-            self.kill()  # what a process that ended left behind
+            self.kill()  # cleans up after a process that has ended
             try:
                 self._spawn()
             except OSError as error:
@@ -51,10 +51,10 @@ class _Child:
 
     def _spawn(self) -> None:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        # One thread each: the processes run side by side, and stacks count as address space.
+        # One thread each: the processes run in parallel, and stacks count as address space.
         environment = {"OPENBLAS_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path}
         self._process = subprocess.Popen(
-            # -P: the script's own directory holds modules named as packages are.
+            # -P: the script's directory has modules with the names of packages.
             [sys.executable, "-P", str(_WORKER), self._name, str(self._memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -66,7 +66,7 @@ class _Child:
         self._received, self._loaded = b"", set()
 
     def ask(self, requests: Sequence[bytes], seconds: float, settings: bytes) -> list[tuple]:
-        """Answers up to the first that took the process's life; it was started before."""
+        """Answers up to the first request that ends the process, which must be running."""
         self._send(seconds, settings, requests)
         answers = []
         for _ in requests:
@@ -82,10 +82,10 @@ class _Child:
             pickle.dump(message, self._process.stdin)
             self._process.stdin.flush()
         except OSError:
-            pass  # it is dead, as `_receive` will find
+            pass  # the process has ended; `_receive` reports it
 
     def _receive(self, seconds: float) -> tuple[str, Any]:
-        """The next message; reads until it is whole or the time is over."""
+        """The next message; reads until it is complete or time is up."""
         deadline = time.monotonic() + seconds
         while b"\n" not in self._received:
             if not self._poll.poll(1000.0 * max(deadline - time.monotonic(), 0.0)):
@@ -99,18 +99,18 @@ class _Child:
         return status, value
 
     def kill(self) -> int | None:
-        """End the process and those it started, whatever they do; returns its exit code."""
+        """Kill the process and those it started; returns its exit code."""
         process, self._process = self._process, None
         if process is None:
             return None
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:
-            pass  # all of them have ended
+            pass  # they have all ended
         process.stdout.close()
         try:
             process.stdin.close()
-        except OSError:  # what was not yet sent
+        except OSError:  # some data was not sent
             pass
         return process.wait()
 
@@ -121,15 +121,15 @@ class Pool:
     Args:
       name: "math_verify", "reasoning_gym" or "module:function".
       workers: number of processes, >= 1.
-      memory: bytes of address space a process may take, 0 for no limit.
+      memory: bytes of address space that a process may use, 0 for no limit.
     """
 
     def __init__(self, name: str, workers: int, memory: int = 0):
-        """Starts nothing yet."""
+        """Starts no process."""
         self._children = [_Child(name, memory) for _ in range(workers)]
         self._threads = concurrent.futures.ThreadPoolExecutor(workers)
         self._lock = threading.Lock()
-        weakref.finalize(self, _kill_all, self._children)  # at exit, too
+        weakref.finalize(self, _kill_all, self._children)  # also runs at exit
 
     def check(self, settings: bytes = b"") -> None:
         """Start one process.
@@ -148,30 +148,30 @@ class Pool:
     ) -> list[tuple[str, Any]]:
         """("ok", reward), ("error", message) or ("timeout", message) for each request.
 
-        A process that cannot be started leaves the requests to the others; what no process takes
-        is an error. The next call tries again.
+        If a process cannot be started, the others take its requests. A request that no process
+        takes is an error. The next call tries again.
 
         Args:
-          requests: (response, answer, payload) each; the payload can be pickled.
-          seconds: wall time for each.
+          requests: (response, answer, payload) each; the payload must be picklable.
+          seconds: wall time for each request.
           settings: as for `check`.
         """
         pickled = [pickle.dumps(request) for request in requests]
-        # Chunks so small that every process has work to the end.
+        # Chunks are small, so that every process has work until the end.
         size = min(max(len(pickled) // (4 * len(self._children)), 1), _CHUNK)
         rows = range(len(pickled))
         chunks = collections.deque(rows[first : first + size] for first in rows[::size])
         results: list[tuple[str, Any] | None] = [None] * len(pickled)
 
         def serve(child: _Child) -> str:
-            """Answer chunks while there are any; says why if the process cannot be started."""
+            """Answer chunks until none is left; returns the error if the process cannot start."""
             while chunks:
                 try:
                     child.start(settings)
                     chunk = chunks.popleft()
                 except ValueError as error:
                     return str(error)
-                except IndexError:  # another one took the last
+                except IndexError:  # another process took the last chunk
                     break
                 answers = child.ask([pickled[row] for row in chunk], seconds, settings)
                 for row, answer in zip(chunk, answers, strict=False):
@@ -183,11 +183,11 @@ class Pool:
         said = [""]
         with self._lock:
             try:
-                # Again where one could not be started after the others had taken the last chunk.
+                # Repeat: a process may fail after the others saw no chunk left and returned.
                 while chunks and not all(said):
                     said = list(self._threads.map(serve, self._children))
             finally:
-                chunks.clear()  # where the run is interrupted
+                chunks.clear()  # stops the threads if the run is interrupted
         return [result or ("error", max(said)) for result in results]
 
 

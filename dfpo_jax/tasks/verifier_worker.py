@@ -1,12 +1,13 @@
 """The process that runs one verifier; started by `verifier_pool`, killed when it takes too long.
 
-Run as a script: it imports nothing of the package. It bounds the time and the memory that model
-text may cost and survives what that text raises, but is no sandbox: some verifiers evaluate it. The
-environment is the parent's, PYTHONHASHSEED included.
+It runs as a script and imports nothing from the package. It limits the time and memory that model
+text may use, and survives the exceptions that the text causes. It is not a sandbox: some verifiers
+evaluate the text. It has the parent's environment, including PYTHONHASHSEED.
 
-Requests are pickles on standard input, (seconds, settings, [pickled (response, answer, payload)]);
-each is answered with a line of JSON on standard output, after one that says whether settings that
-are new could be loaded. The verifier itself reads nothing and prints to standard error.
+Requests are pickles on standard input: (seconds, settings, [pickled (response, answer, payload)]).
+The process answers each response with a line of JSON on standard output. New settings first get a
+line that says whether they could be loaded. The verifier cannot read standard input, and its
+standard output goes to standard error.
 """
 
 import importlib
@@ -24,10 +25,10 @@ _NOT_FINITE = re.compile(r"(?:\W*(?:nan|inf|infinity)j?)+\W*", re.IGNORECASE)
 
 
 def math_verify(response, answer, payload):
-    """1.0 where the package math-verify finds response and answer equal, else 0.0.
+    """1.0 if the package math-verify finds response and answer equal, else 0.0.
 
     Raises:
-      ValueError: no mathematics is found in the reference answer.
+      ValueError: the package finds no mathematics in the reference answer.
     """
     del payload
     from math_verify import parse, verify
@@ -40,7 +41,7 @@ def math_verify(response, answer, payload):
 
 
 def _delimited(text):
-    """A reference as the package reads one: between dollars or in a box; \\$ is a currency sign."""
+    """Puts a reference into a box unless it has dollars or a box; \\$ is a currency sign."""
     dollars = re.findall(r"(?<!\\)\$", text)
     if "\\boxed" in text or len(dollars) > 1:
         return text
@@ -52,10 +53,10 @@ def _delimited(text):
 def reasoning_gym(settings):
     """The verifier of a data set: a function (response, answer, entry) -> score.
 
-    It is the data set's own but for what a policy could find and live on. A response that is no
-    finite number ("nan", "inf") scores 0 where the answer is another. Where the data set gives its
-    full score to nonsense too, as game_of_life_halting does where the answer is False, the response
-    must be the answer, case aside.
+    It is the data set's own score with two corrections, so that a policy cannot exploit the score.
+    A response such as "nan" or "inf" scores 0 unless it is the answer. If the data set gives
+    nonsense its full score, as game_of_life_halting does for the answer False, the response must
+    equal the answer, ignoring case.
 
     Args:
       settings: pickled (name, parameters) of the data set.
@@ -63,7 +64,7 @@ def reasoning_gym(settings):
     from reasoning_gym import create_dataset
 
     name, parameters = pickle.loads(settings)
-    # Scores depend on the parameters, but on no entry that a data set makes beforehand.
+    # Scores depend on the parameters, not on the number of entries.
     dataset = create_dataset(name, **(parameters | {"size": 1}))
 
     def score(response, answer, entry):
@@ -81,7 +82,7 @@ def reasoning_gym(settings):
 def _scores_nonsense(dataset, entry, full):
     try:
         return dataset.score_answer("?!", entry=entry) >= full
-    except Exception:  # it refuses such a text, and so tells it apart
+    except Exception:  # it refuses such a text, so it does not score it
         return False
 
 
@@ -101,13 +102,13 @@ def load(name, settings):
 
 
 def checked(function):
-    """A function of the user's, unless it can be seen that no call of it gives a number.
+    """Returns the user's function unless it clearly cannot return a number.
 
     Raises:
       TypeError: it cannot be called with (response, answer, payload), or it is a coroutine.
     """
     if not callable(function):
-        raise TypeError(f"{function!r} is no function")
+        raise TypeError(f"{function!r} is not a function")
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise TypeError("it is an async function; it must return a number, not a coroutine")
     try:
@@ -124,9 +125,9 @@ def checked(function):
 
 
 def _number(value):
-    """A reward as a float: any real number that is one, no text, no dictionary, no coroutine."""
+    """A reward as a float; refuses texts, dictionaries, coroutines and the like."""
     if inspect.iscoroutine(value):
-        value.close()  # else Python complains that it was never awaited
+        value.close()  # otherwise Python warns that it was never awaited
     if isinstance(value, str | bytes):
         raise TypeError(f"it returned the text {value!r}; it must return a number")
     try:
@@ -138,7 +139,7 @@ def _number(value):
 
 def judge(function, request, seconds):
     """("ok", reward) or ("error", message)."""
-    # Ends the process even where the parent is gone and the verifier computes forever.
+    # Ends the process even if the parent has ended and the verifier never returns.
     signal.setitimer(signal.ITIMER_PROF, seconds + 5.0)
     try:
         return "ok", _number(function(*pickle.loads(request)))
@@ -151,11 +152,11 @@ def judge(function, request, seconds):
 
 def main(name, memory):
     """Answer requests until the input ends."""
-    # Neither pipe is left to the verifier: exit(), for one, closes sys.stdin.
+    # Keep both pipes from the verifier: exit(), for example, closes sys.stdin.
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     functions = {}
 
     def reply(*message):

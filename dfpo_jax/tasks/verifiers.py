@@ -1,13 +1,13 @@
-"""Verifiers: from a response and a reference answer to a reward, failures counted.
+"""Verifiers: they turn a response and a reference answer into a reward, and count failures.
 
-What each method of extraction finds is told in `extraction`, what each built-in verifier accepts in
-`judges`; `numbers`, `choices` and `texts` say how numbers, letters and texts are read. An empty
-response, or one without an answer, earns the lowest reward from all of them.
+`extraction` documents the methods of extraction, `judges` the built-in verifiers; `numbers`,
+`choices` and `texts` document how numbers, letters and texts are read. An empty response, or one
+without an answer, always earns the lowest reward.
 
-A verifier's failure, an exception, a reward out of range or too much time, never passes for a
-verdict: the sample gets the configured default reward, the item is logged, and metrics count it. A
-verifier that fails on everything is refused before training, and one that fails on more than
-`most_failures` of an iteration stops the run.
+A verifier fails if it raises, returns a reward out of range or takes too long. The sample then gets
+the configured default reward, the item is logged, and metrics count it. A verifier that fails on
+everything is refused before training. One that fails on more than `most_failures` of an iteration
+stops the run.
 """
 
 import logging
@@ -23,32 +23,32 @@ from dfpo_jax.tasks.judges import BUILT_IN, here, mathematics, usable
 from dfpo_jax.tasks.verifier_pool import Pool, shared_pool
 
 _LOG = logging.getLogger(__name__)
-_TRIAL_ITEMS = 2  # of each verifier, before training
+_TRIAL_ITEMS = 2  # items that each verifier must judge before training
 
 
 @dataclass(frozen=True)
 class VerifierConfig:
-    """Which verifier, on which part of a response, and what its failures give.
+    """Which verifier judges which part of a response, and the reward of its failures.
 
     Attributes:
       name: "" for the task's own; one of `BUILT_IN`; or "module:function" of a function
         (response, answer, payload) -> reward.
-      extract: how the answer is found in a response, see `extraction.extractor`; "" for the task
-        preset's way, else "none".
-      pattern: of extract = "regex".
-      after: marker behind which the answer is looked for, such as "</think>"; "" for anywhere.
-      tolerance: of "number", relative for answers above 1 and absolute below; two whole numbers are
-        compared exactly where it is 1e-6 or less.
-      low: smallest reward: that of a response without an answer, and where a built-in verifier
-        finds a wrong one.
-      high: largest reward, and that of a right answer by a built-in verifier.
-      on_failure: reward where the verifier fails, within [low, high].
-      timeout: seconds a verdict may take; holds for verifiers in processes.
-      workers: processes that verify: those of "math_verify", "module:function" and the data sets
-        of reasoning_gym.
+      extract: how to find the answer in a response, see `extraction.extractor`; "" for the task
+        preset's setting, or "none" without a preset.
+      pattern: the pattern of extract = "regex".
+      after: marker after which the answer must be, such as "</think>"; "" for anywhere.
+      tolerance: tolerance of "number", relative for answers above 1 and absolute below; with 1e-6
+        or less, two whole numbers are compared exactly.
+      low: smallest reward, for a response without an answer and for a wrong answer to a built-in
+        verifier.
+      high: largest reward, for a right answer to a built-in verifier.
+      on_failure: reward if the verifier fails, within [low, high].
+      timeout: seconds that a verdict may take, for verifiers in processes.
+      workers: number of processes for "math_verify", "module:function" and the data sets of
+        reasoning_gym.
       memory_gib: address space of such a process; 0 for no limit.
       most_failures: largest share, from 0 to 1, of an iteration's responses on which the verifier
-        may fail or take too long; a larger one stops the run.
+        may fail; a larger share stops the run.
     """
 
     name: str = ""
@@ -86,12 +86,12 @@ class VerifierConfig:
 
     @property
     def methods(self) -> str:
-        """How the answer is found: `extract`, or "none" where it is ""."""
+        """How to find the answer: `extract`, or "none" if that is ""."""
         return self.extract or "none"
 
 
 def check_name(name: str) -> None:
-    """Raises unless a verifier can have this name.
+    """Raises if no verifier can have this name.
 
     Raises:
       ValueError: names it.
@@ -113,15 +113,15 @@ class Verifier:
     Args:
       config: settings.
       task: the task's name, for the log.
-      own: the task's own verifier, that of a `reasoning_gym` data set: its pickled name and
-        parameters; needed where `config.name` is "".
+      own: pickled name and parameters of a `reasoning_gym` data set, whose verifier is used if
+        `config.name` is "".
 
     Raises:
       ValueError: the verifier cannot be loaded in its process.
     """
 
     def __init__(self, config: VerifierConfig, task: str, own: bytes | None = None):
-        """Starts a process to see that the verifier can be imported."""
+        """Starts a process to check that the verifier can be imported."""
         self.config, self.errors, self.timeouts = config, 0, 0
         self._task, self._own = task, own
         self._extract = extractor(config.methods, config.pattern, config.after)
@@ -130,13 +130,13 @@ class Verifier:
         self.prepare(config.name)
 
     def prepare(self, name: str) -> None:
-        """See that a verifier can run.
+        """Check that a verifier can run.
 
         Raises:
-          ValueError: it cannot; says why.
+          ValueError: it cannot; gives the reason.
         """
         if name == "" and self._own is None:
-            raise ValueError(f"verifier.name is ''; {self._task} has no verifier of its own")
+            raise ValueError(f"verifier.name is ''; {self._task} has no built-in verifier")
         if _in_processes(name):
             self._pool(name).check(self._settings(name))
 
@@ -147,7 +147,7 @@ class Verifier:
         names = names or [self.config.name] * len(items)
         verdicts: list[Verdict | None] = [None] * len(items)
         asked: dict[str, list[tuple[int, str]]] = {}
-        whole = "none" in self.config.methods.split(",")  # what is found may be all of a response
+        whole = "none" in self.config.methods.split(",")  # "none" takes the whole response
         for row, (response, name) in enumerate(zip(responses, names, strict=True)):
             found = self.found(response, name)
             if found is None:
@@ -162,18 +162,18 @@ class Verifier:
         return verdicts
 
     def found(self, response: str, name: str | None = None) -> str | None:
-        """What the extraction finds in a response for a verifier, the configured one by default."""
+        """The answer that a verifier, by default the configured one, gets from a response."""
         return self._extract(response, usable(self.config.name if name is None else name))
 
     def trial(self, items: Sequence[Item], names: Sequence[str] = ()) -> None:
         """Judge the answers of some items and other texts, without counting failures.
 
         Args:
-          items: any items; the first few of each verifier are taken.
+          items: any items; the first few of each verifier are used.
           names: as for `judge`.
 
         Raises:
-          ValueError: the verifier fails on all of them; says how on the first.
+          ValueError: the verifier fails on all of them; gives the first failure.
         """
         names = names or [self.config.name] * len(items)
         for name in dict.fromkeys(names):
@@ -197,9 +197,9 @@ class Verifier:
     def _results(
         self, name: str, found: Sequence[tuple[str, Item]], declared: Sequence[bool] = ()
     ) -> list[tuple[str, Any]]:
-        """(status, reward or message) for what was found in responses to items.
+        """(status, reward or message) for each answer that was extracted, with its item.
 
-        `declared` says of each whether a box or a tag declares it an answer; True by default.
+        `declared` says for each whether a box or a tag declares it an answer; True by default.
         """
         if not _in_processes(name):
             declared = declared or [True] * len(found)
@@ -225,22 +225,22 @@ class Verifier:
         try:
             reward = here(name, self.config.tolerance, declared)(response, item.answer)
             return "ok", self._scaled(reward)
-        except Exception as error:  # whatever a verifier does with model text must not end a run
+        except Exception as error:  # no error that model text causes may end a run
             return "error", f"{type(error).__name__}: {error}"
 
     def _scaled(self, reward: float) -> float:
-        """From the 0 and 1 of a built-in verifier to the lowest and highest reward."""
+        """Scales a built-in verifier's reward from [0, 1] to [low, high]."""
         return self.config.low + (self.config.high - self.config.low) * reward
 
     def _checked(self, status: str, value: Any) -> tuple[str, Any]:
-        """A result, an error where its reward is out of range."""
+        """Turns a result into an error if its reward is out of range."""
         low, high = self.config.low, self.config.high
         if status == "ok" and not low <= value <= high:
             return "error", f"reward {value} is outside [{low}, {high}]"
         return status, value
 
     def _verdict(self, item: Item, response: str, status: str, value: Any) -> Verdict:
-        """A verdict; counts and logs one that failed."""
+        """Makes a verdict, and counts and logs a failure."""
         status, value = self._checked(status, value)
         if status == "ok":
             return Verdict(value)
@@ -269,7 +269,7 @@ class VerifiedTask(Task):
     """A task that a `Verifier` judges.
 
     Attributes:
-      verifier: judges responses, and counts its failures.
+      verifier: judges responses and counts its failures.
     """
 
     verifier: Verifier
@@ -280,10 +280,10 @@ class VerifiedTask(Task):
         return self.judge([item], [response])[0].reward
 
     def judge(self, items: Sequence[Item], responses: Sequence[str]) -> list[Verdict]:
-        """Verdicts of the verifier; lowest or highest reward without part credit.
+        """Verdicts of the verifier; without part credit only the lowest or highest reward.
 
-        A verifier that raises, takes too long, or whose score is outside its range is counted in
-        `verifier`, logged once per item, and gives the configured reward.
+        If the verifier fails, `verifier` counts it and logs it once per item, and the reward is
+        the configured one.
         """
         verdicts = self.verifier.judge(items, responses, self._verifiers(items))
         if self._partial_credit:
@@ -292,7 +292,7 @@ class VerifiedTask(Task):
 
     @property
     def most_failures(self) -> float:
-        """That of the configuration."""
+        """The configured share."""
         return self.verifier.config.most_failures
 
     def trial(self) -> None:

@@ -1,10 +1,10 @@
 """Charts of the report: matplotlib figures as inline SVG that follows the page's colours.
 
-A chart is HTML: a legend, which wraps as text does, and the figure below it.
+A chart is HTML: a legend, which wraps like text, and the figure below it.
 
-Figures are drawn with the object-oriented API under fixed settings, so neither the caller's
-matplotlib style nor its pyplot state matters or changes. Every colour drawn is a key of `THEME`
-and becomes a CSS variable, which is how one drawing is readable on light and on dark pages.
+Figures use the object-oriented API with fixed settings, so they neither depend on nor change the
+caller's matplotlib style and pyplot state. Every colour is a key of `THEME` and becomes a CSS
+variable, so that one drawing is readable on light and on dark pages.
 """
 
 import html
@@ -28,8 +28,8 @@ from matplotlib.ticker import (
     PercentFormatter,
 )
 
-# Colour drawn -> (light page, dark page). Series colours are those of Okabe and Ito (2008), which
-# readers with colour-blindness can tell apart, lightened for dark pages.
+# Colour drawn -> (light page, dark page). Series use the colours of Okabe and Ito (2008), which
+# colour-blind readers can tell apart, lightened for dark pages.
 THEME = {
     "#0072b2": ("#0072b2", "#56b4e9"),
     "#d55e00": ("#d55e00", "#ff9045"),
@@ -79,10 +79,11 @@ class Curve(NamedTuple):
     Attributes:
       title: heading.
       unit: label of the vertical axis.
-      series: metrics key -> legend label; a key that ends in "*" takes all that start like it.
-      percent: values are shares, drawn in percent.
-      zero_based: the vertical axis starts at 0 or below.
-      log: logarithmic where all values are positive and span more than a factor of 30.
+      series: metrics key -> legend label; a final "*" matches all keys with that prefix.
+      percent: whether values are shares, drawn in percent.
+      zero_based: whether the vertical axis includes 0.
+      log: whether the axis is logarithmic if all values are positive and span more than a factor
+        of 30.
     """
 
     title: str
@@ -136,11 +137,11 @@ CURVES = (
 
 
 def to_svg(figure: Figure, label: str) -> str:
-    """A figure as an SVG element for HTML: themed, scalable, without metadata or addresses.
+    """A figure as a themed, scalable SVG element for HTML, without metadata or addresses.
 
     Args:
-      figure: drawn with colours of `THEME` alone.
-      label: what it shows, for screen readers.
+      figure: a figure that uses only colours of `THEME`.
+      label: a description for screen readers.
     """
     buffer = io.StringIO()
     with _settings():
@@ -149,7 +150,7 @@ def to_svg(figure: Figure, label: str) -> str:
         )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    # An inline <style> would hold for the whole page; the page's own style says the same.
+    # An inline <style> would apply to the whole page, whose own style does the same.
     aside = r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->"
     text = re.sub(aside, "", text, flags=re.DOTALL)
     text = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", text)
@@ -166,7 +167,7 @@ def to_svg(figure: Figure, label: str) -> str:
 
 
 def legend(series: Mapping[str, int]) -> str:
-    """A list of labels, each beside a sample of its line; label -> number of the line's style."""
+    """An HTML list of labels with samples of their lines; `series` gives each label's style."""
     items = []
     for label, number in series.items():
         dashes = " ".join(f"{2.2 * dash:.3g}" for dash in _dashes(number))
@@ -179,7 +180,7 @@ def legend(series: Mapping[str, int]) -> str:
 
 
 def _dashes(number: int) -> tuple[float, ...]:
-    return _DASHES[(number + number // 6) % 6]  # a seventh series repeats a colour, not its dashes
+    return _DASHES[(number + number // 6) % 6]  # a seventh series repeats a colour, not dashes
 
 
 def _line(number: int) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def _axes(width: float, height: float, *, x: str, y: str) -> tuple[Figure, Any]:
     axes = figure.add_subplot()
     axes.patch.set_visible(False)
     axes.set_xlabel(x)
-    # Above the axis, where tick labels of any width leave it room.
+    # Above the axis, where wide tick labels cannot overlap it.
     axes.set_title(y, loc="left", x=-0.16, fontsize=10, pad=7)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
@@ -224,7 +225,7 @@ def _expand(curve: Curve, rows: Sequence[Mapping[str, float]]) -> dict[str, str]
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred mean over a twentieth of the points (at least 5), of what there is at the ends."""
+    """Centred mean over a twentieth of the points (at least 5), over fewer at the ends."""
     half = max(len(values) // 40, 2)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -233,7 +234,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # Of every bin keep its lowest and highest point, so that no spike is lost.
+    # Keep the lowest and highest point of each bin, so that no spike is lost.
     if len(steps) <= _MAX_POINTS:
         return steps, values
     keep = {0, len(steps) - 1}
@@ -251,7 +252,7 @@ def draw_curve(curve: Curve, rows: Sequence[Mapping[str, float]]) -> tuple[str |
       rows: metrics rows; keys may be missing and values NaN.
 
     Returns:
-      The chart, or None if nothing was measured, and the labels of series that were not.
+      The chart, or None without any data, and the labels of the series without data.
     """
     series = _expand(curve, rows)
     data = {key: _points(rows, key) for key in series}
@@ -305,12 +306,12 @@ def draw_distributions(quantiles: np.ndarray, observed: np.ndarray) -> tuple[str
     """Predicted against observed distribution of the return at one state.
 
     Args:
-      quantiles: [M] predicted quantiles, in units of reward; each carries weight 1/M.
+      quantiles: [M] predicted quantiles, in units of reward, each with weight 1/M.
       observed: [k] observed returns.
 
     Returns:
-      The chart and how many observed returns lie beyond its horizontal axis, which is cut where
-      far outliers would squeeze everything else.
+      The chart, and the number of observed returns outside its horizontal axis, which excludes
+      outliers that would squeeze everything else.
     """
     quantiles, observed = (np.sort(x[np.isfinite(x)]) for x in (quantiles, observed))
     low, high = _span(quantiles, observed)
@@ -347,8 +348,8 @@ def draw_trajectories(positions: np.ndarray) -> str:
     """Paths of the flow at one state, from noise at time 0 to the return at time 1.
 
     Args:
-      positions: [times, M] normalised positions at evenly spaced times, one path per noise
-        quantile in ascending order.
+      positions: [times, M] normalised positions at evenly spaced times; one path per noise
+        quantile, in ascending order.
 
     Returns:
       The chart.

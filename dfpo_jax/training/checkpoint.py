@@ -20,18 +20,18 @@ from dfpo_jax.types import TrainState
 
 _LOG = logging.getLogger(__name__)
 _UNFINISHED, _DAMAGED = ".orbax-checkpoint-tmp", ".damaged"
-_warned: set[tuple[Path, str]] = set()  # once a process, though a run opens its directory twice
+_warned: set[tuple[Path, str]] = set()  # warn once, although a run opens its directory twice
 
 
 def _to_storage(state: TrainState) -> dict:
-    """A plain dict of arrays; the typed key becomes its raw data."""
+    """The state as a plain dict of arrays, with the raw data of the typed key."""
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     fields["key"] = jax.random.key_data(state.key)
     return fields
 
 
 def _abstract_storage(abstract: TrainState) -> dict:
-    """What `_to_storage` makes of a state that is only described."""
+    """`_to_storage` for a state of shapes and types."""
     like = {f.name: getattr(abstract, f.name) for f in dataclasses.fields(abstract)}
     data = jax.eval_shape(jax.random.key_data, abstract.key)
     like["key"] = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=abstract.step.sharding)
@@ -53,7 +53,7 @@ def _shape(described: dict[str, jax.ShapeDtypeStruct], path: str) -> str:
 
 
 def left_over(directory: Path) -> list[str]:
-    """One line on each entry of `directory` whose writing was cut off or that was set aside."""
+    """One line for each entry of `directory` that is incomplete or was set aside."""
     words = {_UNFINISHED: "incomplete", _DAMAGED: "damaged, set aside"}
     names = sorted(path.name for path in directory.glob("*"))
     return [f"{n}: {text}" for n in names for part, text in words.items() if part in n]
@@ -65,8 +65,8 @@ def _warn(path: Path, words: str) -> None:
         _LOG.warning("checkpoint %s is %s", path, words)
 
 
-class _Told:
-    """A commit under way whose failure the other processes hear of at once."""
+class _Announcing:
+    """A commit in progress; announces its failure to the other processes at once."""
 
     def __init__(self, commit):
         self._commit = commit
@@ -77,46 +77,46 @@ class _Told:
 
 
 def _handler() -> ocp.StandardCheckpointHandler:
-    """Orbax's, which would wait for the other processes before it says that a disk is full."""
+    """Orbax's handler, changed so that a full disk is announced before it waits for others."""
     handler = ocp.StandardCheckpointHandler()
     save, finalize = handler.async_save, handler.finalize
 
     async def async_save(*inputs, **options):
-        return [_Told(commit) for commit in await save(*inputs, **options) or []]
+        return [_Announcing(commit) for commit in await save(*inputs, **options) or []]
 
-    def told(*inputs):
+    def announcing(*inputs):
         with failures.shared():
             finalize(*inputs)
 
-    handler.async_save, handler.finalize = async_save, told
+    handler.async_save, handler.finalize = async_save, announcing
     return handler
 
 
 class Checkpointer:
     """Saves and restores train states under `workdir/checkpoints`, one per iteration number.
 
-    Saving is asynchronous; `close` waits for it. A checkpoint appears under its number once it is
-    complete, so a process may be killed at any moment: what it was writing is passed over. Then
-    checksums of its files are written beside them, see `checksums`. A checkpoint that lacks its
-    mark of completeness, or whose files are not those that were written, is damaged. Damaged ones
-    are passed over with a warning and do not count among those kept; the first save renames them
-    to NUMBER.damaged. Reading changes nothing.
+    Saving is asynchronous; `close` waits for it. A checkpoint gets its number as its name only when
+    it is complete, so a process may be killed at any time: its incomplete checkpoint is ignored.
+    Checksums of the files are written beside them afterwards, see `checksums`. A checkpoint is
+    damaged if it lacks its mark of completeness or its files have changed. Damaged ones are skipped
+    with a warning and not counted by `keep`; the first save renames them to NUMBER.damaged. Reading
+    changes nothing.
 
-    In a run of several processes all of them call the same methods in the same order.
+    In a run of several processes, all of them must call the same methods in the same order.
 
     Args:
       workdir: the run's directory.
-      keep: newest checkpoints kept; the one of highest accuracy stays beside them.
+      keep: number of newest checkpoints to keep, besides the one of highest accuracy.
 
     Raises:
       OSError: the directory is a file.
     """
 
     def __init__(self, workdir: str | Path, keep: int = 2):
-        """Look at the directory; the first save makes it."""
+        """Inspect the directory; the first save creates it."""
         self.directory = Path(workdir).absolute() / "checkpoints"
         if self.directory.exists() and not self.directory.is_dir():
-            raise NotADirectoryError(f"{self.directory} is no directory")
+            raise NotADirectoryError(f"{self.directory} is not a directory")
         self._keep = keep
         self._manager: ocp.CheckpointManager | None = None
         self._faults: dict[int, str | None] = {}
@@ -127,36 +127,36 @@ class Checkpointer:
             _warn(path, "incomplete and passed over")
 
     def faults(self) -> dict[int, str | None]:
-        """Iteration -> what is wrong with its checkpoint, None if it is intact; ascending.
+        """Iteration -> the fault of its checkpoint, None if it is intact; ascending.
 
         Reads every file of every checkpoint once.
         """
         found = {step: self._fault(step) for step in self.listed()}
-        # Those that their run deleted meanwhile are left out.
+        # Leave out checkpoints that their run has deleted in the meantime.
         return {s: f for s, f in found.items() if os.path.lexists(self.directory / str(s))}
 
     def steps(self) -> list[int]:
-        """Iterations of the intact checkpoints, ascending; reads like `faults`."""
+        """Iterations of the intact checkpoints, ascending; reads as much as `faults`."""
         return [step for step, fault in self.faults().items() if fault is None]
 
     def latest_step(self) -> int | None:
-        """Iteration of the newest intact checkpoint, or None; warns of those passed over."""
+        """Iteration of the newest intact checkpoint, or None; warns about skipped ones."""
         if self._saved is not None:
             return self._saved
         for step in reversed(self.listed()):
             if (fault := self._fault(step)) is None:
                 return step
-            if not os.path.lexists(self.directory / str(step)):  # its run deleted it meanwhile
+            if not os.path.lexists(self.directory / str(step)):  # its run has deleted it
                 del self._faults[step]
                 return self.latest_step()
             _warn(self.directory / str(step), f"damaged and passed over: {fault}")
         return None
 
     def newest(self) -> int:
-        """As `latest_step`.
+        """Iteration of the newest intact checkpoint.
 
         Raises:
-          FileNotFoundError: there is no intact checkpoint; says what is wrong with each.
+          FileNotFoundError: there is no intact checkpoint; gives the fault of each.
         """
         if (step := self.latest_step()) is None:
             found = "; ".join(f"{step}: {fault}" for step, fault in self.faults().items())
@@ -166,7 +166,7 @@ class Checkpointer:
         return step
 
     def listed(self) -> list[int]:
-        """Iterations of all checkpoints by their names, as the main process sees them."""
+        """Iterations of all checkpoints that the main process sees, judged by their names."""
         names = (path.name for path in self.directory.glob("*"))
         found = [int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name)]
         return distributed.gather(sorted(found))[0]
@@ -179,16 +179,16 @@ class Checkpointer:
         return self._faults[step]
 
     def save(self, state: TrainState, accuracy: float | None = None) -> None:
-        """Save under the state's own iteration number; one that is there already stays.
+        """Save under the state's iteration number, unless that checkpoint exists.
 
         Args:
           state: whole train state.
-          accuracy: of the policy on held-out items, where it is known.
+          accuracy: the policy's accuracy on held-out items, if known.
 
         Raises:
-          OSError: this checkpoint, or the one before, could not be written; names those that are
-            complete.
-          ValueError: there is an intact one of a later iteration.
+          OSError: this checkpoint or the previous one could not be written; names the complete
+            ones.
+          ValueError: there is an intact checkpoint of a later iteration.
         """
         step, latest = int(state.step), self.latest_step()
         if step == latest:
@@ -206,7 +206,7 @@ class Checkpointer:
         self._recorder.start()
 
     def _writer(self) -> ocp.CheckpointManager:
-        """What saves and deletes; it counts and reads all there is under a number."""
+        """Orbax's manager. It reads all numbered checkpoints, so damaged ones are renamed first."""
         if self._manager is not None:
             return self._manager
         for step in self.listed():
@@ -229,7 +229,7 @@ class Checkpointer:
         newest = checkpoint_managers.LatestN(self._keep)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, best]),
-            best_fn=accuracy,  # without it the figures are not written beside the arrays
+            best_fn=accuracy,  # without it Orbax does not write the metrics
         )
         self._manager = ocp.CheckpointManager(
             self.directory, item_handlers=_handler(), options=options
@@ -237,7 +237,7 @@ class Checkpointer:
         return self._manager
 
     def _record(self, step: int) -> None:
-        """In a thread: the checksums, once the checkpoint is complete."""
+        """Writes the checksums when the checkpoint is complete; runs in a thread."""
         directory = self.directory / str(step)
         while not directory.is_dir():
             if self._failed.wait(0.1):
@@ -252,15 +252,15 @@ class Checkpointer:
             self._recorder.join()
 
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
-        """Restore a state straight to its place on the mesh, whatever mesh it was saved from.
+        """Restore a state directly to its mesh, which may differ from the one it was saved on.
 
         Args:
-          abstract: shapes, types and shardings, `Learner.abstract_state`.
+          abstract: shapes, types and shardings, see `Learner.abstract_state`.
           step: iteration; the newest intact one by default.
 
         Raises:
-          FileNotFoundError: there is no such checkpoint, or none is intact; names those there are.
-          OSError: the one asked for is damaged; says how.
+          FileNotFoundError: there is no such checkpoint, or none is intact; names the others.
+          OSError: the requested one is damaged; gives the fault.
           ValueError: shapes or structure differ from `abstract`.
         """
         step, there = self.newest() if step is None else step, self.listed()
@@ -283,9 +283,9 @@ class Checkpointer:
         return self.directory / str(step) / "default"
 
     def differences(self, abstract: TrainState) -> list[str]:
-        """Arrays of the newest checkpoint that `abstract` lacks, has besides, or has otherwise.
+        """Arrays that are missing, added or changed in `abstract`, against the newest checkpoint.
 
-        Each as "path" with the shapes and types; empty where there is no checkpoint.
+        Each is "path" with both shapes and types; empty without a checkpoint.
         """
         if self.latest_step() is None:
             return []
@@ -303,12 +303,12 @@ class Checkpointer:
         return _described(getattr(tree, "tree", tree))
 
     def accuracy(self, step: int) -> float | None:
-        """The accuracy a checkpoint was saved with, if it was."""
+        """The accuracy that a checkpoint was saved with, or None."""
         path = self.directory / str(step) / "metrics" / "metrics"
         return json.loads(path.read_bytes()).get("accuracy") if path.exists() else None
 
     def close(self) -> None:
-        """Wait for saves under way.
+        """Wait for saves in progress.
 
         Raises:
           OSError: the last one could not be written.
@@ -318,7 +318,7 @@ class Checkpointer:
         try:
             self._guarded(self._manager.wait_until_finished, None)
         except OSError:
-            with contextlib.suppress(Exception):  # it reports the same error once more
+            with contextlib.suppress(Exception):  # it reports the same error again
                 self._manager.close()
             raise
         self._join()
@@ -327,7 +327,7 @@ class Checkpointer:
     def _guarded(self, action, step: int | None) -> None:
         try:
             action()
-        except Exception as error:  # the storage library raises what its layers happen to raise
+        except Exception as error:  # the storage library may raise any type
             self._failed.set()
             which = (
                 "the last checkpoint" if step is None else f"checkpoint {step} or its predecessor"

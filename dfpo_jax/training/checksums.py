@@ -1,4 +1,4 @@
-"""Whether the files of a checkpoint are those that were written."""
+"""Checks that the files of a checkpoint have not changed since they were written."""
 
 import json
 import os
@@ -9,19 +9,19 @@ from pathlib import Path
 MARK = "commit_success.txt"  # Orbax writes it last
 _RECORD = "checksums.{}.json"
 _BLOCK = 2**22
-_read: dict[tuple, tuple] = {}  # what this process found intact -> sizes and times of its files
+_read: dict[tuple, tuple] = {}  # what this process found intact -> times of its files
 
 
 def record(directory: Path, step: int, index: int = 0, count: int = 1) -> None:
-    """Write the sizes and CRC-32 of a complete checkpoint's files beside them, whole or not at all.
+    """Write the sizes and CRC-32 of a complete checkpoint's files beside them, atomically.
 
-    Every process of a run records its share of the files, so that none reads all of them.
+    Each process of a run records its share of the files, so that no process reads all of them.
 
     Args:
-      directory: of the checkpoint.
+      directory: the checkpoint's directory.
       step: its iteration.
-      index: of this process.
-      count: of the processes.
+      index: index of this process.
+      count: number of processes.
 
     Raises:
       OSError: a file cannot be read or written.
@@ -42,17 +42,18 @@ def record(directory: Path, step: int, index: int = 0, count: int = 1) -> None:
 
 
 def fault(directory: Path, step: int, index: int = 0, count: int = 1) -> str | None:
-    """What is wrong with a checkpoint, or None; reads this process's share of it whole.
+    """The fault of a checkpoint, or None; reads all of this process's share.
 
-    Without a record of checksums, which earlier versions did not write and a process may be killed
-    before, the arrays are read and decoded: that notices what cannot be read, but not every
-    changed byte. What this process found intact is not read again unless a file changed.
+    Checksums may be missing, because earlier versions did not write them, or because the process
+    was killed first. The arrays are then read and decoded, which finds unreadable files but not
+    every changed byte. A checkpoint that this process found intact is not read again unless a file
+    changed.
 
     Args:
-      directory: of the checkpoint.
+      directory: the checkpoint's directory.
       step: its iteration.
-      index: of this process.
-      count: of the processes.
+      index: index of this process.
+      count: number of processes.
     """
     key = directory, index, count
     try:
@@ -65,7 +66,7 @@ def fault(directory: Path, step: int, index: int = 0, count: int = 1) -> str | N
         else:
             _compare(directory, {n: files[n][1] for n in sorted(files)[index::count]})
         _read[key] = state
-    except Exception as error:  # of a damaged file, the storage library raises anything
+    except Exception as error:  # for a damaged file the storage library may raise any type
         return _words(error, directory)
     return None
 
@@ -79,17 +80,17 @@ def _compare(directory: Path, sums: dict[str, int]) -> None:
 
 
 def _outline(directory: Path, step: int) -> dict[str, list[int]] | None:
-    """Name -> size and CRC-32 as recorded, or None without a complete record.
+    """Name -> recorded size and CRC-32, or None without a complete record.
 
     Raises:
-      ValueError: what is wrong.
+      ValueError: the checkpoint has a fault; gives it.
     """
     if not directory.is_dir():
-        raise ValueError("it is no directory")
+        raise ValueError("it is not a directory")
     if not any(directory.iterdir()):
         raise ValueError("it is empty")
     if not (directory / MARK).is_file():
-        raise ValueError(f"{MARK} is missing, as where writing or copying it was cut off")
+        raise ValueError(f"{MARK} is missing; writing or copying was probably cut off")
     files = _recorded(directory, step)
     for name, (size, _) in (files or {}).items():
         path = directory / name
@@ -111,7 +112,7 @@ def _recorded(directory: Path, step: int) -> dict[str, list[int]] | None:
         except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError(f"{path.name} cannot be read") from None
         if saved != step:
-            raise ValueError(f"it holds iteration {saved}")
+            raise ValueError(f"it contains iteration {saved}")
     return files if paths and len(paths) == of and len(files) == total else None
 
 
@@ -126,21 +127,21 @@ def _read_arrays(directory: Path, index: int, count: int) -> None:
             try:
                 json.loads((directory / name).read_bytes())
             except ValueError:
-                raise ValueError(f"{name} is no JSON") from None
+                raise ValueError(f"{name} is not JSON") from None
     saved = json.loads((item / "_METADATA").read_bytes())["tree_metadata"].values()
     wanted = sum(x["value_metadata"]["value_type"] == "jax.Array" for x in saved)
     store = {"driver": "ocdbt", "base": f"file://{item}/"}
     keys = [key.decode() for key in tensorstore.KvStore.open(store).result().list().result()]
     arrays = sorted(key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray"))
     if len(arrays) < wanted:
-        raise ValueError(f"it holds {len(arrays)} arrays of {wanted}")
+        raise ValueError(f"it contains {len(arrays)} of {wanted} arrays")
     for name in arrays[index::count]:
         spec = {"driver": "zarr", "kvstore": store | {"path": name}}
         tensorstore.open(spec, open=True).result().read().result()
 
 
 def _names(directory: Path) -> list[str]:
-    """Of the checkpoint's files, without the record itself."""
+    """The names of the checkpoint's files, without the record of checksums."""
     own = _RECORD.partition("{")[0]
     paths = (path for path in directory.rglob("*") if path.is_file())
     names = (path.relative_to(directory).as_posix() for path in paths)
@@ -156,7 +157,7 @@ def _crc(path: Path) -> int:
 
 
 def _words(error: Exception, directory: Path) -> str:
-    """One short line; of the storage library's long ones, the beginning."""
+    """The error in one short line; the storage library's long messages are cut."""
     if isinstance(error, OSError) and error.filename:
         name = os.path.relpath(error.filename, directory)
         return f"{name} cannot be read: {error.strerror}"

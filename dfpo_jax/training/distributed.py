@@ -1,4 +1,4 @@
-"""Runs of many processes: one per host of a TPU slice, one per task of SLURM, or by address."""
+"""Runs of several processes: one per host of a TPU slice, one per SLURM task, or by address."""
 
 import hashlib
 import json
@@ -12,17 +12,17 @@ from jax.experimental import multihost_utils
 
 from dfpo_jax.training import failures
 
-# Seconds without a sign of life after which JAX ends all processes; 100 by default.
+# Seconds without a heartbeat after which JAX ends all processes; JAX's default is 100.
 _HEARTBEAT = {"heartbeat_timeout_seconds": 45}
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 AUTOMATIC = "DFPO_MULTIHOST"
 
 
 def initialize(environment: dict[str, str] | None = None) -> str:
-    """Connect the processes of a run, if the environment says that there are several.
+    """Connect the processes of a run if the environment says that there are several.
 
-    From then on a failure of one ends them all, see `failures`. Call it before anything else
-    touches JAX's devices. In this order:
+    After that, a failure of one ends them all, see `failures`. Call it before any use of JAX's
+    devices. It checks, in this order:
 
       explicit   JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID, all three
       SLURM      SLURM_JOB_ID with SLURM_NTASKS above 1
@@ -33,10 +33,10 @@ def initialize(environment: dict[str, str] | None = None) -> str:
       environment: `os.environ` by default.
 
     Returns:
-      Which one it was: "explicit", "slurm", "tpu" or "single".
+      The kind that it found: "explicit", "slurm", "tpu" or "single".
 
     Raises:
-      ValueError: some but not all of the three explicit variables are set, or one is no number or
+      ValueError: only some of the three explicit variables are set, or one is not a number or is
         out of range.
     """
     how = _connect(os.environ if environment is None else environment)
@@ -78,24 +78,20 @@ def is_main() -> bool:
 
 
 def check_same(name: str, value: Any, advice: str = "") -> None:
-    """Raises ValueError unless all processes have the same value, anything that JSON holds.
+    """Raises ValueError unless all processes have the same value.
 
     Args:
-      name: of the value, for the message.
-      value: this process's.
+      name: the value's name, for the message.
+      value: this process's value, of a type that JSON can encode.
       advice: the end of the message.
     """
-    if jax.process_count() == 1:
-        return
     text = json.dumps(value, sort_keys=True)
-    own = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-    everyones = multihost_utils.process_allgather(own)
-    if (everyones != everyones[0]).any():
+    if len(set(gather(hashlib.sha256(text.encode()).hexdigest()))) > 1:
         raise ValueError(f"the processes of this run have different {name}{advice}")
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's value, anything that JSON holds, in order; all processes must call it."""
+    """The values of all processes in order, of a type that JSON can encode; all must call it."""
     if jax.process_count() == 1:
         return [value]
     own = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -107,6 +103,6 @@ def gather(value: Any) -> list[Any]:
 
 
 def barrier(name: str) -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -1,4 +1,4 @@
-"""What ends one process of a run ends all of them, with its message."""
+"""Ends all processes of a run when one fails, with its message."""
 
 import atexit
 import contextlib
@@ -12,18 +12,17 @@ from collections.abc import Iterator
 from typing import Any
 
 _FAILURE, _SEEN, _DONE = "dfpo_jax/failure", "dfpo_jax/seen", "dfpo_jax/done"
-_PERIOD = 2.0  # seconds between two looks
-_GRACE = 15.0  # seconds that a process that failed has to leave by itself
+_PERIOD = 2.0  # seconds between two checks
+_GRACE = 15.0  # seconds that a failed process has to end by itself
 _watcher: "_Watcher | None" = None
 
 
 def watch() -> None:
-    """Begin to look for failures of the other processes; `distributed.initialize` calls it.
+    """Start to watch for failures of the other processes; `distributed.initialize` calls it.
 
-    A thread asks the key-value store that JAX runs in process 0 every two seconds. Once a process
-    has failed, the others print its message and end with its exit code, wherever their main thread
-    waits. Where process 0 itself is gone without a word, or another was killed, JAX ends the
-    processes when heartbeats have stayed away.
+    Every two seconds a thread reads the key-value store that JAX runs in process 0. When a process
+    has failed, the others print its message and end with its exit code, even while their main
+    thread waits. If a process is killed, JAX ends the others when its heartbeats stop.
     """
     global _watcher
     from jax._src import distributed  # JAX has no public name for its key-value store
@@ -37,10 +36,10 @@ def watch() -> None:
 
 
 def announce(error: BaseException, code: int = 1) -> None:
-    """Tell the other processes that this one ends; the first failure of a run is the one told.
+    """Tell the other processes that this one fails; only the first failure of a run is announced.
 
     Args:
-      error: why.
+      error: the reason.
       code: exit code of all processes.
     """
     if _watcher is not None:
@@ -49,10 +48,10 @@ def announce(error: BaseException, code: int = 1) -> None:
 
 @contextlib.contextmanager
 def shared(code: int = 1) -> Iterator[None]:
-    """Announce what is raised inside.
+    """Announce exceptions that are raised inside.
 
-    Put it inside the `finally` clauses that wait for other processes: those wait forever
-    otherwise. What ends all processes alike, as a stop by signal, belongs outside.
+    Use it inside `finally` clauses that wait for other processes; without it they wait forever. Do
+    not use it around exceptions that all processes raise, such as a stop by signal.
     """
     try:
         yield
@@ -75,7 +74,7 @@ class _Watcher(threading.Thread):
     def __init__(self, client: Any, index: int, count: int):
         super().__init__(name="failures", daemon=True)
         self._client, self._index, self._count = client, index, count
-        self._code: int | None = None  # of this process's own failure
+        self._code: int | None = None  # exit code after this process's own failure
         self._finished, self._pid = False, os.getpid()
 
     def run(self) -> None:
@@ -95,8 +94,8 @@ class _Watcher(threading.Thread):
         self._put(f"{_FAILURE}/first", json.dumps(failure | {"code": code}))
 
     def finish(self) -> None:
-        """At exit: wait for the others, whose failure is this process's until all are done."""
-        if os.getpid() != self._pid:  # a forked child's exit
+        """At exit, wait until all are done; meanwhile another's failure still ends this process."""
+        if os.getpid() != self._pid:  # a forked child exits
             return
         if self._code is not None:
             self._leave(self._code)
@@ -106,17 +105,17 @@ class _Watcher(threading.Thread):
 
     def _end(self, failure: dict[str, Any]) -> None:
         failed = self._code is not None
-        if failed:  # the main thread is on its way out, unless it waits for another process
+        if failed:  # give the main thread time to end by itself, unless it waits for another
             time.sleep(_GRACE)
         if not failed or failure["process"] == self._index:
             who = f"process {failure['process']} of {self._count} on host {failure['host']}"
-            with contextlib.suppress(OSError):  # the disk that is full may hold the log
+            with contextlib.suppress(OSError):  # the log may be on a full disk
                 print(f"error: {who}: {failure['words']}", file=sys.stderr)
         self._leave(failure["code"])
 
     def _leave(self, code: int) -> None:
         self._put(f"{_SEEN}/{self._index}", "")
-        if self._index == 0:  # the others read from it
+        if self._index == 0:  # the others read the message from it
             deadline = time.monotonic() + _GRACE + 5.0
             while self._number(_SEEN) < self._count and time.monotonic() < deadline:
                 time.sleep(0.2)
@@ -124,17 +123,17 @@ class _Watcher(threading.Thread):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
-        os._exit(code)  # what else runs at exit would wait for the others
+        os._exit(code)  # other exit handlers would wait for the others
 
     def _values(self, prefix: str) -> list[str]:
         try:
             return [value for _, value in self._client.key_value_dir_get(f"{prefix}/")]
-        except Exception:  # process 0 is gone; JAX ends this process
+        except Exception:  # process 0 has ended; JAX ends this process
             return []
 
     def _number(self, prefix: str) -> int:
         return len(self._values(prefix))
 
     def _put(self, key: str, value: str) -> None:
-        with contextlib.suppress(Exception):  # it is there already, or process 0 is gone
+        with contextlib.suppress(Exception):  # it exists already, or process 0 has ended
             self._client.key_value_set(key, value)

@@ -1,4 +1,4 @@
-"""Files of one JSON object per line that outlive crashes and full disks; reading JSON."""
+"""Files of one JSON object per line that survive crashes and full disks."""
 
 import json
 import os
@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dfpo_jax.published_files import read_json as read_json
+
 
 class JsonLines:
     """Appends rows that have a "step" to a file.
 
-    A row is handed to the operating system in a single write: a crash leaves at most one broken
-    line, the last.
+    Each row is a single write to the operating system, so a crash can break only the last line.
 
     Args:
-      path: of the file.
-      resume_step: None to append to what is there; n to drop rows with step > n first.
+      path: the file.
+      resume_step: None to append to existing rows; n to drop rows with step > n first.
 
     Raises:
       ValueError: a line other than the last of an existing file is broken.
@@ -30,12 +31,12 @@ class JsonLines:
         """Write a row.
 
         Raises:
-          OSError: it could not be written whole; what there is of it is taken back.
+          OSError: the row could not be written; any part of it is removed.
         """
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
         start = self._file.seek(0, os.SEEK_END)
         try:
-            while line:  # a full disk takes a part first, and fails at the rest
+            while line:  # a full disk may write a part first and fail at the rest
                 line = line[self._file.write(line) :]
         except OSError:
             self._file.truncate(start)
@@ -47,7 +48,7 @@ class JsonLines:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file in order; a broken last line, which a crash may leave, is skipped.
+    """The rows of a file in order; skips a broken last line, which a crash may leave.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -67,19 +68,6 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number}: {error}") from error
         rows.append(row)
     return rows
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-      ValueError: it is no JSON; names it.
-      OSError: it cannot be read.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _trim(path: Path, resume_step: int | None) -> None:

@@ -1,4 +1,4 @@
-"""One run a directory: a lock that the operating system takes back when its process ends."""
+"""Allows one run per directory, with a lock that ends with its process."""
 
 import contextlib
 import errno
@@ -19,28 +19,28 @@ _held: dict[tuple[int, int], int] = {}  # (device, inode) of a lock file -> its 
 
 @contextlib.contextmanager
 def kept(workdir: Path) -> Iterator[None]:
-    """Lock a work directory until this process ends, or give it back where the body raises.
+    """Lock a work directory until this process ends, or release it if the body raises.
 
-    The lock is `flock` on `workdir/.lock`. The file names the process and its host and stays
-    behind; it locks nothing by itself. The system releases the lock with the process, however that
-    ends. Child processes do not hold it: programs they start do not inherit the descriptor, and
-    forks close it. A directory is locked whatever path leads to it. A process that has locked a
-    directory may lock it again.
+    The lock is `flock` on `workdir/.lock`. The file names the process and its host and is not
+    deleted; its existence locks nothing. The system releases the lock when the process ends in any
+    way. Child processes do not hold the lock: programs do not inherit the descriptor, and forks
+    close it. The path that leads to the directory does not matter. A process may lock a directory
+    again.
 
-    `flock` reaches the processes of all hosts on NFS (Linux 2.6.12 and later) and on Lustre mounted
-    with "flock". File systems that keep locks on the host, gcsfuse among them, refuse a second run
-    of the same host only. Where locks are not supported at all, a run is refused while the process
-    that the file names lives on this host, and a warning says that no other host is seen.
+    `flock` works across hosts on NFS (Linux 2.6.12 and later) and on Lustre mounted with "flock".
+    File systems with locks per host, such as gcsfuse, refuse only a second run of the same host. If
+    the file system has no locks, a run is refused while the process that the file names is alive on
+    this host, and a warning says that other hosts are not checked.
 
     Args:
       workdir: an existing directory.
 
     Raises:
-      ValueError: another process has the lock; names it and its host. Nothing is changed then.
-      OSError: the file cannot be made or opened.
+      ValueError: another process has the lock; names it and its host. Nothing is changed.
+      OSError: the file cannot be created or opened.
     """
     file, was_there = _lock(workdir)
-    if file is None:  # this process has it already
+    if file is None:  # this process has the lock already
         yield
         return
     before = os.pread(file, 4096, 0)
@@ -60,7 +60,7 @@ def kept(workdir: Path) -> Iterator[None]:
 
 
 def _lock(workdir: Path) -> tuple[int | None, bool]:
-    """The descriptor of the locked file, None if this process had it; whether the file existed."""
+    """(descriptor of the locked file, None if this process had it; whether the file existed)."""
     path = workdir / FILE
     while True:
         was_there = path.exists()
@@ -75,7 +75,7 @@ def _lock(workdir: Path) -> tuple[int | None, bool]:
         except BaseException:
             os.close(file)
             raise
-        os.close(file)  # the process that made the file gave it back and removed it meanwhile
+        os.close(file)  # the process that created the file has removed it in the meantime
 
 
 def _try(file: int, workdir: Path) -> None:
@@ -103,7 +103,7 @@ def _in_use(workdir: Path, owner: dict | None) -> str:
 
 
 def _owner(file: int, patience: float = 2.0) -> dict | None:
-    """Who the file names; waits a little for a process that has just locked it to write."""
+    """The process that the file names; waits briefly, since it may be about to write."""
     deadline = time.monotonic() + patience
     while True:
         try:
@@ -120,7 +120,7 @@ def _this_process() -> dict:
 
 
 def _start(pid: int) -> str:
-    """When a process began, in the kernel's units; "" where the system does not say."""
+    """Start time of a process in the kernel's units, or "" if the system has none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return fields[19]
@@ -129,13 +129,13 @@ def _start(pid: int) -> str:
 
 
 def _lives(owner: dict) -> bool:
-    """Whether the process that a lock file names is there; another may have got its number."""
+    """Whether the process that a lock file names is alive; another may have its id by now."""
     try:
         os.kill(owner["pid"], 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it is there, and someone else's
+        pass  # it is alive and belongs to another user
     return owner["pid"] != os.getpid() and _start(owner["pid"]) == owner["start"]
 
 
@@ -145,7 +145,7 @@ def _identity(file: int | Path) -> tuple[int, int]:
 
 
 def _forget() -> None:
-    """In a forked child: it would hold the lock after its parent's death."""
+    """Closes the locks in a forked child, which would otherwise hold them after its parent ends."""
     for file in _held.values():
         os.close(file)
     _held.clear()

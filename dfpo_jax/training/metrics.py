@@ -27,20 +27,20 @@ _SHOWN = (
 
 
 class MetricsWriter:
-    """Appends rows of metrics to `workdir/metrics.jsonl` and, if asked for, to other places.
+    """Appends rows of metrics to `workdir/metrics.jsonl` and optionally to other services.
 
     A row is one JSON object on one line, `{"step": 3, "rollout/reward": 0.5}`, see `JsonLines`.
-    NaN, which JSON lacks, is written as null. Keys that start with "time/" are timings, the only
-    ones that differ between two runs of the same seed.
+    NaN, which JSON lacks, is written as null. Keys that start with "time/" are timings; only they
+    differ between two runs with the same seed.
 
     Args:
-      workdir: directory of the run, made if it is missing.
-      tensorboard: also write event files into `workdir/tensorboard`.
-      wandb_project: "" or the project of Weights & Biases to log to as well; a resumed run goes on
-        under its first id, where steps that were logged already are not logged anew.
-      wandb_config: the run's settings, shown beside its curves there.
-      resume_step: None to append to what is there; n to drop rows with step > n first, so that a
-        run which continues from a checkpoint of step n leaves no step twice (-1 drops all).
+      workdir: directory of the run, created if it is missing.
+      tensorboard: whether to write event files to `workdir/tensorboard`.
+      wandb_project: "" or a project of Weights & Biases to log to. A resumed run keeps its first
+        id, and does not log again the steps that were logged before.
+      wandb_config: the run's settings, which Weights & Biases shows beside its curves.
+      resume_step: None to append to existing rows; n to drop rows with step > n first, so that a
+        run which continues from a checkpoint of step n writes no step twice (-1 drops all).
 
     Raises:
       ImportError: `wandb_project` is given and wandb is not installed.
@@ -77,9 +77,9 @@ class MetricsWriter:
           values: by key, real scalars (Python, NumPy or JAX), finite or NaN.
 
         Raises:
-          ValueError: a step below 0, the key "step", or a value that is no such scalar; the
+          ValueError: the step is below 0, a key is "step", or a value is not such a scalar; the
             message names it, and nothing is written.
-          OSError: the row could not be written whole; what there is of it is taken back.
+          OSError: the row could not be written; any part of it is removed.
         """
         if isinstance(step, bool) or not isinstance(step, int | np.integer) or step < 0:
             raise ValueError(f"step is {step!r}; it must be an integer >= 0")
@@ -88,7 +88,7 @@ class MetricsWriter:
         self._file.append({"step": int(step), **line})
         if self._events is not None:
             for key, value in row.items():
-                if not math.isnan(value):  # tensorboardX prints a warning for every NaN
+                if not math.isnan(value):  # tensorboardX warns about every NaN
                     self._events.add_scalar(key, value, int(step))
             self._events.flush()
         if self._wandb is not None:
@@ -106,7 +106,7 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
-    """The rows of `workdir/metrics.jsonl` in order; null is read as NaN.
+    """The rows of `workdir/metrics.jsonl` in order, with NaN for null.
 
     A broken last line, which a crash may leave, is skipped.
 
@@ -120,7 +120,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float]]:
 
 def _scalar(key: str, value: Any) -> float:
     if key == "step":
-        raise ValueError('key "step" is taken by the step itself; name the value otherwise')
+        raise ValueError('key "step" is reserved; give the value another name')
     array = np.asarray(value)
     real = jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)
     if array.ndim or not real:
@@ -153,14 +153,15 @@ def _start_wandb(workdir: Path, project: str, config: Mapping[str, Any] | None):
 def explained_variance(predicted: np.ndarray, observed: np.ndarray) -> float:
     """1 - Var(observed - predicted) / Var(observed), over all entries.
 
-    1 for a perfect predictor up to a constant, 0 for a constant, below 0 for worse than that.
+    It is 1 for a predictor that is perfect up to a constant, 0 for a constant predictor, and below
+    0 for a worse one.
 
     Args:
       predicted: any shape.
       observed: the same shape.
 
     Returns:
-      The share, or NaN where `observed` is empty or constant.
+      The share, or NaN if `observed` is empty or constant.
 
     Raises:
       ValueError: the shapes differ.
@@ -176,8 +177,8 @@ def explained_variance(predicted: np.ndarray, observed: np.ndarray) -> float:
 def peak_memory_bytes() -> int:
     """Largest memory in use so far, in bytes.
 
-    The larger of this process's peak resident set on the host and, where devices report one, the
-    peak of the fullest local device. Never their sum: on a CPU both are the same memory.
+    It is the larger of this process's peak resident set on the host and the peak of the fullest
+    local device that reports one. They are not added, because on a CPU both are the same memory.
     """
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     host *= 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
@@ -186,19 +187,19 @@ def peak_memory_bytes() -> int:
 
 
 class Progress:
-    """Where a run is: a bar on a terminal, else one plain line about every 10 % of the way.
+    """Shows a run's progress: a bar on a terminal, else one line about every 10 %.
 
     Both show the reward the learner sees, the accuracy of sampled responses, the KL to the policy
     that sampled them, and the time left.
 
     Args:
       total: iterations of the run.
-      start: iterations done before, when resumed.
-      stream: where to; standard error unless given.
+      start: iterations done before a resume.
+      stream: output; standard error by default.
     """
 
     def __init__(self, total: int, start: int = 0, *, stream: TextIO | None = None):
-        """Start the clock, and the bar where there is a terminal."""
+        """Start the clock, and the bar if `stream` is a terminal."""
         self._stream = sys.stderr if stream is None else stream
         self._total, self._start, self._tenth = total, start, _tenth(start, total)
         self._clock, self._bar = time.monotonic(), None
@@ -208,7 +209,7 @@ class Progress:
             )
 
     def update(self, done: int, values: Mapping[str, float]) -> None:
-        """Show the figures after `done` iterations; those that are missing are left out."""
+        """Show the figures after `done` iterations, without missing ones."""
         figures = {n: form.format(values[key]) for n, key, form in _SHOWN if key in values}
         if self._bar is not None:
             self._bar.set_postfix(figures, refresh=False)
@@ -225,7 +226,7 @@ class Progress:
         print(", ".join([*parts, f"{left} left"]), file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it is; a second call does nothing."""
+        """Stop updating the bar; a second call does nothing."""
         if self._bar is not None:
             self._bar.close()
 

@@ -1,4 +1,4 @@
-"""Stopping a run from outside: finish the iteration, save, leave with a code of its own."""
+"""Stops a run on a signal: it finishes the iteration, saves, and exits with its own code."""
 
 import logging
 import signal
@@ -9,19 +9,19 @@ from jax.experimental import multihost_utils
 
 _LOG = logging.getLogger(__name__)
 
-# EX_TEMPFAIL of sysexits.h: "try again later". Launchers restart with --resume on it.
+# EX_TEMPFAIL of sysexits.h, "try again later": launchers then restart with --resume.
 EXIT_CODE = 75
 
 
 class Preempted(Exception):
-    """A run was asked to stop, and its state is saved."""
+    """A run was asked to stop and has saved its state."""
 
 
 class StopSignals:
     """Inside this context SIGTERM and SIGINT ask for a stop instead of causing one.
 
-    The first signal sets a flag that `requested` reads between iterations; a second one acts as if
-    this context were not there. Only the main thread may enter.
+    The first signal sets a flag that `requested` reads between iterations; a second one has its
+    usual effect. Only the main thread may enter.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -35,7 +35,7 @@ class StopSignals:
         return self
 
     def __exit__(self, *exception) -> None:
-        """Put the former handlers back."""
+        """Restore the former handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

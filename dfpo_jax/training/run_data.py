@@ -1,4 +1,4 @@
-"""Digests of a run's prompts and of its files of data, and what a resumed run makes of changes."""
+"""Digests of a run's prompts and data, and the checks of a resumed run against them."""
 
 import hashlib
 import json
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dfpo_jax.published_files import read_json
 from dfpo_jax.tasks.base import Item
 from dfpo_jax.training.config import Config
-from dfpo_jax.training.json_lines import read_json
 from dfpo_jax.training.run import Run
 
 _LOG = logging.getLogger(__name__)
@@ -19,9 +19,9 @@ _AS_TOKENS = " (as tokens)"
 
 
 def digests(run: Run) -> dict[str, str]:
-    """Of the held-out prompts, with their answers and as tokens, and of the first training batch.
+    """Digests of the held-out prompts, as text with answers and as tokens, and of the first batch.
 
-    Tokens change with the tokenizer, the chat template and its settings, texts do not.
+    The tokens also depend on the tokenizer and the chat template with its settings.
     """
     found = {}
     for name, held_out in run.evaluations.items():
@@ -33,9 +33,9 @@ def digests(run: Run) -> dict[str, str]:
 
 
 def data_digests(run: Run) -> dict[str, str]:
-    """Of every file of data, and of every split from the hub: all of it, whatever is used.
+    """Digests of each file of data and each split from the hub, including unused rows.
 
-    Keys are "task, train", "task, held_out" and the like.
+    Keys are such as "task, train" or "task, held_out".
     """
     tasks = [("task", run.train_task)]
     tasks += [(_SECTIONS[name], held_out.task) for name, held_out in run.evaluations.items()]
@@ -50,8 +50,8 @@ def check_data(workdir: Path, config: Config, new: Mapping[str, str]) -> None:
     """Refuse data that changed since the run was started, unless a setting accepts it.
 
     Args:
-      workdir: of the run; data.json holds the digests it was started or last resumed with.
-      config: of the resumed run.
+      workdir: the run's directory; data.json has the digests of its start or last resume.
+      config: the resumed run's configuration.
       new: `data_digests` of the resumed run.
 
     Raises:
@@ -69,22 +69,22 @@ def check_data(workdir: Path, config: Config, new: Mapping[str, str]) -> None:
         if not settings.accept_changed_data:
             raise ValueError(
                 f"{what} is not what the run was started with: its content has changed, or "
-                f"{section} names other data; put it back, or go on with what is there by "
+                f"{section} names other data; restore it, or accept the new data with "
                 f"{section}.accept_changed_data=True"
             )
         _LOG.warning("changed since the run was started: the content of %s", what)
 
 
 def check_prompts(path: Path, config: Config, new: Mapping[str, str]) -> None:
-    """Compare with the prompts that a run began with, where its file holds their digests.
+    """Compare with the prompts that a run began with, if its file has their digests.
 
     Args:
       path: before.json of the run.
-      config: of the resumed run.
+      config: the resumed run's configuration.
       new: `digests` of the resumed run.
 
     Raises:
-      ValueError: the held-out prompts are others, and `accept_changed_data` of their section is
+      ValueError: the held-out prompts have changed, and `accept_changed_data` of their section is
         False.
     """
     old = read_json(path).get("prompts", {}) if path.exists() else {}
@@ -96,9 +96,9 @@ def check_prompts(path: Path, config: Config, new: Mapping[str, str]) -> None:
     if refused:
         raise ValueError(
             f"the held-out prompts of {', '.join(refused)} are not those that the run began "
-            "with, so that accuracies before and after would not compare; task, out_of_domain, "
-            "evaluation.prompts, their files and the chat template must stay; accept_changed_data "
-            "of the section accepts other ones"
+            "with, so accuracies before and after could not be compared; do not change task, "
+            "out_of_domain, evaluation.prompts, their files or the chat template, or set "
+            "accept_changed_data of the section"
         )
     for name in accepted:
         _LOG.warning(

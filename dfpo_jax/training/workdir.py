@@ -1,4 +1,4 @@
-"""The directory of a run: its configuration, and whether a run in it may begin or go on."""
+"""The directory of a run: its configuration, and the checks before a run starts or resumes."""
 
 import contextlib
 import dataclasses
@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dfpo_jax.published_files import read_json
 from dfpo_jax.training import distributed, failures, lock
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.config import Config, parse_config
 from dfpo_jax.training.config_diff import changed_settings
-from dfpo_jax.training.json_lines import read_json
 from dfpo_jax.training.run import Run
 from dfpo_jax.training.run_data import FILE as DATA
 from dfpo_jax.training.run_data import check_data, check_prompts, data_digests, digests
@@ -23,7 +23,7 @@ BEFORE = "before.json"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all; only the main process does."""
+    """Write a JSON file atomically; only the main process writes."""
     if not distributed.is_main():
         return
     temporary = path.with_suffix(".tmp")
@@ -35,26 +35,26 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def open_workdir(workdir: str | Path, run: Run, resume: bool = False) -> None:
-    """Create and lock the work directory, write `config.json`; or change nothing, and say why.
+    """Create and lock the work directory and write `config.json`; an error changes nothing.
 
-    The directory stays locked until this process ends, see `lock`; of several processes of a run
-    the main one holds the lock. A run goes on from its newest intact checkpoint.
+    The directory stays locked until this process ends, see `lock`; only the main process of a run
+    holds the lock. A run continues from its newest intact checkpoint.
 
-    A resumed run says which settings differ from those it was started with; the file of the
-    earlier ones stays as config.0.json, config.1.json, ... A directory whose run ended before it
-    was evaluated once holds no run.
+    A resumed run logs the settings that differ from those it was started with, and keeps their file
+    as config.0.json, config.1.json, ... A directory whose run ended before its first evaluation
+    counts as empty.
 
     Args:
       workdir: the directory.
       run: from `build_run`.
-      resume: whether a run there goes on.
+      resume: whether to continue an existing run.
 
     Raises:
-      ValueError: it is a file; another run uses it; it holds a run already and `resume` is False;
-        `run` differs in a setting that a started run cannot change, has a train state of another
+      ValueError: `workdir` is a file; another run uses it; it has a run and `resume` is False;
+        `run` differs in a setting that a started run cannot change, or has a train state of another
         structure, changed data, or other held-out prompts; or the processes of this run have
         different prompts.
-      FileNotFoundError: it holds checkpoints, of which none is intact.
+      FileNotFoundError: it has checkpoints, but none is intact.
     """
     workdir = Path(workdir)
     if workdir.exists() and not workdir.is_dir():
@@ -63,7 +63,7 @@ def open_workdir(workdir: str | Path, run: Run, resume: bool = False) -> None:
     distributed.check_same(
         "prompts",
         prompts | data,
-        "; all need the same data, and PYTHONHASHSEED=0 where a data set depends on it",
+        "; all need the same data, and PYTHONHASHSEED=0 if a data set depends on it",
     )
     with failures.shared(code=2), contextlib.ExitStack() as on_error:
         if distributed.is_main():
@@ -76,16 +76,16 @@ def open_workdir(workdir: str | Path, run: Run, resume: bool = False) -> None:
 def _begin(
     workdir: Path, run: Run, resume: bool, prompts: Mapping[str, str], data: Mapping[str, str]
 ) -> None:
-    """What `open_workdir` does in a directory that is locked."""
+    """The part of `open_workdir` that needs the lock."""
     started = distributed.gather(_has_run(workdir))[0]
     if started and not resume:
         raise ValueError(
-            f"workdir {workdir} already holds a run; pass --resume to continue it, or name "
+            f"workdir {workdir} already contains a run; pass --resume to continue it, or name "
             "another --workdir"
         )
     path, new, old, changed = workdir / "config.json", _plain(run.config), None, []
     if started and path.exists():
-        old = _plain(_saved(path))  # with settings that are newer
+        old = _plain(_saved(path))  # adds defaults of newer settings
         changed = changed_settings(old, new)
         _check_state(workdir, run, changed)
         check_data(workdir, run.config, data)
@@ -120,7 +120,7 @@ def _has_run(workdir: Path) -> bool:
 
 
 def _plain(config: Config) -> dict[str, Any]:
-    """As JSON gives it back."""
+    """The configuration as JSON returns it."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
@@ -132,6 +132,6 @@ def _check_state(workdir: Path, run: Run, changed: list[str]) -> None:
     if differences := checkpoints.differences(run.learner.abstract_state):
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(
-            f"workdir {workdir} cannot go on with {'; '.join(changed) or 'this version'}: of "
-            f"the train state that was saved, {', '.join(differences[:3])}{more} would differ"
+            f"workdir {workdir} cannot continue with {'; '.join(changed) or 'this version'}: "
+            f"the saved train state differs in {', '.join(differences[:3])}{more}"
         )

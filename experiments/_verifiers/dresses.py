@@ -1,7 +1,7 @@
-r"""Dresses: what models write around an answer, by the place in which it is looked for.
+r"""Dresses: texts that models write around an answer, by the method that extracts it.
 
-In a template, @ stands for the answer. A dress is tried only where its answer stays the answer: one
-that adds a word of its own suits numbers, one with a box suits methods that look for boxes.
+In a template, @ stands for the answer. A dress is only used where it does not change the answer:
+one that adds a word suits numbers, and one with a box suits methods that look for boxes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -66,7 +66,7 @@ _PLACES = {"boxed": _BOXED, "hashes": _HASHES, "tags": _TAGGED, "last_number": _
 
 
 class Pair(NamedTuple):
-    """A response to a reference, and whether it is right, by construction."""
+    """A response to a reference, and whether it was made to be right."""
 
     reference: Reference
     dress: str
@@ -84,12 +84,12 @@ def dresses(name: str, extract: str) -> tuple[str, ...]:
 
 
 def pairs(name: str, extract: str, answers: Sequence[str]) -> Iterator[Pair]:
-    """Every reference in every dress, right and wrong, for a verifier.
+    """Right and wrong responses with every dress, for every reference.
 
     Args:
-      name: a built-in verifier; of another one, only the references' own texts are known right.
-      extract: its methods.
-      answers: references; those of a kind that the verifier does not read are left out.
+      name: a built-in verifier. For another one, only the texts of the references count as right.
+      extract: its methods of extraction.
+      answers: references; kinds that the verifier does not read are left out.
     """
     for answer in answers:
         made = reference(answer)
@@ -106,8 +106,8 @@ def pairs(name: str, extract: str, answers: Sequence[str]) -> Iterator[Pair]:
 
 
 def _fits(template: str, text: str, kind: str) -> bool:
-    """Whether a text in a dress still says what it says alone."""
-    if not text:  # then an earlier number or letter would be the answer
+    """Whether a dress does not change the meaning of a text."""
+    if not text:  # a number or letter of the template would become the answer
         return not any(character.isalnum() for character in template.replace("boxed", ""))
     in_math = "$@$" in template or r"\(@\)" in template
     if "$" in text and in_math:

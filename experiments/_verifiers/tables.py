@@ -7,10 +7,10 @@ _WIDTH = 60
 
 
 def kinds_table(rows: Sequence[dict[str, Any]], solved_at: float) -> str:
-    """False negatives and false positives by the kind of the reference, and in all.
+    """False negatives and false positives by kind of reference, and in total.
 
     Args:
-      rows: of `rehearse`.
+      rows: the rows of `rehearse`.
       solved_at: reward from which a response counts as right.
     """
     lines = [f"{'references':12s} {'pairs':>7s} {'right missed':>20s} {'wrong rewarded':>20s}"]
@@ -34,7 +34,7 @@ def _share(solved: Sequence[bool], counted: bool) -> str:
 
 
 def mistakes_table(rows: Sequence[dict[str, Any]], solved_at: float, most: int) -> str:
-    """The first mistakes of both kinds: reference, response and what was found in it."""
+    """The first mistakes of both kinds: reference, response and extracted answer."""
     lines = []
     for right, words in ((True, "right and missed"), (False, "wrong and rewarded")):
         own = [r for r in rows if r["right"] is right and (r["reward"] >= solved_at) is not right]
@@ -48,7 +48,7 @@ def mistakes_table(rows: Sequence[dict[str, Any]], solved_at: float, most: int) 
 
 
 def judged_table(rows: Sequence[dict[str, Any]]) -> str:
-    """What was found in each response, its reward, and where the file has another."""
+    """Each response's extracted answer and reward, marked if the file has another reward."""
     lines = [f"{'reward':>8s}  {'in file':>8s}  {'reference':24s} found | end of the response"]
     for row in rows:
         given = "" if row["given"] is None else f"{row['given']:.3g}"
@@ -71,7 +71,7 @@ def _differs(row: dict[str, Any]) -> bool:
 
 
 def short(text: str | None, width: int = _WIDTH) -> str:
-    """A text in one line, quoted; of a long one its end, where answers stand."""
+    """A text in one line, quoted; a long one is cut at its start, since answers come last."""
     if text is None:
         return "None"
     return ascii(text if len(text) <= width else "..." + text[-width:])

@@ -1,6 +1,6 @@
-r"""Other ways to write a reference answer, and answers that are close to it and wrong.
+r"""Other ways to write a reference answer, and wrong answers that are close to it.
 
-Both follow from the text of the reference alone, without any of the readers that are tried on them.
+Both are made only from the text of the reference, without the readers that are tested with them.
 """
 
 import re
@@ -14,11 +14,11 @@ class Reference:
     """A reference answer.
 
     Attributes:
-      kind: what it is: "integer", "decimal", "fraction", "percent", "currency", "unit", "letter",
+      kind: its kind: "integer", "decimal", "fraction", "percent", "currency", "unit", "letter",
         "set", "interval", "expression" or "words"; "negative" and "thousands" are integers too.
       answer: its text.
-      right: other texts that say the same.
-      wrong: texts that say something else.
+      right: other texts with the same meaning.
+      wrong: texts with another meaning.
     """
 
     kind: str
@@ -44,12 +44,12 @@ _KINDS = (
 
 
 def kind_of(answer: str) -> str:
-    """The kind of a reference by its form."""
+    """The kind of a reference, judged by its form."""
     return next((k for k, form in _KINDS if re.fullmatch(form, answer.strip())), "expression")
 
 
 def reference(answer: str) -> Reference:
-    """What else says the same as a reference, and what is close and wrong."""
+    """A reference with other right texts, and with wrong ones that are close."""
     kind = kind_of(answer)
     make = {"letter": _letter, "interval": _interval, "set": _set, "words": _words}
     numeric = ("integer", "negative", "thousands", "decimal", "percent", "currency", "unit")
@@ -87,7 +87,7 @@ def _number(answer: str, kind: str) -> tuple[list[str], list[str]]:
     wrong += [f"{_decimal(value)} or {_decimal(more)}", f"{_decimal(value - 1)} or {digits}"]
     step = 5 if value == 3 else 3  # the difference of a range is not the reference
     wrong.append(f"{_decimal(abs(value) + step)}-{whole}{tail}")
-    if value not in (0, 1):  # whose roots and multiples are the numbers themselves
+    if value not in (0, 1):  # their roots or multiples equal the numbers
         wrong += [f"{digits}x", f"\\sqrt{{{digits}}}"]
     # Zero is its own negative and its own multiple.
     same = {_decimal(value)}
@@ -120,7 +120,7 @@ def _fraction(answer: str) -> tuple[list[str], list[str]]:
 
 
 def _factors(number: int) -> str:
-    """2s and 5s of a number, and an x for what is left of it."""
+    """The factors 2 and 5 of a number as text, and an x if there are others."""
     found = ""
     for prime in (2, 5):
         while number % prime == 0:

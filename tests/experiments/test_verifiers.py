@@ -123,8 +123,8 @@ def test_long_texts_are_shown_by_their_end():
         ({"name": "nmber"}, "name is 'nmber'; it must be one of"),
         ({"extract": "box"}, "extract is 'box'; it must be of"),
         ({"preset": "gsm"}, "preset is 'gsm'; it must be one of"),
-        ({"parameters": "[1]"}, r"--parameters=\[1\] is no dictionary"),
-        ({"parameters": "answer"}, "--parameters=answer is no dictionary"),
+        ({"parameters": "[1]"}, r"--parameters=\[1\] is not a dictionary"),
+        ({"parameters": "answer"}, "--parameters=answer is not a dictionary"),
     ],
 )
 def test_bad_flags_are_named(flags, message):

@@ -99,9 +99,9 @@ def test_other_files_of_a_tokenizer_that_are_pointers(model, name):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[1]", "x.json holds a list; it must be a JSON object"),
-        (b'{"a": 1', r"x.json is no JSON, or is cut off \(7 bytes\)"),
-        (b"[" * 10**5, r"x.json is no JSON, or is cut off \(100000"),
+        (b"[1]", "x.json contains a list; it must be a JSON object"),
+        (b'{"a": 1', r"x.json is not a JSON file, or is cut off \(7 bytes\)"),
+        (b"[" * 10**5, r"x.json is not a JSON file, or is cut off \(100000"),
     ],
 )
 def test_what_is_no_object_is_named(tmp_path, content, message):
@@ -133,7 +133,9 @@ def test_a_gguf_file_that_is_cut_off_is_named(tmp_path, size):
     content = path.read_bytes()
     assert len(content) > 12_000
     path.write_bytes(content[:size])
-    with pytest.raises(ValueError, match=rf"x.gguf is no GGUF file, or is cut off \({size} bytes"):
+    with pytest.raises(
+        ValueError, match=rf"x.gguf is not a GGUF file, or is cut off \({size} bytes"
+    ):
         pretrained_tokenizer(str(path))
     path.write_bytes(POINTER)
     with pytest.raises(ValueError, match="x.gguf is a git-lfs pointer"):

@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from published_shapes import LLAMA3_8B, QWEN2P5_7B
 
 from dfpo_jax.models.config import PRESETS, TransformerConfig
 from dfpo_jax.models.transformer import Transformer
@@ -21,14 +22,17 @@ PUBLISHED = {
 }
 
 
+CONFIGS = {**PRESETS, "llama3_8b": LLAMA3_8B, "qwen2p5_7b": QWEN2P5_7B}
+
+
 def test_every_preset_but_the_tiny_one_has_a_published_size():
-    assert set(PRESETS) == set(PUBLISHED) | {"tiny"}
+    assert set(CONFIGS) == set(PUBLISHED) | {"tiny"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_preset_has_the_published_number_of_parameters(name):
+def test_a_model_has_the_published_number_of_parameters(name):
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    params = jax.eval_shape(Transformer(PRESETS[name]).init, jax.random.key(0), tokens, tokens)
+    params = jax.eval_shape(Transformer(CONFIGS[name]).init, jax.random.key(0), tokens, tokens)
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(nn.unbox(params))) == PUBLISHED[name]
 
 

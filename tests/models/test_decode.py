@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from plain_logits import plain_logits
 
 from dfpo_jax.models import PRESETS, LoraConfig, Transformer, decode
 
@@ -31,12 +32,12 @@ def one_pass(config, params, tokens, valid):
     """Logits [B, T, V] of whole sequences."""
     model = Transformer(config)
     hidden, _ = model.apply({"params": params}, tokens, valid)
-    return np.asarray(model.apply({"params": params}, hidden, method="logits"))
+    return np.asarray(plain_logits(params, hidden))
 
 
 def decoder(config, params):
     """`step` with its parameters, compiled."""
-    held = jax.jit(functools.partial(decode.hold, Transformer(config)))(params)
+    held = jax.jit(functools.partial(decode.gather_params, Transformer(config)))(params)
     return jax.jit(functools.partial(decode.step, config, held))
 
 
@@ -131,7 +132,7 @@ def test_low_rank_updates_are_decoded_as_they_are_trained(tied):
     expected = one_pass(config, params, tokens, np.ones((2, 4)))[:, -1]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
     # Beside the kernels, also in bfloat16: a sum of both would lose a small update there.
-    held = decode.hold(Transformer(dataclasses.replace(config, dtype="bfloat16")), params)
+    held = decode.gather_params(Transformer(dataclasses.replace(config, dtype="bfloat16")), params)
     kernels, output = params["layers"]["attention"], held["layers"][1]["attention"]["output"]
     for name, axes in (("kernel", (2, 0, 1)), ("lora_a", (2, 0, 1)), ("lora_b", (1, 0))):
         expected = kernels["output"][name][1].transpose(axes).astype("bfloat16")
@@ -141,7 +142,7 @@ def test_low_rank_updates_are_decoded_as_they_are_trained(tied):
 def test_held_parameters_are_the_models_in_the_compute_type():
     config = dataclasses.replace(FULL, dtype="bfloat16")
     params = random_params(config)
-    held = decode.hold(Transformer(config), params)
+    held = decode.gather_params(Transformer(config), params)
     assert len(held["layers"]) == TINY.num_layers
     attention, layers = held["layers"][1]["attention"], params["layers"]
     for name, axes in (("query", (1, 2, 0)), ("output", (2, 0, 1))):
@@ -149,5 +150,5 @@ def test_held_parameters_are_the_models_in_the_compute_type():
         np.testing.assert_array_equal(attention[name]["kernel"], kernel)
     np.testing.assert_array_equal(held["head"], params["head"].T.astype("bfloat16"))
     assert held["layers"][0]["mlp_norm"]["scale"].dtype == jnp.float32
-    tied = decode.hold(Transformer(TINY), random_params(TINY))
+    tied = decode.gather_params(Transformer(TINY), random_params(TINY))
     assert tied["head"] is tied["embedding"]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain_logits import plain_logits
 from safetensors.numpy import load_file, save_file
 
 from dfpo_jax.models import decode, weights
@@ -47,13 +48,12 @@ def directory(tmp_path_factory):
 
 @functools.cache
 def jit_apply(config):
-    return jax.jit(Transformer(config).apply, static_argnames="method")
+    return jax.jit(Transformer(config).apply)
 
 
 def logits_of(config, params, tokens, valid):
-    apply = jit_apply(config)
-    hidden, _ = apply({"params": params}, tokens, valid)
-    return np.asarray(apply({"params": params}, hidden, method="logits"))
+    hidden, _ = jit_apply(config)({"params": params}, tokens, valid)
+    return np.asarray(plain_logits(params, hidden))
 
 
 def assert_same(first, second):
@@ -81,7 +81,7 @@ def test_prefill_and_decode_equal_one_pass(directory, case):
     tokens, valid = padded_tokens(length=40)
     whole = logits_of(config, params, tokens, valid)
     model = Transformer(config)
-    held = jax.jit(functools.partial(decode.hold, model))(params)
+    held = jax.jit(functools.partial(decode.gather_params, model))(params)
     step = jax.jit(functools.partial(decode.step, config, held))
     cache = decode.prefill(model, params, tokens[:, :36], valid[:, :36])
     cache = jax.tree.map(lambda x: x if x.ndim < 2 else jnp.pad(x, _room(x.ndim)), cache)
@@ -348,7 +348,7 @@ def test_files_that_disagree_with_their_index(directory, tmp_path):
     check(f"tensor {name} is in {last}; .* says {files[0]}", **{name: files[0]})
     check("has no absent.safetensors, which", surprise="absent.safetensors")
     content["weight_map"].pop(name)
-    check(f"tensor {name} is in {last}; .* says nothing of it")
+    check(f"tensor {name} is in {last}; .* says no file")
     twice = load_file(tmp_path / "out" / files[0]) | {name: np.ones((32,), np.float32)}
     save_file(twice, tmp_path / "out" / files[0])
     with pytest.raises(ValueError, match=f"tensor {name} is in both {files[0]} and {last}"):
@@ -364,7 +364,9 @@ def test_directories_without_a_model(directory, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="neither a directory nor the id of a model"):
         load(tmp_path / "absent")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match="'some/model' is no directory, .* cannot be reached") as e:
+    with pytest.raises(
+        ValueError, match="'some/model' is not a directory, .* cannot be reached"
+    ) as e:
         load("some/model")
     assert "\n" not in str(e.value)
 

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import transformers
+from published_shapes import LLAMA3_8B, QWEN2P5_7B
 
 from dfpo_jax.models.config import PRESETS, TransformerConfig
 from dfpo_jax.models.hf_config import FAMILIES, from_hf, hf_family, to_hf
@@ -77,22 +78,23 @@ def without(mapping, key):
 
 
 @pytest.mark.parametrize(
-    ("source", "preset"),
-    [(QWEN3, "qwen3_0p6b"), (QWEN2, "qwen2p5_7b"), (LLAMA, "llama3_8b")],
+    ("source", "expected"),
+    [(QWEN3, PRESETS["qwen3_0p6b"]), (QWEN2, QWEN2P5_7B), (LLAMA, LLAMA3_8B)],
+    ids=["qwen3", "qwen2", "llama"],
 )
-def test_published_files_give_the_presets(source, preset):
-    assert from_hf(source) == PRESETS[preset]
+def test_published_files_give_the_published_sizes(source, expected):
+    assert from_hf(source) == expected
     new = {**without(without(source, "rope_theta"), "rope_scaling")}
     new["rope_parameters"] = {"rope_type": "default", "rope_theta": source["rope_theta"]}
-    assert from_hf(new) == PRESETS[preset]
+    assert from_hf(new) == expected
     config = transformers.AutoConfig.for_model(**source)
-    assert from_hf(config) == PRESETS[preset]
+    assert from_hf(config) == expected
 
 
 def test_rope_scaling_of_every_type():
     llama3 = from_hf({**LLAMA, "rope_scaling": LLAMA31_ROPE, "max_position_embeddings": 131072})
     assert llama3 == dataclasses.replace(
-        PRESETS["llama3_8b"],
+        LLAMA3_8B,
         max_positions=131072,
         rope_type="llama3",
         rope_factor=8.0,
@@ -114,11 +116,11 @@ def test_rope_scaling_of_every_type():
 def test_overrides_replace_and_stand_in():
     config = from_hf(QWEN3, param_dtype="bfloat16", dtype="float32", max_positions=99)
     assert (config.param_dtype, config.dtype, config.max_positions) == ("bfloat16", "float32", 99)
-    assert from_hf(without(LLAMA, "rope_theta"), rope_theta=5e5) == PRESETS["llama3_8b"]
+    assert from_hf(without(LLAMA, "rope_theta"), rope_theta=5e5) == LLAMA3_8B
     assert from_hf(without(QWEN3, "rope_theta"), rope_theta=1e6) == from_hf(QWEN3)
     assert from_hf(without(LLAMA, "torch_dtype")).dtype == "float32"
     plain = from_hf({**LLAMA, "rope_scaling": LLAMA31_ROPE}, rope_type="default")
-    assert plain == PRESETS["llama3_8b"]
+    assert plain == LLAMA3_8B
     with pytest.raises(ValueError, match="d_modle is not a field of TransformerConfig: .*d_model"):
         from_hf(QWEN3, d_modle=3)
 
@@ -219,9 +221,9 @@ def test_what_the_decoder_does_not_do_is_refused_by_name(source, change, message
 
 
 def test_a_window_that_no_layer_uses_is_allowed():
-    assert from_hf({**QWEN2, "use_sliding_window": True}) == PRESETS["qwen2p5_7b"]
+    assert from_hf({**QWEN2, "use_sliding_window": True}) == QWEN2P5_7B
     kinds = ["full_attention"] * 28
-    assert from_hf({**QWEN2, "layer_types": kinds}) == PRESETS["qwen2p5_7b"]
+    assert from_hf({**QWEN2, "layer_types": kinds}) == QWEN2P5_7B
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from plain_logits import plain_logits
 
 from dfpo_jax.models import PRESETS, LoraConfig, Transformer, lora
 from dfpo_jax.models.transformer import Projection
@@ -43,7 +44,7 @@ def logits(config, params):
     def run(params):
         model, valid = Transformer(config), np.ones_like(TOKENS)
         hidden, _ = model.apply({"params": params}, TOKENS, valid)
-        return model.apply({"params": params}, hidden, method="logits")
+        return plain_logits(params, hidden)
 
     return jax.jit(run)(params)
 

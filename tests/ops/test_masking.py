@@ -129,23 +129,6 @@ def test_micro_batches_add_up_to_the_batch(mode):
     np.testing.assert_allclose(loss(1.3, 4), loss(1.3, 1), rtol=1e-5)
 
 
-def test_lengths_to_mask(variant):
-    fun = variant(ops.lengths_to_mask, static_argnames="max_length")
-    result = fun(np.array([0, 2, 4, 9]), max_length=4)
-    np.testing.assert_array_equal(result, [[0] * 4, [1, 1, 0, 0], [1] * 4, [1] * 4])
-    assert result.dtype == jnp.float32
-
-
-@pytest.mark.parametrize("eos_ids", [(2,), (2, 5), ()])
-def test_eos_mask_matches_loop(variant, eos_ids):
-    tokens = np.random.default_rng(5).integers(0, 7, (20, 9))
-    tokens[0] = 2  # end of sequence as the first token, and as padding after it
-    tokens[1] = 1
-    result = variant(ops.eos_mask, static_argnames="eos_ids")(tokens, eos_ids=eos_ids)
-    np.testing.assert_array_equal(result, reference.eos_mask(tokens, eos_ids))
-    assert np.sum(result, axis=1)[0] == (1 if eos_ids else 9)
-
-
 def test_last_valid_and_place_at_last_match_loop(variant):
     _, mask = data(6)
     one_hot = reference.last_valid(mask)
@@ -165,9 +148,6 @@ def test_place_at_last_keeps_fractions():
     ("call", "words"),
     [
         (lambda: ops.aggregate_weights(np.ones((1, 2)), "mean"), ["mode", "mean", "token_mean"]),
-        (lambda: ops.eos_mask(np.ones((1, 2), np.int32), 2), ["eos_ids", "2", "tuple"]),
-        (lambda: ops.eos_mask(np.ones((1, 2), np.int32), (2.0,)), ["eos_ids", "2.0", "tuple"]),
-        (lambda: ops.lengths_to_mask(np.ones(1, int), -1), ["max_length", "-1", "at least 0"]),
     ],
 )
 def test_bad_options_are_named(call, words):
@@ -183,8 +163,6 @@ def test_bad_options_are_named(call, words):
         lambda: ops.masked_var(np.ones((2, 3)), np.ones((2, 1))),
         lambda: ops.masked_whiten(np.ones((2, 3)), np.ones((3, 2))),
         lambda: ops.aggregate_weights(np.ones(3), "token_mean"),
-        lambda: ops.lengths_to_mask(np.ones(3), 4),
-        lambda: ops.eos_mask(np.ones((2, 3)), (1,)),
         lambda: ops.place_at_last(np.ones(3), np.ones((2, 3))),
     ],
 )

@@ -127,26 +127,6 @@ def test_crps_gradient_reaches_the_samples_only():
     np.testing.assert_allclose(grads[0], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("num", "level"), [(1, 0.9), (8, 0.9), (8, 0.5), (33, 0.8)])
-def test_interval_coverage_matches_interpolation(variant, num, level):
-    quantiles, x = np.sort(draws(11, 40, num), axis=-1), draws(12, 40)
-    fun = variant(ops.interval_coverage, static_argnames="level")
-    result = fun(quantiles, x, level=level)
-    expected = [reference.interval_coverage(q, y, level) for q, y in zip(quantiles, x, strict=True)]
-    np.testing.assert_array_equal(result, expected)
-    assert result.dtype == jnp.float32
-
-
-def test_interval_coverage_includes_its_ends_and_is_calibrated():
-    fun = jax.jit(ops.interval_coverage, static_argnames="level")
-    assert float(fun(np.full((3,), 2.0), np.array(2.0))) == 1
-    normal = statistics.NormalDist()
-    quantiles = np.array([[normal.inv_cdf((j + 0.5) / 100) for j in range(100)]] * 4000)
-    for level in (0.5, 0.9):
-        covered = fun(quantiles, draws(13, 4000), level=level)
-        np.testing.assert_allclose(np.mean(covered), level, atol=0.03)
-
-
 def test_cdf_matches_loop_with_ties_and_carries_no_gradient(variant):
     quantiles = np.round(2 * draws(14, 30, 7)) / 2
     x = np.round(2 * draws(15, 30)) / 2
@@ -168,7 +148,6 @@ Q, Y = np.zeros((2, 3)), np.zeros((2,))
         (lambda: ops.quantile_levels(0), ["num", "0", "at least 1"]),
         (lambda: ops.noise_quantiles(-1), ["num", "-1", "at least 1"]),
         (lambda: ops.quantile_huber(Q, Q, np.ones(3), -1.0), ["kappa", "-1.0", "at least 0"]),
-        (lambda: ops.interval_coverage(Q, Y, 1.0), ["level", "1.0", "(0, 1)"]),
     ],
 )
 def test_bad_options_are_named(call, words):
@@ -184,7 +163,6 @@ def test_bad_options_are_named(call, words):
         lambda: ops.quantile_huber(Q, Q, np.ones(2)),
         lambda: ops.wasserstein1(Q, np.zeros((2, 4))),
         lambda: ops.crps(Q, np.zeros(3)),
-        lambda: ops.interval_coverage(Q, Q),
         lambda: ops.cdf(Q, np.zeros((2, 1))),
     ],
 )

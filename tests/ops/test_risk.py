@@ -179,7 +179,7 @@ def test_bad_options():
         ops.risk_value(q, measure="median")
     with pytest.raises(ValueError, match="eta is 1.5"):
         ops.risk_value(q, measure="mean_cvar", eta=1.5)
-    with pytest.raises(ValueError, match="q has 2 quantiles; allowed: at least 3"):
+    with pytest.raises(ValueError, match="the number of quantiles of q is 2; allowed: at least 3"):
         ops.tail_curvature_penalty(q[:2], 0.5, 0.5)
     with pytest.raises(AssertionError):
         ops.cvar_penalty(jnp.ones((2, 3)), jnp.ones((3, 3)), 0.5)

@@ -37,7 +37,7 @@ def test_parameters_come_together_over_fsdp_in_the_compute_type(params):
     mesh = create_mesh(2, 2, 2)
     placed = jax.device_put(params, layout(mesh))
     with mesh_context(mesh):
-        held = jax.jit(lambda p: decode.hold(MODEL, p))(placed)
+        held = jax.jit(lambda p: decode.gather_params(MODEL, p))(placed)
     layer = held["layers"][1]
     kernel, scale = layer["mlp"]["up"]["kernel"], held["final_norm"]["scale"]
     assert kernel.dtype == jnp.bfloat16 and scale.dtype == jnp.float32
@@ -54,7 +54,9 @@ def test_the_cache_is_split_over_rows_and_heads(params):
 
     def prefill(params, tokens, mask):
         cache = decode.prefill(MODEL, params, tokens, mask)
-        step = decode.step(CONFIG, decode.hold(MODEL, params), tokens[:, 0], mask[:, 0] > 0, cache)
+        step = decode.step(
+            CONFIG, decode.gather_params(MODEL, params), tokens[:, 0], mask[:, 0] > 0, cache
+        )
         return *step, cache
 
     placed = jax.device_put(params, layout(mesh))

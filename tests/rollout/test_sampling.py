@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from plain_logits import plain_logits
 from tiny import steps, traced  # noqa: F401
 
 from dfpo_jax import ops
@@ -16,7 +17,7 @@ from dfpo_jax.algorithms.trunk import join_sequence, response_states, token_stat
 from dfpo_jax.models import LoraConfig
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
-from dfpo_jax.rollout.sampling import SamplingConfig, draw, sampling_log_probs
+from dfpo_jax.rollout.sampling import SamplingConfig, draw
 
 EOS = 2
 
@@ -49,27 +50,29 @@ def reference_log_probs(logits, temperature, top_k, top_p):
     + [(0.7, 5, 0.8), (1, 3, 0.99), (0, 0, 1), (0, 3, 0.5)],
 )
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_log_probs_equal_a_loop(temperature, top_k, top_p, dtype):
+def test_draws_and_their_log_probs_follow_a_loop(temperature, top_k, top_p, dtype):
+    """A log-probability tells which tokens were kept: it contains the sum over all of them."""
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.normal(scale=2.0, size=(5, 11)), dtype)
     logits = logits.at[4, :4].set(9.0)  # ties at the top
     config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-    out = sampling_log_probs(logits, config)
-    assert out.dtype == jnp.float32
-    expected = np.stack(
+    keys = jax.random.split(jax.random.key(0), 500)
+    tokens, log_probs = draw(keys, jnp.repeat(logits, 100, axis=0), config)
+    assert log_probs.dtype == jnp.float32
+    law = np.stack(
         [reference_log_probs(np.asarray(x, float), temperature, top_k, top_p) for x in logits]
     )
-    removed = np.isneginf(expected)
-    np.testing.assert_allclose(np.asarray(out)[~removed], expected[~removed], atol=1e-5)
-    assert np.all(np.asarray(out)[removed] < -1e29)
-    np.testing.assert_allclose(np.exp(out).sum(axis=1), 1.0, rtol=1e-5)
+    expected = law[np.arange(500) // 100, tokens]
+    np.testing.assert_allclose(log_probs, expected, atol=1e-5)  # -inf: a token that was removed
 
 
 def test_ties_at_a_threshold_are_kept():
-    logits = jnp.asarray([[2.0, 2.0, 1.0, 2.0, 0.0]])
+    logits = jnp.broadcast_to(jnp.asarray([2.0, 2.0, 1.0, 2.0, 0.0]), (60, 5))
+    keys = jax.random.split(jax.random.key(0), 60)
     for config in (SamplingConfig(top_k=2), SamplingConfig(top_p=0.4), SamplingConfig(top_k=1)):
-        probs = np.exp(sampling_log_probs(logits, config))[0]
-        np.testing.assert_allclose(probs, [1 / 3, 1 / 3, 0, 1 / 3, 0], atol=1e-6)
+        tokens, log_probs = draw(keys, logits, config)
+        assert set(np.asarray(tokens).tolist()) == {0, 1, 3}
+        np.testing.assert_allclose(log_probs, -math.log(3), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +297,7 @@ def test_tokens_of_a_large_vocabulary_follow_their_law(options):
         return draw(keys, jnp.broadcast_to(logits, (len(keys), vocab)), config)
 
     tokens, log_probs = jax.lax.map(one, keys.reshape(40, -1))
-    law = np.asarray(sampling_log_probs(logits[None], config))[0]
+    law = reference_log_probs(logits, config.temperature, config.top_k, config.top_p)
     tokens, log_probs = np.asarray(tokens).ravel(), np.asarray(log_probs).ravel()
     np.testing.assert_allclose(log_probs, law[tokens], atol=1e-5)
     # Tokens in the order of their probability, a hundred groups of about equal mass.
@@ -328,7 +331,7 @@ class Decoder:
 
         def statistics(params, tokens, valid, response):
             states = response_states(self.model, params, tokens, valid, RESPONSE)
-            logits = self.model.apply({"params": params}, states, method="logits")
+            logits = plain_logits(params, states)
             return logits, *token_statistics(self.model, params, states, response, TEMPERATURE)
 
         self.statistics = jax.jit(statistics)

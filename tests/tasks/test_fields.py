@@ -62,7 +62,7 @@ def test_a_column_with_dots_in_its_name_comes_first():
         ("reward_model.answer", "'reward_model' of it has style, ground_truth"),
         ("prompt.1.content", "'prompt' of it is a list of 1"),
         ("prompt.content", "'prompt' of it is a list of 1"),
-        ("data_source.name", "'data_source' of it is the text 'openai/gsm8k' and holds nothing"),
+        ("data_source.name", "'data_source' of it is the text 'openai/gsm8k' and contains nothing"),
     ],
 )
 def test_what_is_not_there_is_said_with_what_is(name, message):

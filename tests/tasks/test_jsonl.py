@@ -73,7 +73,7 @@ def test_a_held_out_file_is_kept_from_training(file, tmp_path, caplog):
 
 def test_rows_that_are_not_accepted_are_counted(file, caplog):
     task = JsonlTask(file, HASHES, held_out_percent=0, accepts=lambda i: len(i.prompt) < 8)
-    assert task.passed_over == 100 and "100 of 200 rows of train passed over" in caplog.text
+    assert task.passed_over == 100 and "skipped 100 of 200 rows of train" in caplog.text
     with pytest.raises(ValueError, match="no row is left"):
         JsonlTask(file, HASHES, accepts=lambda i: False)
 
@@ -83,7 +83,7 @@ def test_a_prompt_that_occurs_twice_counts_once(tmp_path, caplog):
     task = JsonlTask(path, HASHES, held_out_percent=0)
     assert sorted(i.answer for i in task.items(10)) == ["1", "2", "3"]
     assert task.passed_over == 1
-    assert "1 of 4 rows of train passed over, 1 as they repeat a prompt" in caplog.text
+    assert "skipped 1 of 4 rows of train, 1 of which repeat a prompt" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -159,14 +159,16 @@ def test_rewards_without_part_credit_and_a_reference_that_cannot_be_judged(file)
     task = JsonlTask(file, HASHES, partial_credit=False, verifier=settings)
     item = task.items(1)[0]
     assert [task.score(item, x) for x in (item.answer, "0.5")] == [1.0, -1.0]
-    with pytest.raises(ValueError, match="line 1: the reference answer '.*' is no number, which"):
+    with pytest.raises(
+        ValueError, match="line 1: the reference answer '.*' is not a number, which"
+    ):
         JsonlTask(file, {"answer": "question"}, prompt="{answer}", verifier=settings)
 
 
 @pytest.mark.parametrize(
     ("lines", "parameters", "message"),
     [
-        ('{"question": "a", "answer": "b"}\n{"question": "a"', {}, "line 2 is no JSON"),
+        ('{"question": "a", "answer": "b"}\n{"question": "a"', {}, "line 2 is not JSON"),
         ("[1]", {}, "line 1 is list"),
         ('\n{"question": "a", "answer": null}', {}, "rows.jsonl, line 2: column 'answer' is null"),
         (
@@ -180,7 +182,7 @@ def test_rewards_without_part_credit_and_a_reference_that_cannot_be_judged(file)
         ('{"question": "a", "answer": "b"}', HASHES, "line 1: hashes finds no answer in 'b'"),
         ('{"question": "a", "answer": "b"}', {"ansver": "b"}, "parameters key='ansver'"),
         ('{"question": "a", "answer": "b"}', {"answer_extract": "x"}, "extract is 'x'"),
-        (None, {}, "is no file"),
+        (None, {}, "is not a file"),
     ],
 )
 def test_what_is_broken_is_named_with_its_line(tmp_path, lines, parameters, message):

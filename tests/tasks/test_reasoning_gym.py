@@ -331,7 +331,7 @@ def test_no_items():
         ({"prompt": "{metadata[expresion]}"}, r"'expresion'.*\{metadata\[expression\]\}"),
         ({"prompt": "{}"}, "names no field"),
         ({"prompt": "hello"}, "names no field"),
-        ({"prompt": "{question"}, "is no format string"),
+        ({"prompt": "{question"}, "is not a format string"),
         ({"split": "test"}, "split='test' is unknown; valid: held_out, train"),
         ({"held_out_percent": 100}, "held_out_percent=100"),
         ({"held_out_percent": -1}, "held_out_percent=-1"),

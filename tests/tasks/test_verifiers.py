@@ -99,7 +99,7 @@ def test_a_method_that_finds_nothing_usable_yields_to_the_next(name, response, a
 @pytest.mark.parametrize(
     ("name", "answer", "message"),
     [
-        ("number", "3 or 5", "'3 or 5' is no number"),
+        ("number", "3 or 5", "'3 or 5' is not a number"),
         ("choice", "A dog", "'A dog' names no letter"),
         ("exact", "  ", "is empty"),
         ("math_verify", "", "is empty"),
@@ -120,7 +120,7 @@ def test_references_that_cannot_be_judged_are_named(name, answer, message):
         ({"extract": "box"}, "extract is 'box'"),
         ({"extract": "regex"}, "regex needs a pattern"),
         ({"pattern": "x"}, "regex needs a pattern"),
-        ({"extract": "regex", "pattern": "("}, "no regular expression"),
+        ({"extract": "regex", "pattern": "("}, "not a regular expression"),
         ({"low": 1.0}, "low must be below high"),
         ({"on_failure": 2.0}, "on_failure is 2.0"),
         ({"timeout": 0.0}, "timeout is 0.0"),
@@ -289,7 +289,7 @@ def test_a_function_that_cannot_be_imported_is_refused_at_once(module, name):
     [
         ("two", r"it takes \(response, answer\), and is called with \(response, answer, payload\)"),
         ("later", "it is an async function; it must return a number, not a coroutine"),
-        ("number", "5 is no function"),
+        ("number", "5 is not a function"),
     ],
 )
 def test_a_function_that_cannot_give_a_number_is_refused_when_it_is_loaded(module, name, message):
@@ -317,7 +317,7 @@ def test_a_function_that_works_on_something_passes_its_trial(module):
     Verifier(VerifierConfig(module, high=9.0), "odd").trial([item("x", 0, {"plus": 1.0})])
     Verifier(VerifierConfig("odd_verifiers:some"), "odd").trial([item("5", 0, {"row": "5"})])
     Verifier(VerifierConfig("number"), "odd").trial([item("x"), item("5")])
-    with pytest.raises(ValueError, match="'x' is no number; its reference answers may be"):
+    with pytest.raises(ValueError, match="'x' is not a number; its reference answers may be"):
         Verifier(VerifierConfig("number"), "odd").trial([item("x"), item("y"), item("5")])
 
 

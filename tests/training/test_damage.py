@@ -153,7 +153,7 @@ def test_without_checksums_a_full_read_decides(workdir, saved):
 def test_a_record_that_is_not_of_this_iteration_or_of_all_processes(workdir):
     directory = workdir / "checkpoints"
     shutil.copytree(directory / "2", directory / "4")
-    assert Checkpointer(workdir).faults()[4] == "it holds iteration 2"
+    assert Checkpointer(workdir).faults()[4] == "it contains iteration 2"
     path = directory / "3" / "checksums.0.json"
     part = json.loads(path.read_text())
     for index in range(2):  # as two processes record it

@@ -1,4 +1,4 @@
-"""TPU and GPU chips: published figures, and the time a program takes at least on one of them."""
+"""Published figures of TPU and GPU chips, and the least time that a program takes on one."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip: the "System architecture" pages of Cloud TPU's documentation, NVIDIA's data sheets.
+    """One chip. Source: "System architecture" pages of Cloud TPU, and NVIDIA's data sheets.
 
     Attributes:
-      hbm_bytes: memory.
+      hbm_bytes: bytes of memory.
       flops: peak bfloat16 operations per second, without sparsity.
       hbm_bandwidth: bytes per second between chip and memory.
-      link_bandwidth: bytes per second that a chip can send over all its links together.
-      bounds: what the three are called.
+      link_bandwidth: bytes per second that a chip can send over all its links.
+      bounds: names of these three limits.
     """
 
     hbm_bytes: float
@@ -31,7 +31,7 @@ TPUS = {
     "v6e": Chip(32 * GIB, 918e12, 1640e9, 400e9),
 }
 
-# Of a GPU the memory that its driver reports, of the largest model of the name.
+# The memory of a GPU is what its driver reports, for the largest model of that name.
 _GPU = ("tensor cores", "HBM", "NVLink")
 GPUS = {
     "a100": Chip(79.0 * GIB, 312e12, 2039e9, 300e9, _GPU),
@@ -45,7 +45,7 @@ def parse_topology(text: str) -> tuple[str, tuple[int, ...]]:
     """ "v5p:4x4x4" -> ("v5p", (4, 4, 4)).
 
     Raises:
-      ValueError: unknown chip, or sizes that are no two or three positive integers.
+      ValueError: the chip is unknown, or the sizes are not two or three positive integers.
     """
     name, _, sizes = text.partition(":")
     if name not in TPUS:
@@ -59,12 +59,12 @@ def parse_topology(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def roofline(chip: Chip, flops: float, hbm_bytes: float, link_bytes: float) -> tuple[float, str]:
-    """The least time, in seconds, and which of the chip's `bounds` sets it.
+    """The least time, in seconds, and the name in the chip's `bounds` of what limits it.
 
-    The three overlap perfectly here and each runs at its peak; a real step takes longer.
+    It assumes that the three overlap perfectly and run at their peak; a real step takes longer.
 
     Args:
-      chip: the figures.
+      chip: the chip's figures.
       flops: operations per chip.
       hbm_bytes: bytes per chip between chip and memory.
       link_bytes: bytes a chip sends to others.

@@ -1,18 +1,19 @@
-"""What a compiled program costs on one chip: operations, memory traffic, bytes between chips.
+"""Costs of a compiled program on one chip: operations, memory traffic, bytes between chips.
 
-The compiler's own `cost_analysis` counts the body of a loop once, and most of a decoder is in the
-body of a scan. Here every computation counts as often as it runs:
+The compiler's `cost_analysis` counts the body of a loop once, but most of a decoder is in the body
+of a scan. Here each computation counts as often as it runs:
 
-- a `while` whose trip count is known counts its body that often, any other once (`unknown_loops`);
-- of a `conditional` every branch counts;
+- the body of a `while` counts as often as its trip count, or once if that is unknown
+  (`unknown_loops`);
+- every branch of a `conditional` counts;
 - operations are those of matrix products (`dot`, `convolution`), of splash attention kernels
-  and of cuDNN's attention (causal: half of the square); other kernels count 0
+  and of cuDNN's attention (half of the square if causal); other kernels count 0
   (`unknown_kernels`);
-- memory traffic is what instructions outside fusions read and write in HBM, a slice counting as
-  much as is sliced; what stays in fast memory counts 0;
-- bytes between chips are what one chip sends in ring algorithms over a group of n chips: (n-1)/n
-  of the whole array for all-gather, reduce-scatter and all-to-all, twice that for all-reduce, the
-  whole array for collective-permute.
+- memory traffic is the bytes that instructions outside fusions read and write in HBM; a slice
+  counts only its own size, and data in fast memory counts 0;
+- bytes between chips are those that one chip sends in ring algorithms over a group of n chips:
+  (n-1)/n of the whole array for all-gather, reduce-scatter and all-to-all, twice that for
+  all-reduce, the whole array for collective-permute.
 """
 
 import math
@@ -50,8 +51,8 @@ class Costs:
       flops: operations.
       hbm_bytes: memory traffic.
       sent: bytes sent to other chips, by kind of collective.
-      unknown_loops: loops whose trip count is not known; their bodies count once.
-      unknown_kernels: kernels of which no operations are counted.
+      unknown_loops: number of loops with unknown trip count; their bodies count once.
+      unknown_kernels: number of kernels whose operations are not counted.
     """
 
     flops: float = 0.0
@@ -69,16 +70,16 @@ def program_costs(text: str) -> Costs:
 
 
 def _visit(module, name: str, times: float, costs: Costs, fused: bool, steps=None) -> None:
-    """Adds a computation that runs `times` times.
+    """Adds the costs of a computation that runs `times` times.
 
     Args:
       module: the program.
       name: the computation.
       times: how often it runs.
-      costs: added to.
-      fused: whether it is the inside of a fusion.
+      costs: the sums to add to.
+      fused: whether it is inside a fusion.
       steps: channels of the collectives that the surrounding computation runs in steps inside
-        several of its fusions; each has the whole array, so it counts in the first only.
+        several of its fusions. Each step has the whole array, so only the first one counts.
     """
     computation = module.computations[name]
     steps = set() if steps is None else steps
@@ -138,12 +139,12 @@ def _flops(x: hlo.Instruction, computation, costs: Costs) -> float:
 
 
 def convolution_flops(x: hlo.Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
-    """Operations of a convolution, as which the TPU compiler writes matrix products.
+    """Operations of a convolution; the TPU compiler writes matrix products as convolutions.
 
-    Along a spatial axis only pairs of output and window position that meet an input count.
+    Along a spatial axis, only pairs of output and window position that meet an input count.
 
     Args:
-      x: with `window` and `dim_labels`.
+      x: the instruction, with `window` and `dim_labels`.
       left: sizes of the input.
       right: sizes of the kernel.
     """
@@ -176,7 +177,7 @@ def _window(rest: str) -> str:
 
 
 def group_size(rest: str) -> int:
-    """Number of chips that take part in one group of a collective; 1 where none is named."""
+    """Number of chips in one group of a collective; 1 if none is named."""
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
     if listed:
         return len(listed.group(1).split(","))
@@ -191,7 +192,7 @@ def group_size(rest: str) -> int:
 
 
 def sent_bytes(x: hlo.Instruction, computation, kind: str) -> float:
-    """Bytes one chip sends in a collective, see the top of the file."""
+    """Bytes that one chip sends in a collective, see the module."""
     arrays = [s for o in x.operands if o in computation for s in computation[o].shapes]
     size = sum(s.bytes for s in arrays)
     if kind == "collective-permute":
@@ -211,11 +212,11 @@ def _traffic(module: hlo.Module, x: hlo.Instruction, computation) -> float:
         return 2 * written
     if x.opcode == "dynamic-update-slice":
         return 2 * _in_hbm(operands[1])
-    if x.opcode == "async-start":  # its shapes: those of the operands, of the results, a flag
+    if x.opcode == "async-start":  # its shapes are those of the operands, the results and a flag
         results = x.shapes[sum(map(len, operands)) : -1]
         return _fusion_traffic(module, x, operands, _in_hbm(results))
     if x.opcode.endswith("-start"):
-        return 2 * sum(map(_in_hbm, operands))  # read, and the same arrives or leaves
+        return 2 * sum(map(_in_hbm, operands))  # one read, and the same amount sent or received
     if x.opcode == "fusion":
         return _fusion_traffic(module, x, operands, written)
     return written + sum(map(_in_hbm, operands))
@@ -226,9 +227,9 @@ def _in_hbm(shapes: tuple[hlo.Shape, ...]) -> float:
 
 
 def _fusion_traffic(module: hlo.Module, x: hlo.Instruction, operands, written: float) -> float:
-    """Reads and writes of a fusion: of operands that are only sliced, the slices.
+    """Bytes that a fusion reads and writes; operands that are only sliced count their slices.
 
-    An operand that is updated in place is not read, and only its update is written.
+    An operand that is updated in place counts no read, and only the update as written.
     """
     inner = module.computations[x.called("calls")[0]]
     total = written
@@ -242,7 +243,7 @@ def _fusion_traffic(module: hlo.Module, x: hlo.Instruction, operands, written: f
 
 
 def _touched(module, inner, name: str, whole: float) -> tuple[float, float | None]:
-    """Bytes of a value that a fused computation reads, and that it updates in place (or None)."""
+    """Bytes of a value that a fused computation reads, and updates in place (None if not)."""
     read, updated = 0.0, None
     for x in inner.values():
         for position, operand in enumerate(x.operands):
@@ -265,7 +266,7 @@ def _touched(module, inner, name: str, whole: float) -> tuple[float, float | Non
 
 
 def _hands_on(module, x: hlo.Instruction, position: int) -> bool:
-    """Whether an instruction is a fusion that gives one of its operands as it is, or reshaped."""
+    """Whether an instruction is a fusion that only returns or reshapes one of its operands."""
     if x.opcode != "fusion":
         return False
     nested = module.computations[x.called("calls")[0]]

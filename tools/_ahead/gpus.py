@@ -1,9 +1,9 @@
-"""GPUs as devices to compile for: XLA's description of each, which stands in for the card."""
+"""GPUs as devices to compile for, from descriptions that XLA accepts instead of a card."""
 
 from _ahead.chips import GPUS
 
-# Per multiprocessor what the CUDA programming guide's table of compute capabilities says; memory,
-# clock (GHz), cache and number of multiprocessors from the data sheets.
+# Figures per multiprocessor are from the CUDA programming guide's table of compute capabilities;
+# memory, clock (GHz), cache (MiB) and number of multiprocessors are from the data sheets.
 _ARCHITECTURES = {
     "a100": dict(major=8, minor=0, cores=108, fpus=64, shared=166912, l2=40, clock=1.41),
     "h100": dict(major=9, minor=0, cores=132, fpus=128, shared=232448, l2=50, clock=1.98),
@@ -41,7 +41,7 @@ def parse_gpu(text: str) -> tuple[str, int]:
     """ "h100:8" -> ("h100", 8), "h100" -> ("h100", 1).
 
     Raises:
-      ValueError: unknown chip, or a number that is no positive integer.
+      ValueError: the chip is unknown, or the number is not a positive integer.
     """
     name, colon, count = text.partition(":")
     if name not in GPUS:
@@ -66,7 +66,7 @@ def describe(name: str) -> str:
 
 
 def devices(name: str, count: int = 1):
-    """GPUs of one host as devices to compile for."""
+    """`count` GPUs of one host, as devices to compile for."""
     from jax.experimental import topologies
 
     topology = topologies.get_topology_desc(

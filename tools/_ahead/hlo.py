@@ -1,4 +1,4 @@
-"""The text of a compiled program as instructions: shapes, loops, and who calls whom."""
+"""Parses the text of a compiled program: instructions, shapes, loops and calls."""
 
 import math
 import re
@@ -15,7 +15,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
 class Shape(NamedTuple):
-    """One array: element type, sizes, and whether it lies in a chip's memory (HBM)."""
+    """One array: element type, sizes, and whether it is in a chip's memory (HBM)."""
 
     dtype: str
     sizes: tuple[int, ...]
@@ -35,7 +35,7 @@ class Shape(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One line: `shapes` are those of its result, a tuple's flattened."""
+    """One instruction; `shapes` are those of its result, with tuples flattened."""
 
     name: str
     shapes: tuple[Shape, ...]
@@ -45,7 +45,7 @@ class Instruction(NamedTuple):
     is_root: bool
 
     def called(self, *kinds: str) -> list[str]:
-        """Names of the computations it calls by attributes of the given names."""
+        """Names of the computations that it calls by attributes of the given names."""
         found = [name for kind, name in _CALLED.findall(self.rest) if kind in kinds]
         if "branch_computations" in kinds:
             for group in _BRANCHES.findall(self.rest):
@@ -54,14 +54,14 @@ class Instruction(NamedTuple):
 
 
 class Module(NamedTuple):
-    """Computations by name, each its instructions by name, and the name of the entry."""
+    """Computations by name, as instructions by name, and the name of the entry."""
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
-    """Every array in a shape; memory spaces other than 0 (fast memory, host) are not HBM."""
+    """All arrays of a shape; memory spaces other than 0 (fast memory, host) are not HBM."""
     return tuple(
         Shape(
             dtype, tuple(int(n) for n in sizes.split(",") if n), not re.search(r"S\([1-9]", layout)
@@ -122,10 +122,10 @@ def parse(text: str) -> Module:
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
-    """How often a `while` runs its body; None where that is not known before it runs.
+    """How often a `while` runs its body; None if the text does not tell.
 
-    Read from the compiler's own note, or from a condition "counter < constant" and a body that adds
-    constants to the counter. Counters start at 0, as those of scans and of the compiler's own do.
+    It reads the compiler's note, or a condition "counter < constant" and a body that adds constants
+    to the counter. It assumes that counters start at 0, as those of scans and of the compiler do.
     """
     noted = re.search(r'known_trip_count\\?":\{\\?"n\\?":\\?"(\d+)', loop.rest)
     if noted:
@@ -147,7 +147,7 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
 
 
 class Scope(NamedTuple):
-    """A computation, and of a fused one where its parameters come from."""
+    """A computation; for a fused one also the source of its parameters."""
 
     module: Module
     computation: dict[str, Instruction]
@@ -155,7 +155,7 @@ class Scope(NamedTuple):
     arguments: dict[str, str] | None = None
 
     def resolve(self, name: str) -> "tuple[Scope, Instruction] | None":
-        """The instruction that makes a value, looked up through fusions, copies and bitcasts."""
+        """The instruction that computes a value, behind fusions, copies and bitcasts."""
         x = self.computation.get(name)
         if x is None:
             return None
@@ -171,7 +171,7 @@ class Scope(NamedTuple):
 
 
 def _increment(scope: Scope, name: str, index: str) -> int | None:
-    """What a body adds to element `index` of its tuple; None where that is not constant."""
+    """The constant that a body adds to element `index` of its tuple; None if there is none."""
     found = scope.resolve(name)
     if found is None:
         return None
@@ -194,7 +194,7 @@ def _increment(scope: Scope, name: str, index: str) -> int | None:
 
 
 def root(computation: dict[str, Instruction]) -> Instruction:
-    """The instruction whose result is the computation's."""
+    """The instruction that computes the result of a computation."""
     return next(x for x in computation.values() if x.is_root)
 
 

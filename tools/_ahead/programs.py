@@ -1,4 +1,4 @@
-"""The programs of a run, ready to be lowered: abstract arguments with shardings, no arrays."""
+"""Lowers the programs of a run with abstract arguments and shardings, without arrays."""
 
 import jax
 import jax.numpy as jnp
@@ -21,27 +21,27 @@ class Lowering(Programs):
 
     Args:
       config: the run; its model's `attention` names a back end of the mesh's platform.
-      mesh: with the sizes of `config.mesh`.
+      mesh: a mesh with the sizes of `config.mesh`.
 
     Raises:
       ValueError: the mesh does not divide a batch.
     """
 
     def __init__(self, config: Config, mesh: Mesh):
-        """Builds the model and the abstract state; nothing is computed."""
+        """Builds the model and the abstract state without computing anything."""
         check_division(config, mesh)
         schedule = Schedule(microbatches=config.train.microbatches)
         learner = make_learner(config, Transformer(config.model), mesh, schedule)
         super().__init__(config, learner, config.train.minibatches)
 
     def lower(self, name: str) -> jax.stages.Lowered:
-        """One of `PROGRAMS`.
+        """Lowers one of `PROGRAMS`.
 
-        "prefill": the prompts that run at once through the model, with the gathering of the
-        parameters for decoding. "decode": one token for every slot, the cache donated;
-        prompts that wait for a slot take their own cache beside it, which is not counted.
-        "sample": the whole of sampling, in whose loop both are. "prepare": as in a run. "train":
-        one update on one minibatch, all its micro-batches, both optimizers.
+        "prefill" runs one piece of the prompts through the model and gathers the parameters for
+        decoding. "decode" adds one token in every slot and donates the cache; the cache of prompts
+        that wait for a slot is not counted. "sample" is the whole of sampling, whose loop contains
+        both. "prepare" is the same as in a run. "train" is one update on one minibatch, with all
+        its micro-batches and both optimizers.
         """
         train = self.config.train
         with mesh_context(self.mesh):
@@ -52,10 +52,10 @@ class Lowering(Programs):
         return super().lower(name)
 
     def resident(self, name: str) -> int:
-        """Bytes per chip of the train state that stay in memory beside a program's own.
+        """Bytes per chip of the train state that stay in memory besides a program's own.
 
-        Sampling leaves optimizer states, critic and reference where they are, and decoding, which
-        reads gathered parameters, the policy too.
+        During sampling these are optimizer states, critic and reference. Decoding reads gathered
+        parameters, so the policy stays in memory too.
         """
         state = self.learner.abstract_state
         if name == "decode":
@@ -65,14 +65,14 @@ class Lowering(Programs):
         return 0
 
     def _prefill(self, prompts: int):
-        """The prompts of one piece, and the parameters as decoding reads them."""
+        """Lowers the prefill of one piece of the prompts, with `gather_params`."""
         sampling = self.config.sampling
         prompts = self.divided(min(sampling.prefill_rows or prompts, prompts))
         shape = (prompts, self.config.train.prompt_length)
 
         def prefill(params, tokens, mask):
             cache = decode.prefill(self.model, params, tokens, mask, sampling.cache_dtype)
-            return decode.hold(self.model, params), cache
+            return decode.gather_params(self.model, params), cache
 
         policy = self.learner.abstract_state.params["policy"]
         return jax.jit(prefill).lower(policy, self.rows(shape, jnp.int32), self.rows(shape))
@@ -85,22 +85,22 @@ class Lowering(Programs):
 
         def start(params):
             cache = decode.init_cache(model.config, rows, columns, sampling.cache_dtype)
-            return decode.hold(model, params), cache
+            return decode.gather_params(model, params), cache
 
-        # Compiled for its layout alone: what it gives lies where decoding finds it.
-        held, cache = self._as_compiled(jax.jit(start), policy)
+        # Compiled only to find the layout of its results, which decoding reads.
+        gathered, cache = self._as_compiled(jax.jit(start), policy)
 
-        def advance(held, cache, token, alive, keys):
-            logits, cache = decode.step(model.config, held, token, alive, cache)
+        def advance(gathered, cache, token, alive, keys):
+            logits, cache = decode.step(model.config, gathered, token, alive, cache)
             return *draw(keys, logits, sampling), cache
 
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
         keys = self.rows(keys.shape, keys.dtype)
         token, alive = self.rows((rows,), jnp.int32), self.rows((rows,), bool)
-        return jax.jit(advance, donate_argnums=1).lower(held, cache, token, alive, keys)
+        return jax.jit(advance, donate_argnums=1).lower(gathered, cache, token, alive, keys)
 
     def _as_compiled(self, jitted, *inputs):
-        """Abstract results of a program, with the shardings that its compilation gives them."""
+        """Abstract results of a program, with the shardings that the compiler chose."""
         lowered = jitted.lower(*inputs)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

@@ -1,6 +1,6 @@
-"""Compiles the programs of a run for chips that need not be there, and says what they need.
+"""Compiles the programs of a run ahead of time for given chips, and prints their needs.
 
-What the tools for TPUs and GPUs have in common, from their flags to their exit code.
+The tools for TPUs and GPUs share this file, from their flags to their exit code.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ PARTS = ("arguments", "temporaries", "results", "code", "resident")
 
 
 def define_flags() -> None:
-    """Those of both tools; not at import: flags are global, and tests import this file."""
+    """Defines the flags of both tools; not at import, since tests import this file."""
     command_line.define_config()
     flags.DEFINE_list("programs", ["prefill", "decode", "train"], "Also: sample, prepare.")
     flags.DEFINE_string("json", None, "Also write the figures to this file.")
@@ -38,12 +38,12 @@ def define_flags() -> None:
 
 
 def main(target: Callable[[], tuple[Sequence, Chip]], attention: str) -> None:
-    """Compiles what the flags ask for, prints, and exits with 1 where a program does not fit.
+    """Compiles the programs in the flags, prints figures, and exits with 1 if one does not fit.
 
     Args:
-      target: gives the devices to compile for and what one of them has; raises ValueError where
-        there are none.
-      attention: what "auto" becomes on such a device, since it asks for this process's platform.
+      target: returns the devices to compile for and the figures of one; raises ValueError if there
+        are none.
+      attention: the back end that "auto" means on such a device, since this process runs on a CPU.
     """
     with command_line.user_errors():
         devices, chip = target()
@@ -65,7 +65,7 @@ def main(target: Callable[[], tuple[Sequence, Chip]], attention: str) -> None:
 
 
 def compile_program(lowering: Lowering, name: str, keep: str | None = None) -> dict:
-    """Compiles one program; its figures, or {"error": ...} where it does not fit."""
+    """Compiles one program; returns its figures, or {"error": ...} if it does not fit."""
     start = time.perf_counter()
     lowered = lowering.lower(name)
     lower_seconds, start = time.perf_counter() - start, time.perf_counter()
@@ -97,13 +97,13 @@ def compile_program(lowering: Lowering, name: str, keep: str | None = None) -> d
 
 
 def used_line(message: str) -> str:
-    """Of the compiler's words on memory those that say how much there is and is asked for."""
+    """The part of the compiler's message that gives the memory used and available."""
     found = re.search(r"Used [^.]*\.\w+ of [^.]*\.\w+ \w+", message)
     return found.group(0) if found else message.splitlines()[0][:200]
 
 
 def judge(figures: dict, chip: Chip) -> dict:
-    """Adds what the chip makes of the figures: share of memory left, least time, what bounds it."""
+    """Adds to the figures: whether they fit, share of memory left, least time, and its limit."""
     if "error" in figures:
         return figures | {"fits": False}
     sent = sum(figures["sent"].values())
@@ -135,7 +135,7 @@ def describe(name: str, x: dict) -> str:
 
 
 def with_sizes(config: Config) -> Config:
-    """The run with its weights' sizes; with those of `config.model` where a hub has the weights.
+    """The run with the sizes of its weights, or of `config.model` if a hub has the weights.
 
     Raises:
       ImportError, ValueError: as `WeightsConfig.model_config`.
@@ -155,8 +155,8 @@ def run(
     Args:
       config: the run; its model's `attention` names a back end of the chip.
       mesh: devices to compile for.
-      chip: what one of them has.
-      programs: of `PROGRAMS`.
+      chip: the figures of one device.
+      programs: names from `PROGRAMS`.
       keep: a directory for the compiled programs' text, or None.
     """
     lowering = Lowering(with_sizes(config), mesh)

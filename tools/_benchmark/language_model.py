@@ -1,7 +1,7 @@
 """Generation, log-probabilities and their memory at the sizes of published models.
 
-Weights are random: they change no timing. Against PyTorch, the same architecture of `transformers`
-in the same type, on the same platform and as many threads.
+Weights are random, which does not change timings. The comparison is with PyTorch: the same
+architecture from `transformers`, in the same type, on the same platform, with as many threads.
 """
 
 import functools
@@ -30,13 +30,13 @@ def _dtype() -> str:
 
 
 def _smollm2(**options) -> tuple[Transformer, dict]:
-    """A decoder of SmolLM2-135M's sizes and random parameters."""
+    """A decoder with SmolLM2-135M's sizes and random parameters."""
     model = Transformer(replace(SMOLLM2, dtype=_dtype(), param_dtype=_dtype(), **options))
     return model, nn.unbox(jax.jit(functools.partial(init_policy, model))(jax.random.key(0)))
 
 
 def _torch_smollm2():
-    """The same of PyTorch, or None where it is not installed."""
+    """The same model in PyTorch, or None if that is not installed."""
     try:
         import torch
         import transformers
@@ -98,10 +98,10 @@ def generation(repeats: int) -> dict:
 
 
 def ragged(repeats: int) -> dict:
-    """64 responses of geometric lengths, a quarter of the limit on average, in 16 slots.
+    """64 responses with geometric lengths, on average a quarter of the limit, in 16 slots.
 
-    One in 16 tokens of the random model ends a response. Against decoding all to the limit, in the
-    faster of one batch of 64 and 16 slots.
+    One in 16 tokens of the random model ends a response. The comparison decodes all responses to
+    the limit, in one batch of 64 or in 16 slots, whichever is faster.
     """
     model, params = _smollm2()
     prompts = _tokens(16, PROMPT)
@@ -153,8 +153,8 @@ def log_probs(repeats: int) -> dict:
 def loss_memory(repeats: int) -> dict:
     """Temporary memory of the policy's log-probabilities and gradient at a vocabulary of 151,936.
 
-    4 x 1,024 tokens, the output projection of Qwen3-0.6B alone; all logits at once against pieces
-    of 64 time steps (`policy.logits_chunk`). Compiled, not run.
+    For 4 x 1,024 tokens and only the output projection of Qwen3-0.6B, with all logits at once and
+    with pieces of 64 time steps (`policy.logits_chunk`). Compiled, not run.
     """
     del repeats
     config = PRESETS["qwen3_0p6b"]

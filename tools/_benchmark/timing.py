@@ -1,4 +1,4 @@
-"""How programs are timed: by turns in one process, so that what else runs disturbs all alike."""
+"""Times programs that take turns in one process, so that other load affects all of them."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ import jax
 
 
 def alternate(programs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each program; they take turns after one run each to compile."""
+    """Median seconds of each program; each first runs once to compile, then they take turns."""
     times = {name: [] for name in programs}
     for turn in range(repeats + 1):
         for name, program in programs.items():

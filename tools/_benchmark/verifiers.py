@@ -1,4 +1,4 @@
-"""Responses per second of each verifier, in one process where it needs none of its own."""
+"""Responses per second of each built-in verifier."""
 
 import importlib.util
 import time
@@ -10,7 +10,7 @@ from dfpo_jax.tasks.verifiers import BUILT_IN, Verifier, VerifierConfig
 _WORK = (
     "She has 16 - 3 - 4 = 9 eggs left and sells each of them at $2, so she makes 9 * 2 dollars.\n"
 )
-# By verifier: (extract, a response, a reference), with the number of the row in it.
+# By verifier: (extract, a response, a reference), as format strings over the row's number.
 CASES = {
     "exact": ("none", "blue whale {0}", "blue whale {1}"),
     "normalised": ("tags,none", "<answer>The blue whale {0}.</answer>", "blue whale {1}"),
@@ -22,10 +22,10 @@ _ROWS = {"math_verify": 200}
 
 
 def verifiers(repeats: int) -> dict:
-    """Responses per second of each built-in verifier; every eight share a reference.
+    """Responses per second of each built-in verifier; eight responses share a reference.
 
-    Of CPU time, which other work on the machine changes little; `math_verify`, which runs in two
-    processes of its own, of wall time. It is left out where the package is missing.
+    The time is CPU time, which other load changes little. For `math_verify`, which runs in two
+    child processes, it is wall time; it is left out if the package is missing.
     """
     rates = {}
     for name in BUILT_IN:
