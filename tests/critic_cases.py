@@ -1,100 +1,50 @@
-"""PPO and DFPO on the ragged rows: configurations, each compiled once, that several files test."""
+"""Composed algorithms on the ragged rows, each compiled once, that several files test."""
 
-import dataclasses
 import functools
 
 import jax
 import numpy as np
 import tiny
-from reference_policy import state_tokens, valid_slots
+from reference_policy import state_tokens
 from tiny import Markov, ragged_rollout
 
-from dfpo_jax import ops
-from dfpo_jax.algorithms.base import PolicyConfig
-from dfpo_jax.algorithms.critic import TRUNKS, CriticConfig
-from dfpo_jax.algorithms.dfpo import DFPOConfig, RiskConfig, dfpo
-from dfpo_jax.algorithms.flow_critic import FlowCriticConfig
-from dfpo_jax.algorithms.ppo import PPOConfig, ppo
-from dfpo_jax.models import ValueFlow
+from dfpo_jax.advantages import Advantages, Gae
+from dfpo_jax.algorithms import AlgorithmConfig, Returns, compose
+from dfpo_jax.critics import Critics, Flow, Quantile, Scalar
+from dfpo_jax.objectives import Entropy, Kl, Objectives
 
 KEY = jax.random.key(5)
-TEMPERATURE = 0.8
+TEMPERATURE, LAMBDA, WARMUP, LOSS_WEIGHT = 0.8, 0.8, 3, 0.7
+CRITICS = ("scalar", "quantile", "flow")
 # Every policy term is on.
-POLICY = {
-    "kl_coefficient": 0.1,
-    "entropy_coefficient": 0.01,
-    "importance_cap": 2.0,
-    "aggregation": "sequence_mean",
-}
-LIGHT = FlowCriticConfig(num_samples=4, num_steps=2, num_quantiles=5)
-INTEGRATED = FlowCriticConfig(
-    num_samples=1000,
+OBJECTIVE = Objectives(
+    aggregation="sequence_mean", importance_cap=2.0, entropy=Entropy(0.01), kl=Kl(0.1)
+)
+# What the flow's own losses are is tested without a transformer; here each kind of mask is enough.
+LIGHT = Flow(head=tiny.HEAD, num_samples=2, num_steps=1, solver="euler", num_quantiles=3)
+INTEGRATED = Flow(
+    head=tiny.HEAD,
+    num_samples=2,
     num_steps=16,
     first_step=1.0,
     solver="euler",
     num_quantiles=5,
     inference="ode",
-    uncertainty="discount",
-    uncertainty_temperature=0.5,
 )
-# Few configurations of DFPO that cover the options between them.
-CASES = {
-    # Every loss and policy term.
-    "own": {**POLICY, "overlong": "bootstrap", "flow": tiny.FLOW, "discount": 0.9},
-    "shared": {
-        **POLICY,
-        "measure": "cvar",
-        "critic_lambda": 1.0,
-        "discount": 0.9,
-        "whiten": False,
-    },
-    "detached": {
-        **POLICY,
-        "measure": "mean_cvar",
-        "overlong": "bootstrap",
-        "flow": INTEGRATED,
-        "critic_lambda": 0.0,
-        "discount": 0.9,
-    },
-    "average": {
-        "advantage": "sigma",
-        "sigma_floor": 0.2,
-        "overlong": "bootstrap",
-        "flow": dataclasses.replace(LIGHT, target_mode="average"),
-        "discount": 0.9,
-    },
-    # A lambda that adapts to 1: returns as observed.
-    "rank": {
-        "advantage": "rank",
-        "overlong": "mask",
-        "whiten": False,
-        "length_adaptive_alpha": 1e9,
-        "discount": 0.9,
-    },
-    # The policy's lambda is not the critic's.
-    "rank_at_zero": {
-        "advantage": "rank",
-        "overlong": "bootstrap",
-        "whiten": False,
-        "gae_lambda": 0.0,
-        "critic_lambda": 1.0,
-        "flow": dataclasses.replace(LIGHT, num_samples=500),
-        "discount": 0.9,
-    },
-}
 
 
 class Case:
     """An algorithm on the ragged rows: state, batch, and jitted losses with gradients."""
 
-    def __init__(self, config, algorithm):
-        self.config, self.algorithm = config, algorithm
+    def __init__(self, config):
+        self.config, self.critic = config, config.critic.chosen.build()
+        self.algorithm = compose(Markov(), config, TEMPERATURE)
         self.rollout = ragged_rollout()
-        self.state = tiny.make_state(self.algorithm, step=3)
+        self.state = tiny.make_state(self.algorithm, step=WARMUP)
         self.prepare = jax.jit(self.algorithm.prepare)
         self.batch, self.context = self.prepare(self.state, self.rollout, KEY)
         self.losses = tiny.evaluator(self.algorithm)
-        # Parameters other than the frozen ones.
+        # Parameters other than the old ones.
         self.moved = tiny.randomised(self.state.params, seed=8, scale=0.1)
 
     def run(self, params=None, batch=None, context=None):
@@ -105,75 +55,42 @@ class Case:
             KEY,
         )
 
-
-class FlowCase(Case):
-    """One of DFPO, and what its flow makes of noise."""
-
-    def __init__(self, name):
-        options = {"flow": LIGHT, "measure": "mean", "critic_lambda": 0.8, "gae_lambda": 0.9}
-        options |= CASES[name]
-        trunk = name if name in TRUNKS else "own"
-        self.measure, self.critic_lambda = options.pop("measure"), options.pop("critic_lambda")
-        config = DFPOConfig(
-            flow=options.pop("flow"),
-            policy=PolicyConfig(**options),
-            critic=CriticConfig(trunk, self.critic_lambda, warmup=3, loss_weight=0.7),
-            head=tiny.HEAD,
-            risk=RiskConfig(self.measure, alpha=0.3, eta=0.4),
-        )
-        super().__init__(config, dfpo(Markov(), config, TEMPERATURE))
-
-    def conditions(self, params):
-        """[V, C] what the head makes of each token as a state."""
+    def states(self, params):
+        """[B, R + 1, D] what the critic's head reads at s_0 .. s_R."""
         own = self.config.critic.trunk == "own"
         trunk = params["critic"]["trunk"] if own else params["policy"]
-        variables = {"params": params["critic"]["head"]}
-        condition = ValueFlow(tiny.HEAD).apply(variables, trunk["embedding"], method="condition")
-        return np.asarray(condition)
+        return trunk["embedding"][state_tokens(self.rollout)]
 
-    def table(self, noise):
-        """[V, S] what the flow makes of noise [S] in the state of each token, by Euler steps."""
-        flow, head = self.config.flow, ValueFlow(tiny.HEAD)
-        condition = self.conditions(self.state.params)
-        params = {"params": self.state.params["critic"]["head"]}
-
-        def velocity(z, t, d):
-            return np.asarray(head.apply(params, condition, z, t, d, method="velocity"), float)
-
-        z = np.broadcast_to(np.asarray(noise, np.float32), (tiny.VOCAB, len(noise)))
-        if flow.inference == "one_step":
-            return z + velocity(z, 0.0, 1.0)
-        widths = np.array([flow.first_step] + [1.0] * (flow.num_steps - 1))
-        widths, begin = widths / widths.sum(), 0.0
-        for width in widths:
-            z, begin = z + velocity(z, begin, 0.0) * width, begin + width
-        return z
-
-    def quantiles(self):
-        """[B, R + 1, M] sorted quantiles at s_0 .. s_R."""
-        grid = np.asarray(ops.noise_quantiles(self.config.flow.num_quantiles))
-        return np.sort(self.table(grid), axis=-1)[state_tokens(self.rollout)]
-
-    def successors(self):
-        """[B, R] index of the state after each token, which skips gaps."""
-        out = np.zeros(self.rollout.mask.shape, int)
-        for b, row in enumerate(self.rollout.mask):
-            slots = valid_slots(row)
-            for i in range(len(row)):
-                out[b, i] = next((j for j in slots if j > i), i + 1)
-        return out
-
-
-dfpo_case = functools.cache(FlowCase)
+    @functools.cached_property
+    def law(self):
+        """[B, R + 1, M] the critic's quantiles at s_0 .. s_R."""
+        head = self.state.params["critic"]["head"]
+        return np.asarray(self.critic.law(self.critic.read(head, self.states(self.state.params))))
 
 
 @functools.cache
-def ppo_case(trunk="own", value_clip=0.0, **options):
-    critic = CriticConfig(trunk, critic_lambda=0.8, warmup=3, loss_weight=0.7)
-    config = PPOConfig(PolicyConfig(gae_lambda=0.9, **options), critic, value_clip)
-    return Case(config, ppo(Markov(), config, TEMPERATURE))
-
-
-def critic_case(name, trunk="own"):
-    """One of both algorithms with every policy term."""
-    return dfpo_case(trunk) if name == "dfpo" else ppo_case(trunk=trunk, **POLICY)
+def critic_case(
+    name,
+    trunk="own",
+    advantage=Gae(0.9),
+    *,
+    whiten=True,
+    discount=0.9,
+    overlong="bootstrap",
+    flow=LIGHT,
+):
+    """An algorithm of one critic with every policy term."""
+    critic = Critics(
+        name,
+        trunk=trunk,
+        lambda_=LAMBDA,
+        warmup=WARMUP,
+        loss_weight=LOSS_WEIGHT,
+        scalar=Scalar(value_clip=0.5),
+        quantile=Quantile(5),
+        flow=flow,
+    )
+    chosen = type(advantage).__name__.lower()
+    advantages = Advantages(chosen, whiten=whiten, **{chosen: advantage})
+    returns = Returns(discount, overlong)
+    return Case(AlgorithmConfig(critic, advantages, OBJECTIVE, returns))

@@ -20,22 +20,28 @@ def log_probs(params, rollout, temperature):
     return reference.token_log_probs(logits, rollout.tokens, temperature)
 
 
+def entropies(params, rollout, temperature):
+    """[B, R] entropies of the response's tokens."""
+    logits = params["embedding"][state_tokens(rollout)[:, :-1]].astype(float) @ params["head"]
+    return reference.entropy(logits / temperature)
+
+
 def kl(log_probs, ref_log_probs, kind):
     """[B, R] estimates of the KL from each token alone."""
     ratio = ref_log_probs - log_probs
     return {"k1": -ratio, "k2": ratio**2 / 2, "k3": np.exp(ratio) - 1 - ratio}[kind]
 
 
-def shaped_rewards(state, mask, rewards, bootstrap, *, kl=None, discount=1.0):
-    """[B, R] normalised token rewards; `state` holds mu, sigma and the KL weight."""
-    mu, sigma = float(state.value_shift), float(state.value_scale)
+def shaped_rewards(controls, mask, rewards, bootstrap, *, kl=None, discount=1.0):
+    """[B, R] normalised token rewards; `controls` holds mu, sigma and the KL weight."""
+    mu, sigma = float(controls["value_shift"]), float(controls["value_scale"])
     out = np.zeros(mask.shape)
     for b, row in enumerate(mask):
         slots = valid_slots(row)
         for i in slots:
             reward = float(rewards[b]) if i == slots[-1] else 0.0
             if kl is not None:
-                reward -= float(state.kl_coefficient) * kl[b, i]
+                reward -= float(controls["kl_coefficient"]) * kl[b, i]
             terminal = i == slots[-1] and not bootstrap[b]
             out[b, i] = (reward - mu if terminal else reward + (discount - 1) * mu) / sigma
     return out

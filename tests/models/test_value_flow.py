@@ -1,23 +1,14 @@
+"""The velocity network: its values, shapes, initialisation and sizes."""
+
 import dataclasses
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from scipy.stats import norm
 
-from dfpo_jax.models.value_flow import (
-    ValueFlow,
-    ValueFlowConfig,
-    mean,
-    noise_grid,
-    one_step,
-    quantiles,
-    samples,
-)
-from dfpo_jax.ops.flow_matching import anchor_loss, stratified_times
+from dfpo_jax.models.value_flow import ValueFlow, ValueFlowConfig
 
 CONFIG = ValueFlowConfig(hidden=16, num_blocks=2, condition_dim=12, time_features=4)
 FLOW = ValueFlow(CONFIG)
@@ -143,108 +134,3 @@ def test_one_time_feature_is_enough():
     flow = ValueFlow(ValueFlowConfig(hidden=4, num_blocks=1, condition_dim=4, time_features=1))
     params = jax.eval_shape(flow.init, jax.random.key(0), FEATURES, Z, TIME, STEP)
     assert nn.unbox(params)["params"]["inputs"]["kernel"].shape == (4, 4)
-
-
-# What is read from a velocity, on fields with known answers
-
-MU, SIGMA = 0.7, 0.4
-
-
-def gaussian(z, t, d):
-    """Field that carries N(0, 1) to N(MU, SIGMA^2); d = 1: its flow map.
-
-    With z_t = (1 - t) eps + t y and eps, y independent, E[y - eps | z_t] is linear in z_t.
-    """
-    variance = (1 - t) ** 2 + (t * SIGMA) ** 2
-    field = MU + (t * SIGMA**2 - (1 - t)) / variance * (z - t * MU)
-    return (1 - d) * field + d * (MU + (SIGMA - 1) * z)
-
-
-def test_noise_grid_holds_normal_quantiles():
-    grid = noise_grid((2, 3), 5)
-    expected = np.broadcast_to(norm.ppf((np.arange(5) + 0.5) / 5), (2, 3, 5))
-    np.testing.assert_allclose(grid, expected, atol=1e-6)
-
-
-def test_samples_follow_the_field(variant):
-    noise = noise_grid((2, 3), 7)
-    out = variant(lambda noise: samples(gaussian, noise, num_steps=20, solver="rk4"))(noise)
-    np.testing.assert_allclose(out, MU + SIGMA * noise, atol=1e-4)
-
-
-def test_quantiles_are_those_of_the_distribution(variant):
-    out = variant(lambda: quantiles(gaussian, (2, 3), 9, num_steps=20, solver="rk4"))()
-    expected = norm.ppf((np.arange(9) + 0.5) / 9, loc=MU, scale=SIGMA)
-    np.testing.assert_allclose(out, np.broadcast_to(expected, (2, 3, 9)), atol=1e-4)
-
-
-def test_quantiles_are_sorted_even_where_steps_cross():
-    def steep(z, t, d):
-        return -3.0 * z
-
-    crossed = samples(steep, noise_grid((2,), 5), num_steps=1, solver="euler")
-    assert np.all(np.diff(crossed, axis=-1) < 0)
-    out = quantiles(steep, (2,), 5, num_steps=1, solver="euler")
-    np.testing.assert_allclose(out, np.sort(crossed, axis=-1))
-
-
-def test_one_step_is_the_flow_map_while_one_euler_step_has_no_spread(variant):
-    noise = noise_grid((2, 3), 7)
-    np.testing.assert_allclose(
-        variant(lambda noise: one_step(gaussian, noise))(noise), MU + SIGMA * noise, atol=1e-5
-    )
-    collapsed = samples(gaussian, noise, num_steps=1, solver="euler")
-    np.testing.assert_allclose(collapsed, np.full(noise.shape, MU), atol=1e-5)
-
-
-def test_mean_needs_no_integration(variant):
-    out = variant(lambda noise: mean(gaussian, noise))(noise_grid((2, 3), 8))
-    np.testing.assert_allclose(out, np.full((2, 3), MU), atol=1e-6)
-
-
-def test_readings_evaluate_the_instantaneous_field_or_the_map():
-    seen = []
-
-    def spy(z, t, d):
-        seen.append((np.unique(t).tolist(), np.unique(d).tolist()))
-        return jnp.zeros_like(z)
-
-    noise = noise_grid((1,), 3)
-    one_step(spy, noise)
-    mean(spy, noise)
-    assert seen == [([0.0], [1.0]), ([0.0], [0.0])]
-
-
-def test_learns_two_distributions_by_the_anchor_loss():
-    """Two states, N(-0.8, 0.1^2) and N(0.6, 0.5^2), from samples, in a few hundred updates."""
-    centre, spread = np.array([[-0.8], [0.6]]), np.array([[0.1], [0.5]])
-    features = np.eye(2, D, dtype=np.float32)[:, None]
-    flow = ValueFlow(ValueFlowConfig(hidden=32, num_blocks=1, condition_dim=16, time_features=4))
-    start = jax.jit(flow.init)(jax.random.key(0), features, jnp.zeros((2, 1, 1)), 0.0, 0.0)
-    params = nn.unbox(start)
-
-    def bind(params):
-        cond = flow.apply(params, features, method="condition")
-        return lambda z, t, d: flow.apply(params, cond, z, t, d, method="velocity")
-
-    optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, 400))
-
-    def update(carry, key):
-        params, state = carry
-        keys = jax.random.split(key, 3)
-        y = jax.random.normal(keys[0], (2, 1, 128)) * spread[..., None] + centre[..., None]
-        noise, times = jax.random.normal(keys[1], y.shape), stratified_times(keys[2], y.shape)
-        grads = jax.grad(lambda p: jnp.mean(anchor_loss(bind(p), y, noise, times)))(params)
-        updates, state = optimizer.update(grads, state)
-        return (optax.apply_updates(params, updates), state), None
-
-    (params, _), _ = jax.jit(lambda c, k: jax.lax.scan(update, c, k))(
-        (params, optimizer.init(params)), jax.random.split(jax.random.key(1), 400)
-    )
-    found = quantiles(bind(params), (2, 1), 16, num_steps=8)[:, 0]
-    expected = norm.ppf((np.arange(16) + 0.5) / 16) * spread + centre
-    # Over six seeds the errors were at most 0.013 and 0.048; untrained they are about 0.8.
-    assert np.abs(found - expected).mean() < 0.03
-    np.testing.assert_allclose(
-        mean(bind(params), noise_grid((2, 1), 16))[:, 0], centre[:, 0], atol=0.1
-    )
