@@ -11,12 +11,12 @@ import string
 from pathlib import Path
 
 from dfpo_jax.training.config import default_config
+from dfpo_jax.training.config_argument import check_argument
 
 
 def get_config(arg=None):
     """The run; `heavy_tail` replaces flipped rewards by rare large spikes."""
-    if arg not in (None, "heavy_tail"):
-        raise ValueError(f"configs/quickstart.py:{arg}: the argument must be heavy_tail or absent")
+    check_argument(__file__, arg, "heavy_tail")
     config = default_config()
     config.task.dataset = "spell_backward"
     config.task.parameters = {"min_word_len": 4, "max_word_len": 5}

@@ -105,7 +105,3 @@ class Reader:
         return ops.trajectory(
             ops.instantaneous(velocity), noise_grid(shape, num), num_steps=16, solver=self.solver
         )
-
-
-def _instantaneous(velocity: Velocity):
-    return lambda z, t: velocity(z, t, jnp.zeros((), z.dtype))

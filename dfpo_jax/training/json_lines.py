@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dfpo_jax.published_files import read_json as read_json
-
 
 class JsonLines:
     """Appends rows that have a "step" to a file.

@@ -13,11 +13,11 @@ import numpy as np
 
 from dfpo_jax.algorithms.interface import Observed
 from dfpo_jax.plans import Drawn
+from dfpo_jax.published_files import read_json
 from dfpo_jax.rollout.collect import draw
 from dfpo_jax.training import distributed, failures
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed_returns
-from dfpo_jax.training.json_lines import read_json
 from dfpo_jax.training.metrics import peak_memory_bytes, read_metrics
 from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import jax
 
+from dfpo_jax.published_files import read_json
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.config import Config, MeshConfig, parse_config
-from dfpo_jax.training.json_lines import read_json
 from dfpo_jax.training.run import Run, build_run
 from dfpo_jax.types import TrainState
 
