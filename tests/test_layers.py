@@ -98,7 +98,7 @@ training.update
 training.learner training.checkpoint training.evaluate training.charts
 training.report training.run training.programs
 training.run_data
-training.restore training.workdir training.check training.run_log
+training.restore training.workdir training.check training.run_log training.warm_start
 training.loop
 training
 """

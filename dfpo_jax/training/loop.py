@@ -21,9 +21,10 @@ from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed
 from dfpo_jax.training.metrics import peak_memory_bytes, read_metrics
 from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report
-from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run, first_policy
+from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run
 from dfpo_jax.training.run_data import digests
 from dfpo_jax.training.run_log import RunLog
+from dfpo_jax.training.warm_start import first_policy
 from dfpo_jax.training.workdir import BEFORE, write_json
 from dfpo_jax.types import Rollout, TrainState
 

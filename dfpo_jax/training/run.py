@@ -1,4 +1,4 @@
-"""From a configuration to the objects of a run, checked against each other; and the warm start."""
+"""From a configuration to the objects of a run, checked against each other."""
 
 import importlib.util
 import logging
@@ -6,26 +6,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import flax.linen as nn
 import jax
 from transformers import PreTrainedTokenizerBase
 
-from dfpo_jax.algorithms import Algorithm, compose, sft
+from dfpo_jax.algorithms import Algorithm, compose
 from dfpo_jax.chat import Chat
-from dfpo_jax.models import lora, pretrained
+from dfpo_jax.models import pretrained
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.plans import Plan
 from dfpo_jax.rewards import Link
 from dfpo_jax.rollout.demonstrations import demonstrations
 from dfpo_jax.rollout.sampler import Sampler
-from dfpo_jax.sharding import create_mesh, mesh_context
+from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tokenizers import beginning, character_tokenizer, pretrained_tokenizer
 from dfpo_jax.training.config import Config, TaskConfig
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.optim import make_optimizer
-from dfpo_jax.training.update import Optimizers, Schedule, init_policy
-from dfpo_jax.types import ArrayTree, Rollout
+from dfpo_jax.training.update import Optimizers, Schedule
+from dfpo_jax.types import Rollout
 
 _LOG = logging.getLogger(__name__)
 
@@ -282,10 +281,11 @@ def _check_items(config: Config, sampler: Sampler, task: Task, critic_items: lis
     if sampler.chat is not None:
         sampler.chat.check(items[0].conversation, items[0].answer or "0")
     if config.warm_start.steps > 0:
-        _demonstrations(config, sampler, items[: config.warm_start.batch_size])
+        task_demonstrations(config, sampler, items[: config.warm_start.batch_size])
 
 
-def _demonstrations(config: Config, sampler: Sampler, items: list[Item]) -> Rollout:
+def task_demonstrations(config: Config, sampler: Sampler, items: list[Item]) -> Rollout:
+    """The items' own answers as a rollout of the run's shapes."""
     return demonstrations(
         sampler.tokenizer,
         items,
@@ -329,55 +329,3 @@ def check_division(config: Config, mesh: jax.sharding.Mesh) -> None:
     for name, size in sizes.items():
         if size % parts:
             raise ValueError(f"config.{name} is {size}; mesh data * fsdp, {parts}, must divide it")
-
-
-def first_policy(run: Run) -> ArrayTree | None:
-    """The parameters a run starts from: published ones, a warm start, or None for random ones."""
-    config = run.config
-    params = None
-    if config.weights.source:
-        options = config.weights.all_overrides(config.model)
-        _, params = pretrained.load(config.weights.source, mesh=run.learner.mesh, **options)
-        if config.model.lora.rank > 0:
-            params = lora.join(_first_updates(run), params)
-    return warm_start(run, params) if config.warm_start.steps > 0 else params
-
-
-def _first_updates(run: Run) -> ArrayTree:
-    """LoRA's parameters as they are born, on the mesh."""
-    learner = run.learner
-
-    def init(key):
-        return lora.split(nn.unbox(init_policy(learner.model, key)))[0]
-
-    places, _ = lora.split(learner.state_shardings.params["policy"])
-    with mesh_context(learner.mesh):
-        return jax.jit(init, out_shardings=places)(jax.random.fold_in(run.key, LORA))
-
-
-def warm_start(run: Run, params: ArrayTree | None = None) -> ArrayTree:
-    """Policy parameters after supervised steps on the training split's own answers.
-
-    Args:
-      run: built.
-      params: to start from; random by default.
-    """
-    config = run.config.warm_start
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    learner = Learner(
-        run.sampler.model,
-        sft(run.sampler.model),
-        {"policy": optimizer},
-        Schedule(),
-        run.learner.mesh,
-    )
-    state = learner.start(jax.random.fold_in(run.key, WARM_START), params)
-    for step in range(config.steps):
-        # Iterations of reinforcement learning draw from steps 0, 1, ...: stay clear of them.
-        items = run.train_task.batch(2**30 + step, config.batch_size)
-        rollout = _demonstrations(run.config, run.sampler, items)
-        state, metrics = learner.update(state, *learner.prepare(state, rollout))
-        if step % 50 == 49 or step == config.steps - 1:
-            loss = metrics["policy/cross_entropy"]
-            _LOG.info("warm start %d/%d: cross-entropy %.3f", step + 1, config.steps, loss)
-    return state.params["policy"]

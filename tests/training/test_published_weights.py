@@ -19,7 +19,8 @@ from dfpo_jax.training.config import default_config, parse_config
 from dfpo_jax.training.loop import train
 from dfpo_jax.training.metrics import read_metrics
 from dfpo_jax.training.restore import load_run
-from dfpo_jax.training.run import build_run, first_policy
+from dfpo_jax.training.run import build_run
+from dfpo_jax.training.warm_start import first_policy
 from dfpo_jax.training.workdir import open_workdir
 
 
