@@ -263,11 +263,6 @@ OWN = "or module:Class of your own"
         ),
         (
             "critic",
-            {"name": "own_parts:Mean", "custom": {"scael": 1.0}},
-            "custom.scael: there are scale, steps, kind, layers",
-        ),
-        (
-            "critic",
             {"name": "own_parts:Mean", "custom": {"scale": "2"}},
             "custom.scale is '2' of type str; it must be of type float",
         ),
@@ -287,6 +282,12 @@ def test_what_cannot_be_loaded_is_one_line_that_names_the_section(module, sectio
     default = parse_config({})
     said = said.replace("{}", ", ".join(getattr(default, section).parts))
     refused(f"config.{section}.{said}", parse_config, {section: values})
+
+
+def test_an_unknown_setting_of_a_part_names_those_that_it_has(module):
+    source = {"critic": {"name": "own_parts:Mean", "custom": {"scael": 1.0}}}
+    said = refused("config.critic.custom.scael", parse_config, source)
+    assert said.endswith("scale, steps, kind, layers")
 
 
 INTERFACES = {
