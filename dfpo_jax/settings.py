@@ -141,8 +141,9 @@ def load_part(name: str, custom: Mapping[str, Any], kind: str) -> Any:
     Raises:
       ValueError: there is no such class, or the values do not fit it; one line.
     """
+    kind = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
     if not re.fullmatch(r"[\w.]+:\w+", name):
-        raise ValueError(f"name is {name!r}; a {kind} of your own is named {OWN}")
+        raise ValueError(f"name is {name!r}; {kind} of your own is named {OWN}")
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -150,7 +151,7 @@ def load_part(name: str, custom: Mapping[str, Any], kind: str) -> Any:
         raise ValueError(f"name is {name!r}, which does not import: {_line(error)}") from error
     is_class = isinstance(found, type) and dataclasses.is_dataclass(found)
     if not is_class or not callable(getattr(found, "build", None)):
-        raise ValueError(f"name is {name!r}; a {kind} must be a dataclass with a method build")
+        raise ValueError(f"name is {name!r}; {kind} must be a dataclass with a method build")
     default = call_custom(name, "the class", found)
     return parse_section(default, custom, "custom")
 
@@ -205,7 +206,9 @@ def parse_section(default: Any, source: Mapping[str, Any], path: str, unknown: A
     try:
         return dataclasses.replace(default, **values)
     except ValueError as error:
-        raise ValueError(f"{path}.{error}") from error
+        # What is wrong with a part of the user's own begins with its name, not with a field's.
+        joint = ": " if re.match(r"[\w.]+:\w+: ", str(error)) else "."
+        raise ValueError(f"{path}{joint}{error}") from error
 
 
 def _convert(hint: Any, default: Any, value: Any, path: str, unknown: Any) -> Any:

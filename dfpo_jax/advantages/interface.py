@@ -22,7 +22,8 @@ class Advantage(NamedTuple):
     """An advantage. Build one by the `build` of its settings, such as `advantages.Gae().build()`.
 
     Attributes:
-      estimate: (view, steps, rollout) -> [B, R], before whitening; `view` is None without a critic.
+      estimate: (view, steps, rollout) -> [B, R], before whitening, finite outside the mask too;
+        `view` is None without a critic.
       needs: what the other parts must give: "value" or "law" of the critic, "groups" of the plan.
       whole_response: whether it compares rewards of whole responses, so that neither the discount
         nor rewards of single tokens reach it.

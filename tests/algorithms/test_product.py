@@ -1,0 +1,111 @@
+"""Every critic x advantage x objective x plan composes and traces, or one sentence says why not."""
+
+import itertools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from dfpo_jax.advantages import Advantages
+from dfpo_jax.algorithms import AlgorithmConfig, compose
+from dfpo_jax.algorithms.needs import check_parts
+from dfpo_jax.critics import Critics
+from dfpo_jax.objectives import Objectives
+from dfpo_jax.plans import Plans
+from dfpo_jax.types import TrainState
+
+CASES = list(
+    itertools.product(
+        Critics().parts, Advantages().parts, Objectives().parts, Plans().parts, (1, 4)
+    )
+)
+
+
+def config_of(critic, advantage, objective):
+    return AlgorithmConfig(
+        Critics(name=critic), Advantages(name=advantage), Objectives(name=objective)
+    )
+
+
+def missing(critic, advantage, objective, plan, samples):
+    """What a part needs and no other part gives."""
+    config, plan = config_of(critic, advantage, objective), Plans(name=plan)
+    built = config.critic.build()
+    given = plan.build(samples).gives | {"reference"} | (built.gives if built else frozenset())
+    needs = config.advantage.build().needs
+    return needs.union(*(part.needs for part in config.objective.build().values())) - given
+
+
+def traced(config, samples):
+    """Shapes of the advantages and of the losses' totals."""
+    algorithm = compose(tiny.Markov(), config, 0.8)
+
+    def run(key, policy, rollout):
+        params = nn.unbox(algorithm.init(key, policy))
+        state = TrainState(
+            step=jnp.int32(0),
+            skipped=jnp.int32(0),
+            params=params,
+            opt_state=None,
+            reference=policy if algorithm.keeps_reference else None,
+            controls={name: jnp.float32(value) for name, value in algorithm.controls.items()},
+            key=key,
+        )
+        batch, context = algorithm.prepare(state, rollout, key)
+        return batch.advantages, algorithm.loss(params, batch, context, key)
+
+    rollout = tiny.ragged_rollout().replace(samples=samples)
+    return jax.eval_shape(run, jax.random.key(0), tiny.markov_params(), rollout)
+
+
+def givers(sentence):
+    """The parts that the sentence names as those that would give what is missing."""
+    return re.findall(r"(critic|plan) '(\w+)'", sentence.partition("; it is given by ")[2])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_parts_compose_and_trace_or_are_refused_by_one_sentence(case):
+    critic, advantage, objective, plan, samples = case
+    config, lacks = config_of(critic, advantage, objective), missing(*case)
+    if not lacks:
+        check_parts(config, Plans(name=plan), samples)
+        advantages, terms = traced(config, samples)
+        assert advantages.shape == (8, 5)
+        assert any(name.startswith("critic/") for name in terms) == (critic != "none")
+        assert "policy/loss" in terms
+        assert all(term.total.shape == () == term.count.shape for term in terms.values())
+        return
+    with pytest.raises(ValueError) as refused:
+        check_parts(config, Plans(name=plan), samples)
+    said = str(refused.value)
+    who, need = re.match(r"(advantage|objective) '\w+' needs (\w+); ", said).groups()
+    assert who == "advantage" and need in lacks and "\n" not in said
+    named = givers(said)
+    assert named
+    for kind, name in named:
+        changed = {"critic": (name, advantage, objective, plan, samples)}
+        changed["plan"] = (critic, advantage, objective, name, 2)
+        assert need not in missing(*changed[kind])
+
+
+def test_both_outcomes_occur():
+    refused = [case for case in CASES if missing(*case)]
+    assert refused and len(refused) < len(CASES)
+    assert {need for case in refused for need in missing(*case)} == {"value", "law", "groups"}
+
+
+def test_the_sentence_names_what_is_missing_and_who_gives_it():
+    with pytest.raises(ValueError) as refused:
+        check_parts(config_of("scalar", "rank", "clip"))
+    said = "advantage 'rank' needs law; critic 'scalar' gives value; it is given by critic "
+    assert str(refused.value).startswith(said)
+    assert {("critic", "quantile"), ("critic", "flow")} <= set(givers(str(refused.value)))
+    with pytest.raises(ValueError) as refused:
+        check_parts(config_of("none", "group", "clip"), Plans(), 1)
+    assert str(refused.value).startswith(
+        "advantage 'group' needs groups; critic 'none' gives nothing, plan 'uniform' with "
+        "train.samples=1 gives nothing; it is given by plan 'uniform' with train.samples of 2 or "
+    )
