@@ -54,10 +54,9 @@ def main():
         from dfpo_jax.training.run import build_run
         from dfpo_jax.training.workdir import open_workdir
 
-        config = parse_config(_CONFIG.value)
-        distributed.initialize()
+        distributed.initialize()  # first: a part of the user's own may compute as it is built
         with failures.shared(code=2):
-            run = build_run(config)
+            run = build_run(parse_config(_CONFIG.value))
             if _CHECK.value:
                 return _describe(check.describe(run), distributed.is_main())
             open_workdir(_WORKDIR.value, run, _RESUME.value)

@@ -33,7 +33,7 @@ class Quantile:
 
     def __post_init__(self):
         """Check ranges and names."""
-        check_interval(self, "num_quantiles", low=1)
+        check_interval(self, "num_quantiles", low=2)
         check_interval(self, "kappa", low=0.0)
         check_choice(self, "target_mode", ("mixture", "average"))
 
