@@ -11,7 +11,7 @@ from tiny import Markov
 
 from dfpo_jax import ops
 from dfpo_jax.advantages import Advantages, Gae, Rank, Risk, Sigma
-from dfpo_jax.algorithms import AlgorithmConfig, compose
+from dfpo_jax.algorithms import AlgorithmConfig, Returns, compose
 from dfpo_jax.algorithms.interface import Observed
 from dfpo_jax.critics import Critics
 from dfpo_jax.objectives import Kl, Objectives
@@ -142,19 +142,23 @@ def test_rank_takes_the_returns_of_the_policys_lambda():
 # --- without a critic ---------------------------------------------------------------------------
 
 
-def groups(**options):
-    """Critic-less; a warm-up is of a critic that is not there."""
-    return AlgorithmConfig(Critics("none", warmup=5), Advantages("group", **options))
-
-
+@pytest.mark.parametrize("overlong", ["terminal", "mask"])
 @pytest.mark.parametrize("whiten", [False, True])
-def test_group_advantages_are_those_of_the_responses(whiten):
-    this = Case(groups(whiten=whiten))
+def test_group_advantages_are_those_of_the_responses(whiten, overlong):
+    config = AlgorithmConfig(
+        Critics("none", warmup=5),  # of a critic that is not there
+        Advantages("group", whiten=whiten),
+        returns=Returns(overlong=overlong),
+    )
+    this = Case(config)
     rewards, mask = this.rollout.rewards, this.rollout.mask
+    if overlong == "mask":
+        mask = mask * ~this.rollout.truncated[:, None]
     expected = reference.group_relative(rewards, 2, True)[:, None] * mask
     if whiten:
         expected = reference.masked_whiten(expected, mask)
     np.testing.assert_allclose(this.batch.advantages, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(this.batch.mask, mask)
     assert float(this.context.policy_scale) == 1.0 and int(this.state.step) == WARMUP < 5
     assert (this.batch.critic, this.context.critic) == (None, None)
     terms = jax.eval_shape(this.algorithm.loss, this.state.params, this.batch, this.context, KEY)
