@@ -15,7 +15,7 @@ from dfpo_jax.objectives import Entropy, Kl, Objectives
 
 KEY = jax.random.key(5)
 TEMPERATURE, LAMBDA, WARMUP, LOSS_WEIGHT = 0.8, 0.8, 3, 0.7
-CRITICS = ("scalar", "quantile", "flow")
+CRITICS, GAE = ("scalar", "quantile", "flow"), Gae(0.9)
 # Every policy term is on.
 OBJECTIVE = Objectives(
     aggregation="sequence_mean", importance_cap=2.0, entropy=Entropy(0.01), kl=Kl(0.1)
@@ -72,7 +72,7 @@ class Case:
 def critic_case(
     name,
     trunk="own",
-    advantage=Gae(0.9),
+    advantage=GAE,
     *,
     whiten=True,
     discount=0.9,

@@ -11,7 +11,7 @@ from tiny import Markov
 
 from dfpo_jax import ops
 from dfpo_jax.advantages import Advantages, Gae, Rank, Risk, Sigma
-from dfpo_jax.algorithms import AlgorithmConfig, compose
+from dfpo_jax.algorithms import AlgorithmConfig, Returns, compose
 from dfpo_jax.algorithms.interface import Observed
 from dfpo_jax.critics import Critics
 from dfpo_jax.objectives import Kl, Objectives
@@ -26,7 +26,7 @@ CASES = {
     "quantile, cvar": ("quantile", "own", Gae(0.9, risk=CVAR), {"whiten": False}),
     "quantile, sigma": ("quantile", "detached", Sigma(0.9, floor=0.2), {}),
     "flow": ("flow", "own", Gae(0.9), {}),
-    "flow, cvar": ("flow", "shared", Gae(0.9, risk=CVAR), {"overlong": "terminal"}),
+    "quantile, shared": ("quantile", "shared", Gae(0.9), {"overlong": "terminal"}),
     "flow, integrated": ("flow", "detached", Gae(0.9), {"flow": INTEGRATED}),
 }
 
@@ -73,7 +73,7 @@ def test_advantages_equal_loops_over_the_critics_law(name):
     assert np.ptp(values) > 0.1
 
 
-@pytest.mark.parametrize("name", ["scalar", "quantile, sigma", "flow, cvar"])
+@pytest.mark.parametrize("name", ["scalar", "quantile, sigma", "flow, integrated"])
 def test_predictions_are_in_units_of_reward(name):
     this = case(name)
     shift, scale = (float(this.state.controls[f"value_{x}"]) for x in ("shift", "scale"))
@@ -142,19 +142,23 @@ def test_rank_takes_the_returns_of_the_policys_lambda():
 # --- without a critic ---------------------------------------------------------------------------
 
 
-def groups(**options):
-    """Critic-less; a warm-up is of a critic that is not there."""
-    return AlgorithmConfig(Critics("none", warmup=5), Advantages("group", **options))
-
-
+@pytest.mark.parametrize("overlong", ["terminal", "mask"])
 @pytest.mark.parametrize("whiten", [False, True])
-def test_group_advantages_are_those_of_the_responses(whiten):
-    this = Case(groups(whiten=whiten))
+def test_group_advantages_are_those_of_the_responses(whiten, overlong):
+    config = AlgorithmConfig(
+        Critics("none", warmup=5),  # of a critic that is not there
+        Advantages("group", whiten=whiten),
+        returns=Returns(overlong=overlong),
+    )
+    this = Case(config)
     rewards, mask = this.rollout.rewards, this.rollout.mask
+    if overlong == "mask":
+        mask = mask * ~this.rollout.truncated[:, None]
     expected = reference.group_relative(rewards, 2, True)[:, None] * mask
     if whiten:
         expected = reference.masked_whiten(expected, mask)
     np.testing.assert_allclose(this.batch.advantages, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(this.batch.mask, mask)
     assert float(this.context.policy_scale) == 1.0 and int(this.state.step) == WARMUP < 5
     assert (this.batch.critic, this.context.critic) == (None, None)
     terms = jax.eval_shape(this.algorithm.loss, this.state.params, this.batch, this.context, KEY)

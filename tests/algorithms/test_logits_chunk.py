@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from critic_cases import LIGHT
 
 from dfpo_jax import ops
-from dfpo_jax.algorithms import DFPOConfig, PolicyConfig
-from dfpo_jax.algorithms.dfpo import dfpo
-from dfpo_jax.algorithms.policy import token_statistics
+from dfpo_jax.algorithms import AlgorithmConfig, LogProbs, compose
+from dfpo_jax.algorithms.trunk import token_statistics
+from dfpo_jax.critics import Critics
 from dfpo_jax.models import vocabulary
 from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.objectives import Entropy, Kl, Objectives
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.training.update import accumulate_gradients, init_policy
 
@@ -188,24 +190,19 @@ def equations(jaxpr):
 @pytest.mark.slow
 @pytest.mark.parametrize(("chunk", "microbatches"), [(2, 4)])
 def test_chunks_and_microbatches_leave_an_update_as_it_is(chunk, microbatches):
-    policy = PolicyConfig(kl_coefficient=0.1, entropy_coefficient=0.01)
+    objective, critic = Objectives(entropy=Entropy(0.01), kl=Kl(0.1)), Critics(flow=LIGHT)
     gradients = {}
     for number, pieces in ((0, 1), (chunk, microbatches)):
-        config = DFPOConfig(
-            policy=dataclasses.replace(policy, logits_chunk=number), flow=tiny.FLOW, head=tiny.HEAD
-        )
-        algorithm = dfpo(Transformer(tiny.DECODER), config, 1.0)
+        config = AlgorithmConfig(critic, objective=objective, log_probs=LogProbs(chunk=number))
+        algorithm = compose(Transformer(tiny.DECODER), config, 1.0)
         params = tiny.randomised(tiny_params(Transformer(tiny.DECODER)), scale=0.05)
         state = tiny.make_state(algorithm, params)
         batch, context = jax.jit(algorithm.prepare)(state, tiny.ragged_rollout(), jax.random.key(1))
         gradients[number, pieces] = jax.jit(
-            functools.partial(accumulate_gradients, algorithm, microbatches=pieces)
+            functools.partial(
+                accumulate_gradients, algorithm, microbatches=pieces, networks=algorithm.networks
+            )
         )(state.params, batch, context, jax.random.key(2))
     whole, split = gradients.values()
     for x, y in zip(jax.tree.leaves(split), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=2e-5)
-
-
-def test_a_negative_chunk_is_an_error():
-    with pytest.raises(ValueError, match="logits_chunk is -1"):
-        PolicyConfig(logits_chunk=-1)

@@ -7,7 +7,7 @@ import tiny
 from reference_policy import log_probs
 from tiny import Markov, ragged_rollout
 
-from dfpo_jax.algorithms.sft import sft
+from dfpo_jax.algorithms import sft
 
 
 def run(rollout):

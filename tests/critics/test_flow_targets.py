@@ -108,7 +108,7 @@ def test_targets_differ_by_key_and_carry_no_gradient():
 
 def test_the_value_bound_holds_for_targets_and_losses():
     """A field that doubles its state, and rewards far out."""
-    config = Flow(num_samples=4, value_bound=2.0)
+    config = Flow(num_samples=4, value_bound=2.0, anchor_weight=0.0, dcfm_weight=0.0)
     ones = np.ones((BATCH, TIME), np.float32)
     rewards = 0 * ones
     rewards[:, -1] = [100.0 if row % 2 else -100.0 for row in range(BATCH)]

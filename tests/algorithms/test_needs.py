@@ -1,0 +1,77 @@
+"""Sentences about parts that cannot work together."""
+
+import pytest
+from tiny import Markov
+
+from dfpo_jax.advantages import Advantages, Gae, Risk
+from dfpo_jax.algorithms import AlgorithmConfig, Returns, compose
+from dfpo_jax.algorithms.needs import check_parts
+from dfpo_jax.critics import Critics
+from dfpo_jax.objectives import Kl, Objectives
+from dfpo_jax.plans import Plans
+
+NONE, SCALAR, GROUP = Critics("none"), Critics("scalar"), Advantages("group")
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (
+            AlgorithmConfig(SCALAR, Advantages("rank")),
+            "advantage 'rank' needs law; critic 'scalar' gives value; it is given by "
+            "critic 'quantile', critic 'flow'",
+        ),
+        (
+            AlgorithmConfig(SCALAR, Advantages("sigma")),
+            "advantage 'sigma' needs law; critic 'scalar' gives value; it is given by "
+            "critic 'quantile', critic 'flow'",
+        ),
+        (
+            AlgorithmConfig(SCALAR, Advantages(gae=Gae(risk=Risk("cvar")))),
+            "advantage 'gae' needs law; critic 'scalar' gives value; it is given by "
+            "critic 'quantile', critic 'flow'",
+        ),
+        (
+            AlgorithmConfig(NONE),
+            "advantage 'gae' needs value; critic 'none' gives nothing; it is given by "
+            "critic 'scalar', critic 'quantile', critic 'flow'",
+        ),
+        (
+            AlgorithmConfig(NONE, GROUP, returns=Returns(overlong="bootstrap")),
+            "returns.overlong 'bootstrap' needs value; critic 'none' gives nothing; it is given by "
+            "critic 'scalar', critic 'quantile', critic 'flow'",
+        ),
+        (
+            AlgorithmConfig(NONE, GROUP, returns=Returns(discount=0.9)),
+            "returns.discount is 0.9; advantage 'group' without a critic reads whole responses "
+            "alone, so it must be 1.0",
+        ),
+        (
+            AlgorithmConfig(NONE, GROUP, Objectives(kl=Kl(0.1, where="reward"))),
+            "objective 'kl' adds rewards of single tokens; advantage 'group' without a critic "
+            "reads whole responses alone, so it must stand in the loss",
+        ),
+    ],
+)
+def test_one_sentence_says_what_is_needed_and_what_gives_it(config, sentence):
+    with pytest.raises(ValueError) as error:
+        compose(Markov(), config, 1.0)
+    assert str(error.value) == sentence
+
+
+def test_groups_need_several_responses_to_a_prompt():
+    config = AlgorithmConfig(NONE, GROUP)
+    check_parts(config, Plans(), samples=2)
+    with pytest.raises(ValueError) as error:
+        check_parts(config, Plans(), samples=1)
+    assert str(error.value) == (
+        "advantage 'group' needs groups; critic 'none' gives nothing, plan 'uniform' with "
+        "train.samples=1 gives nothing; it is given by plan 'uniform' with train.samples of 2 or "
+        "more"
+    )
+
+
+def test_groups_beside_a_critic_may_have_discounts_and_token_rewards():
+    """The critic reads them."""
+    kl = Objectives(kl=Kl(0.1, where="reward"))
+    check_parts(AlgorithmConfig(SCALAR, GROUP, kl, Returns(0.9, "bootstrap")), Plans(), 2)

@@ -1,0 +1,40 @@
+"""Presets of published algorithms: every one parses and composes."""
+
+import jax
+import pytest
+from tiny import Markov, markov_params
+
+from dfpo_jax.algorithms import PRESETS, compose
+from dfpo_jax.training.config import default_config, parse_config
+
+PARTS = {"dfpo": ("flow", "gae"), "ppo": ("scalar", "gae"), "grpo": ("none", "group")}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_parses_and_composes(name):
+    assigned = default_config()
+    assigned.algorithm = name
+    config = parse_config(assigned)
+    assert parse_config({"algorithm": name}) == config
+    for path, value in PRESETS[name].items():
+        section = config
+        for key in path.split("."):
+            section = getattr(section, key)
+        assert section == value
+    algorithm = compose(Markov(), config.algorithm_config(), config.sampling.temperature)
+    params = jax.eval_shape(algorithm.init, jax.random.key(0), markov_params())
+    assert set(params) == set(algorithm.networks)
+    assert not algorithm.keeps_reference  # which would need memory for another policy
+
+
+def test_presets_have_the_parts_of_their_papers():
+    for name, parts in PARTS.items():
+        config = parse_config({"algorithm": name})
+        assert (config.critic.name, config.advantage.name) == parts
+        assert config.objective.name == "clip"
+    assert parse_config({}) == parse_config({"algorithm": "dfpo"})
+
+
+def test_an_unknown_preset_is_named():
+    with pytest.raises(ValueError, match="algorithm is 'dppo'; it must be one of dfpo, ppo, grpo"):
+        parse_config({"algorithm": "dppo"})
