@@ -163,6 +163,43 @@ def test_an_update_that_is_not_finite_changes_nothing():
     assert finite["loss"]["policy/loss"] and not finite["gradient"]["policy"]["rows"]
 
 
+def remembers_means():
+    """An optimizer that keeps what it is told of the minibatch."""
+
+    def init(params):
+        del params
+        return {name: jnp.zeros(()) for name in ("policy/loss", "critic/loss")}
+
+    def change(updates, state, params=None, *, means, **extra):
+        del state, params, extra
+        return jax.tree.map(jnp.negative, updates), dict(means)
+
+    return optax.GradientTransformationExtraArgs(init, change)
+
+
+@pytest.mark.parametrize(("microbatches", "chained"), [(1, False), (2, True)])
+def test_an_optimizer_that_asks_gets_the_means_of_the_minibatch(microbatches, chained):
+    optimizer = remembers_means()
+    if chained:  # behind others that do not ask
+        optimizer = optax.chain(optax.identity(), optimizer)
+    optimizers = {"policy": optimizer, "critic": optax.sgd(1.0)}
+    algorithm, rollout = toy(), ragged_rollout()
+    state = init_state(algorithm, optimizers, {}, jax.random.key(0))
+    schedule = Schedule(epochs=2, microbatches=microbatches)
+    run = functools.partial(update, algorithm=algorithm, optimizers=optimizers, schedule=schedule)
+    after, metrics, _ = jax.jit(run)(state, *algorithm.prepare(state, rollout, None))
+    seen = after.opt_state["policy"]
+    seen = seen[-1] if chained else seen
+    # The first update finds rows of 0 and leaves each at -r / 8; the loss of the second is their
+    # product with r.
+    second = -np.mean(np.square(rollout.rewards)) / 8
+    np.testing.assert_allclose(seen["policy/loss"], second, rtol=1e-6)
+    np.testing.assert_allclose(metrics["policy/loss"], second / 2, rtol=1e-6)
+    key = jax.random.fold_in(state.key, 0)
+    draws = [jax.random.uniform(jax.random.fold_in(key, number)) for number in range(2)]
+    np.testing.assert_allclose(seen["critic/loss"], -draws[0] * draws[1], rtol=1e-5)
+
+
 def test_what_is_not_finite_is_named():
     rollout = ragged_rollout()
     rollout = rollout.replace(rewards=np.full(8, np.nan, np.float32))

@@ -120,6 +120,27 @@ def test_a_run_from_before_a_setting_existed_resumes_with_its_default(copy, capl
     assert json.loads(path.read_text())["model"]["lora"]["rank"] == 0
 
 
+def test_a_run_of_a_version_with_other_settings_is_refused_in_one_line(copy):
+    path = copy / "config.json"
+    saved = json.loads(path.read_text())
+    for section in ("rewards", "advantage", "objective", "returns", "log_probs", "plan"):
+        del saved[section]
+    saved["critic"] = {"trunk": "own", "critic_lambda": 0.95, "warmup": 0, "loss_weight": 1.0}
+    later = {"noise": {"false_positive": 0.2}, "policy": {"discount": 1.0}, "value_clip": 0.0}
+    path.write_text(json.dumps(saved | later))
+    before = content(copy)
+    for read in (lambda: reopen(copy, tiny(iterations=2)), lambda: load_run(copy)):
+        with pytest.raises(ValueError) as error:
+            read()
+        said = str(error.value)
+        assert said.startswith(f"{path} does not fit this version: config.") and "\n" not in said
+        assert said.endswith(
+            "config.noise.false_positive is of an earlier version; it is now "
+            "config.rewards.flip.false_positive"
+        )
+    assert content(copy) == before
+
+
 def leaves(tree, prefix=""):
     for key, value in tree.items():
         if isinstance(value, dict) and value:
