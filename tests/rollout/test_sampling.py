@@ -12,7 +12,12 @@ import tiny
 from tiny import steps, traced  # noqa: F401
 
 from dfpo_jax import ops
-from dfpo_jax.algorithms.trunk import join_sequence, response_states, token_statistics
+from dfpo_jax.algorithms.trunk import (
+    hidden_states,
+    join_sequence,
+    response_states,
+    token_statistics,
+)
 from dfpo_jax.models import LoraConfig
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
@@ -327,7 +332,8 @@ class Decoder:
         self.params = tiny.randomised(init(jax.random.key(0)), scale=0.2)
 
         def statistics(params, tokens, valid, response):
-            states = response_states(self.model, params, tokens, valid, RESPONSE)
+            hidden = hidden_states(self.model, params, tokens, valid)
+            states = response_states(hidden, RESPONSE)
             logits = self.model.apply({"params": params}, states, method="logits")
             return logits, *token_statistics(self.model, params, states, response, TEMPERATURE)
 
