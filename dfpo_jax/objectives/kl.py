@@ -51,7 +51,7 @@ class Kl:
         """The objective: "kl", and the control "kl_coefficient"."""
         controls = {CONTROL: self.coefficient}
         if self.coefficient == 0.0:
-            return Objective(lambda *_: {}, controls=controls)
+            return Objective(lambda *_: {}, controls=controls, observe=lambda current: controls)
         in_loss = self.where == "loss"
 
         def terms(live, batch, context, own):

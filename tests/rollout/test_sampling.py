@@ -13,7 +13,12 @@ from plain_logits import plain_logits
 from tiny import steps, traced  # noqa: F401
 
 from dfpo_jax import ops
-from dfpo_jax.algorithms.trunk import join_sequence, response_states, token_statistics
+from dfpo_jax.algorithms.trunk import (
+    hidden_states,
+    join_sequence,
+    response_states,
+    token_statistics,
+)
 from dfpo_jax.models import LoraConfig
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
@@ -330,7 +335,8 @@ class Decoder:
         self.params = tiny.randomised(init(jax.random.key(0)), scale=0.2)
 
         def statistics(params, tokens, valid, response):
-            states = response_states(self.model, params, tokens, valid, RESPONSE)
+            hidden = hidden_states(self.model, params, tokens, valid)
+            states = response_states(hidden, RESPONSE)
             logits = plain_logits(params, states)
             return logits, *token_statistics(self.model, params, states, response, TEMPERATURE)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from _benchmark.timing import alternate
 
-from dfpo_jax.algorithms.trunk import response_states, token_statistics
+from dfpo_jax.algorithms.trunk import hidden_states, response_states, token_statistics
 from dfpo_jax.models.config import PRESETS, TransformerConfig
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
@@ -127,7 +127,8 @@ def log_probs(repeats: int) -> dict:
     tokens = _tokens(rows, length + 1)
 
     def loss(params, tokens):
-        states = response_states(model, params, tokens, jnp.ones_like(tokens), length)
+        hidden = hidden_states(model, params, tokens, jnp.ones_like(tokens))
+        states = response_states(hidden, length)
         found, _ = token_statistics(model, params, states, tokens[:, 1:], 1.0)
         return -jnp.mean(found)
 
