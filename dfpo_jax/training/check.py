@@ -41,12 +41,13 @@ def describe(run: Run) -> Iterator[str]:
 def settings(config: Config) -> Iterator[str]:
     """Every setting as "name = value", under what they are: changed, default or not read.
 
-    Defaults are those of the preset that `algorithm` names. Settings of the model that come with
+    Defaults are those of the preset that `algorithm` names, but for `algorithm` itself. Settings of the model that come with
     published weights count as changed.
     """
     task = TaskConfig().resolved()
     preset = parse_config({"algorithm": config.algorithm})
-    preset = dataclasses.replace(preset, task=task, out_of_domain=task)
+    shown = {"algorithm": Config.algorithm, "task": task, "out_of_domain": task}
+    preset = dataclasses.replace(preset, **shown)
     ours, defaults = flatten(dataclasses.asdict(config)), flatten(dataclasses.asdict(preset))
     groups = {
         "settings that differ from the defaults:": [],
