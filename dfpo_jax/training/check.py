@@ -41,8 +41,8 @@ def describe(run: Run) -> Iterator[str]:
 def settings(config: Config) -> Iterator[str]:
     """Every setting as "name = value", under what they are: changed, default or not read.
 
-    Defaults are those of the preset that `algorithm` names, but for `algorithm` itself. Settings of the model that come with
-    published weights count as changed.
+    Defaults are those of the preset that `algorithm` names, but for `algorithm` itself. Settings of
+    the model that come with published weights count as changed.
     """
     task = TaskConfig().resolved()
     preset = parse_config({"algorithm": config.algorithm})

@@ -6,7 +6,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-
 _MEMORY = ("_assigned", "_flagged", "_presets", "_defaults", "_unknown")
 
 
