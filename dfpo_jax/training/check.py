@@ -3,12 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from operator import attrgetter
 
 import jax
 
 from dfpo_jax.memory import free_bytes, needed_bytes
 from dfpo_jax.training.config import Config, TaskConfig, parse_config
 from dfpo_jax.training.config_diff import flatten
+from dfpo_jax.training.config_keys import setting_paths
 from dfpo_jax.training.programs import Programs, bytes_per_chip
 from dfpo_jax.training.run import Run
 from dfpo_jax.training.unread import unread_setting
@@ -55,7 +57,11 @@ def settings(config: Config) -> Iterator[str]:
         "not read, because another part is chosen:": [],
     }
     changed, default, unread = groups.values()
+    paths = setting_paths(config)
+    sections = {path for path in paths if dataclasses.is_dataclass(attrgetter(path)(config))}
     for name, value in ours.items():
+        if name in sections:  # a part without settings
+            continue
         kept = name in defaults and value == defaults[name]
         group = unread if unread_setting(config, name) else default if kept else changed
         group.append(f"  {name} = {value!r}")
