@@ -3,12 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from operator import attrgetter
 
 import jax
 
 from dfpo_jax.memory import free_bytes, needed_bytes
 from dfpo_jax.training.config import Config, TaskConfig, parse_config
 from dfpo_jax.training.config_diff import flatten
+from dfpo_jax.training.config_keys import setting_paths
 from dfpo_jax.training.programs import Programs, bytes_per_chip
 from dfpo_jax.training.run import Run
 from dfpo_jax.training.unread import unread_setting
@@ -41,12 +43,13 @@ def describe(run: Run) -> Iterator[str]:
 def settings(config: Config) -> Iterator[str]:
     """Every setting as "name = value", under what they are: changed, default or not read.
 
-    Defaults are those of the preset that `algorithm` names. Settings of the model that come with
-    published weights count as changed.
+    Defaults are those of the preset that `algorithm` names, but for `algorithm` itself. Settings of
+    the model that come with published weights count as changed.
     """
     task = TaskConfig().resolved()
     preset = parse_config({"algorithm": config.algorithm})
-    preset = dataclasses.replace(preset, task=task, out_of_domain=task)
+    shown = {"algorithm": Config.algorithm, "task": task, "out_of_domain": task}
+    preset = dataclasses.replace(preset, **shown)
     ours, defaults = flatten(dataclasses.asdict(config)), flatten(dataclasses.asdict(preset))
     groups = {
         "settings that differ from the defaults:": [],
@@ -54,7 +57,11 @@ def settings(config: Config) -> Iterator[str]:
         "not read, because another part is chosen:": [],
     }
     changed, default, unread = groups.values()
+    paths = setting_paths(config)
+    sections = {path for path in paths if dataclasses.is_dataclass(attrgetter(path)(config))}
     for name, value in ours.items():
+        if name in sections:  # a part without settings
+            continue
         kept = name in defaults and value == defaults[name]
         group = unread if unread_setting(config, name) else default if kept else changed
         group.append(f"  {name} = {value!r}")

@@ -66,14 +66,16 @@ def test_a_program_the_compiler_refuses_does_not_fit():
 @pytest.fixture(scope="module")
 def lowering():
     model = dataclasses.asdict(dataclasses.replace(PRESETS["tiny"], remat="full"))
+    head = {"hidden": 2, "num_blocks": 1, "condition_dim": 2, "time_features": 1}
     config = parse_config(
         {
             "model": model,
             "sampling": {"max_new_tokens": 8},
             "train": {"prompts": 8, "samples": 4, "prompt_length": 8, "microbatches": 2},
-            "policy": {"logits_chunk": 4},
-            "flow": {"num_samples": 1, "num_steps": 1, "num_quantiles": 3},
-            "head": {"hidden": 2, "num_blocks": 1, "condition_dim": 2, "time_features": 1},
+            "log_probs": {"chunk": 4},
+            "critic": {
+                "flow": {"head": head, "num_samples": 1, "num_steps": 1, "num_quantiles": 3}
+            },
             "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
         }
     )

@@ -1,6 +1,7 @@
 """What --check prints of a run: its settings, its sizes, the memory of its programs."""
 
 import dataclasses
+import itertools
 import re
 
 import jax
@@ -18,16 +19,54 @@ def run():
     return build_run(parse_config(tiny()))
 
 
+def parted(config):
+    """Names and values under "differ", "defaults" and "not read"."""
+    lines = list(check.settings(config))
+    heads = [index for index, line in enumerate(lines) if not line.startswith("  ")]
+    assert [lines[index] for index in heads] == [
+        "settings that differ from the defaults:",
+        "defaults:",
+        "not read, because another part is chosen:",
+    ]
+    found = [line.strip().split(" = ", 1) for line in lines if line.startswith("  ")]
+    settings = flatten(dataclasses.asdict(config)).keys() - {"critic.none", "plan.uniform"}
+    assert sorted(name for name, _ in found) == sorted(settings)
+    cuts = [*heads, len(lines)]
+    return [
+        dict(line.strip().split(" = ", 1) for line in lines[first + 1 : last])
+        for first, last in itertools.pairwise(cuts)
+    ]
+
+
 def test_settings_that_differ_come_first_and_none_is_left_out(run):
-    lines = list(check.settings(run.config))
-    start = lines.index("defaults:")
-    assert lines[0] == "settings that differ from the defaults:"
-    assert "  rewards.flip.false_positive = 0.2" in lines[1:start]
-    assert "  model.d_model = 16" in lines[1:start]
-    assert "  task.name = 'reasoning_gym'" in lines[start:]
-    assert "  seed = 0" in lines[start:] and "  rewards.flip.false_negative = 0.0" in lines[start:]
-    names = [line.split(" = ")[0].strip() for line in lines if " = " in line]
-    assert sorted(names) == sorted(flatten(dataclasses.asdict(run.config)))
+    changed, default, unread = parted(run.config)
+    assert changed["rewards.flip.false_positive"] == "0.2" and changed["model.d_model"] == "16"
+    assert default["task.name"] == "'reasoning_gym'" and default["seed"] == "0"
+    assert default["rewards.flip.false_negative"] == "0.0"
+    assert default["critic.flow.num_samples"] == "8" and default["algorithm"] == "'dfpo'"
+    assert {"critic.scalar.value_clip", "advantage.rank.lambda_"} <= set(unread)
+    assert not [name for name in unread if name.startswith(("objective.", "critic.flow."))]
+
+
+def test_defaults_are_those_of_the_preset_and_what_is_not_read_comes_last():
+    config = tiny()
+    config.algorithm = "grpo"
+    config.critic.flow.num_samples = 3
+    config.critic_optimizer.learning_rate = 0.5
+    config.advantage.group.normalize = False
+    changed, default, unread = parted(parse_config(config))
+    assert (default["critic.name"], default["advantage.name"]) == ("'none'", "'group'")
+    assert "algorithm" in changed and changed["advantage.group.normalize"] == "False"
+    assert unread["critic.flow.num_samples"] == "3" and unread["critic.trunk"] == "'own'"
+    assert unread["critic_optimizer.learning_rate"] == "0.5"
+    assert unread["evaluation.critic_prompts"] == "4" and "evaluation.prompts" in changed
+    # Another part than the preset's is a change.
+    config = tiny()
+    config.algorithm = "ppo"
+    config.critic.name = "flow"
+    changed, default, unread = parted(parse_config(config))
+    assert changed["critic.name"] == "'flow'" and default["critic.flow.num_steps"] == "4"
+    assert "critic.scalar.value_clip" in unread
 
 
 @pytest.mark.slow
