@@ -20,12 +20,6 @@ def log_probs(params, rollout, temperature):
     return reference.token_log_probs(logits, rollout.tokens, temperature)
 
 
-def entropies(params, rollout, temperature):
-    """[B, R] entropies of the response's tokens."""
-    logits = params["embedding"][state_tokens(rollout)[:, :-1]].astype(float) @ params["head"]
-    return reference.entropy(logits / temperature)
-
-
 def kl(log_probs, ref_log_probs, kind):
     """[B, R] estimates of the KL from each token alone."""
     ratio = ref_log_probs - log_probs

@@ -188,18 +188,13 @@ def test_the_loss_of_grpo_is_the_clipped_surrogate_and_the_kl():
 
 
 def test_networks_and_functions_follow_from_the_parts():
-    networks = {
-        "none": ("policy",),
-        "scalar": ("policy", "critic"),
-        "quantile": ("policy", "critic"),
-        "flow": ("policy", "critic"),
-    }
-    for name in Critics().parts:
-        advantage = "group" if name == "none" else "gae"
+    for name, part in Critics().parts.items():
+        critic = part.build()
+        advantage = "group" if critic is None else "gae"
         built = compose(Markov(), AlgorithmConfig(Critics(name), Advantages(advantage)), 1.0)
-        assert built.networks == networks[name]
-        assert (built.predict is None) == (name == "none")
-        assert (built.trajectories is None) == (name != "flow")
+        assert built.networks == (("policy",) if critic is None else ("policy", "critic"))
+        assert (built.predict is None) == (critic is None)
+        assert (built.trajectories is None) == (critic is None or critic.paths is None)
         assert not built.keeps_reference
         params = jax.eval_shape(built.init, jax.random.key(0), {"embedding": np.zeros((20, 16))})
         assert set(params) == set(built.networks)
