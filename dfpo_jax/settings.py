@@ -153,7 +153,7 @@ def load_part(name: str, custom: Mapping[str, Any], kind: str) -> Any:
     if not is_class or not callable(getattr(found, "build", None)):
         raise ValueError(f"name is {name!r}; {kind} must be a dataclass with a method build")
     default = call_custom(name, "the class", found)
-    return parse_section(default, custom, "custom")
+    return call_custom(name, "the class", lambda: parse_section(default, custom, "custom"))
 
 
 def call_custom(name: str, function: str, call: Callable[[], Any]) -> Any:
@@ -171,7 +171,7 @@ def call_custom(name: str, function: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith(f"{name}: "):
+        if isinstance(error, ValueError) and str(error).startswith((f"{name}: ", "custom.")):
             raise
         raise ValueError(f"{name}: {function} raised {_line(error)}") from error
 
@@ -222,9 +222,10 @@ def _convert(hint: Any, default: Any, value: Any, path: str, unknown: Any) -> An
         return float(value)
     if typing.get_origin(hint) is tuple and type(value) in (tuple, list):
         return tuple(value)
-    if type(value) is not hint:
+    kinds = typing.get_args(hint) or (hint,)  # of "int | None", both
+    if type(value) not in kinds:
+        names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
         raise ValueError(
-            f"{path} is {value!r} of type {type(value).__name__}; it must be of type "
-            f"{hint.__name__}"
+            f"{path} is {value!r} of type {type(value).__name__}; it must be of type {names}"
         )
     return value

@@ -23,6 +23,9 @@ def unread_setting(config: Any, name: str) -> str:
     shared = section == "critic" and part not in ("name", "none")
     if config.critic.name == "none" and (shared or name.startswith(_OF_CRITICS)):
         return "config.critic.name is 'none'; only a critic reads it"
+    network = section.removesuffix("_optimizer")
+    if network != section and network in config.train.frozen:
+        return f"config.train.frozen names {network!r}; only a network that trains reads it"
     return ""
 
 

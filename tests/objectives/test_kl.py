@@ -48,7 +48,8 @@ def test_without_a_coefficient_there_is_no_reference_and_no_loss():
     objective = Kl().build()
     assert not objective.needs and objective.terms(None, None, None, None) == {}
     assert objective.controls == {"kl_coefficient": 0.0}
-    assert (objective.reward, objective.observe, objective.adapt) == (None, None, None)
+    assert (objective.reward, objective.adapt) == (None, None)
+    assert objective.observe(CONTROLS) == {"kl_coefficient": 0.0}
     assert Kl(0.1).build().needs == {"reference"}
 
 
