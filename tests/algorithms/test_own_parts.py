@@ -36,6 +36,7 @@ class Mean:
     steps: int = 1
     kind: str = "mse"
     layers: tuple[int, ...] = ()
+    limit: int | None = None
 
     def __post_init__(self):
         if self.scale <= 0:
@@ -175,9 +176,9 @@ def test_settings_of_the_users_own_are_converted(module):
     assert type(part.scale) is float
     config = default_config()  # the same from a configuration file
     config.critic.name = "own_parts:Mean"
-    config.critic.custom = {"scale": 3, "steps": 2}
+    config.critic.custom = {"scale": 3, "steps": 2, "limit": 5}
     part = parse_config(config).critic.chosen
-    assert (part.scale, part.steps) == (3.0, 2)
+    assert (part.scale, part.steps, part.limit) == (3.0, 2, 5)
 
 
 def test_a_part_is_checked_once_for_the_same_settings(module):
@@ -273,6 +274,11 @@ OWN = "or module:Class of your own"
         ),
         (
             "critic",
+            {"name": "own_parts:Mean", "custom": {"limit": "5"}},
+            "custom.limit is '5' of type str; it must be of type int or NoneType",
+        ),
+        (
+            "critic",
             {"name": "own_parts:Mean", "custom": {"scale": -1.0}},
             "custom.scale is -1.0; it must be above 0",
         ),
@@ -287,7 +293,7 @@ def test_what_cannot_be_loaded_is_one_line_that_names_the_section(module, sectio
 def test_an_unknown_setting_of_a_part_names_those_that_it_has(module):
     source = {"critic": {"name": "own_parts:Mean", "custom": {"scael": 1.0}}}
     said = refused("config.critic.custom.scael", parse_config, source)
-    assert said.endswith("scale, steps, kind, layers")
+    assert said.endswith("scale, steps, kind, layers, limit")
 
 
 INTERFACES = {
