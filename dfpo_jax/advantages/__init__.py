@@ -11,17 +11,7 @@ from dfpo_jax.advantages.rank import Rank
 from dfpo_jax.advantages.sigma import Sigma
 from dfpo_jax.settings import Choice
 
-__all__ = [
-    "Advantage",
-    "Advantages",
-    "Gae",
-    "Group",
-    "Rank",
-    "Risk",
-    "Sigma",
-    "View",
-    "check_advantage",
-]
+__all__ = ["Advantage", "Advantages", "Risk", "View", "check_advantage"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +19,7 @@ class Advantages(Choice):
     """The advantage.
 
     Attributes:
-      name: "gae", "sigma", "rank" (these two need a critic that gives a distribution), "group", or
-        one of your own.
+      name: one of the advantages below, or one of your own.
       custom: settings of one of your own.
       whiten: subtract the mean and divide by the deviation over all valid tokens.
     """

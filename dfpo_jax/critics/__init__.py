@@ -12,7 +12,7 @@ from dfpo_jax.critics.scalar import Scalar
 from dfpo_jax.settings import Choice, check_choice, check_interval
 
 TRUNKS = ("own", "shared", "detached")
-__all__ = ["Critic", "Critics", "Flow", "NoCritic", "Quantile", "Scalar", "check_critic"]
+__all__ = ["Critic", "Critics", "check_critic"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Critics(Choice):
     """The critic, and what every critic has, whatever its head.
 
     Attributes:
-      name: the critic: "none", "scalar", "quantile", "flow", or one of your own.
+      name: one of the critics below, or one of your own.
       custom: settings of one of your own.
       trunk: "own" (a copy of the policy's transformer, trained with the critic; with LoRA a copy
         of the low-rank updates alone, beside the policy's kernels), "shared" (the policy's, critic

@@ -12,7 +12,7 @@ from dfpo_jax.objectives.interface import Live, Objective, Old
 from dfpo_jax.objectives.kl import Kl
 from dfpo_jax.settings import Choice, check_choice, check_interval
 
-__all__ = ["Clip", "Entropy", "Kl", "Live", "Objective", "Objectives", "Old", "check_objective"]
+__all__ = ["Live", "Objective", "Objectives", "Old", "check_objective"]
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Objectives(Choice):
     """The policy's loss, and what is added to it.
 
     Attributes:
-      name: the loss: "clip", or one of your own.
+      name: the policy's loss, one of those below that are not added to it; or one of your own.
       custom: settings of one of your own.
       aggregation: "token_mean" or "sequence_mean".
       importance_cap: 0, or the cap of truncated importance weights between sampler and trainer.
-      entropy, kl: added to the loss.
+      entropy, kl: added to the loss, each by its coefficient.
 
     Raises:
       ValueError: a value outside its range, named with what is allowed.

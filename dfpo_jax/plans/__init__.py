@@ -9,7 +9,7 @@ from dfpo_jax.plans.interface import Draw, Drawn, Plan, join
 from dfpo_jax.plans.uniform import Uniform
 from dfpo_jax.settings import Choice
 
-__all__ = ["Draw", "Drawn", "Plan", "Plans", "Uniform", "check_plan", "join"]
+__all__ = ["Draw", "Drawn", "Plan", "Plans", "check_plan", "join"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Plans(Choice):
     """How an iteration's rollout is collected.
 
     Attributes:
-      name: "uniform" (one round of all prompts), or one of your own.
+      name: one of the plans below, or one of your own.
       custom: settings of one of your own.
 
     Raises:
