@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib
 import re
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -218,14 +219,31 @@ def _convert(hint: Any, default: Any, value: Any, path: str, unknown: Any) -> An
         if dataclasses.is_dataclass(hint):
             return parse_section(default, value, path, unknown)
         return value.to_dict() if hasattr(value, "to_dict") else dict(value)
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if typing.get_origin(hint) is tuple and type(value) in (tuple, list):
-        return tuple(value)
-    kinds = typing.get_args(hint) or (hint,)  # of "int | None", both
-    if type(value) not in kinds:
-        names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+    fits, value = _fitted(hint, value)
+    if not fits:
+        name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
         raise ValueError(
-            f"{path} is {value!r} of type {type(value).__name__}; it must be of type {names}"
+            f"{path} is {value!r} of type {type(value).__name__}; it must be of type {name}"
         )
     return value
+
+
+def _fitted(hint: Any, value: Any) -> tuple[bool, Any]:
+    """Whether a value is of an annotated type, and the value as that type."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True, value
+    if hint is float and type(value) in (int, float):
+        return True, float(value)
+    if origin in (typing.Union, types.UnionType):
+        found = [_fitted(kind, value) for kind in inner]
+        return next((x for x in found if x[0]), (False, value))
+    if origin is typing.Literal:
+        return value in inner, value
+    if origin is tuple and type(value) in (tuple, list):
+        # Of tuples of other types, the sections themselves check what is in them.
+        floats = inner[:1] == (float,) and all(type(x) in (int, float) for x in value)
+        return inner[:1] != (float,) or floats, tuple(map(float, value)) if floats else tuple(value)
+    if origin is dict and hasattr(value, "to_dict"):
+        value = value.to_dict()
+    return type(value) is (origin or hint), value

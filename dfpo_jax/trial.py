@@ -1,6 +1,6 @@
 """What the checks of critics, advantages and objectives share: they trace a part on small shapes.
 
-Nothing is computed and no device is touched: a configuration is checked before processes connect.
+Nothing is computed and no device is touched, so that a check may run before processes connect.
 """
 
 import math

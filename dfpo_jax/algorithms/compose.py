@@ -1,7 +1,8 @@
 """An algorithm from its parts: critic x advantage x objectives.
 
-This file alone knows the transformer under the parts, LoRA, warm-up, whitening, the reduction of
-losses to `Term`s, the copies that donation makes necessary, and the order of random keys.
+The parts know neither the transformer nor LoRA; `trunk.py` and `old_policy.py` evaluate it for
+them. This file knows warm-up, whitening, the reduction of losses to `Term`s, the copies that
+donation makes necessary, and the order of random keys.
 """
 
 import functools

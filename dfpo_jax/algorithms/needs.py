@@ -28,8 +28,8 @@ def check_parts(config: AlgorithmConfig, plan: Plans | None = None, samples: int
     for who, wanted in needs.items():
         for need in sorted(wanted - given):
             raise ValueError(_missing(who, need, gives, config, plan))
-    if critic is None and advantage.whole_response:
-        _check_whole_responses(config, objectives)
+    if advantage.whole_response:
+        _check_whole_responses(config, objectives, critic is None)
 
 
 def _missing(who: str, need: str, gives: dict, config: AlgorithmConfig, plan) -> str:
@@ -46,9 +46,9 @@ def _missing(who: str, need: str, gives: dict, config: AlgorithmConfig, plan) ->
     return f"{who} needs {need}; {found}; it is given by {givers}"
 
 
-def _check_whole_responses(config: AlgorithmConfig, objectives: dict) -> None:
-    reader = f"advantage {config.advantage.name!r} without a critic reads whole responses alone"
-    if config.returns.discount != 1.0:
+def _check_whole_responses(config: AlgorithmConfig, objectives: dict, alone: bool) -> None:
+    reader = f"advantage {config.advantage.name!r} reads rewards of whole responses alone"
+    if alone and config.returns.discount != 1.0:  # a critic would read it
         raise ValueError(
             f"returns.discount is {config.returns.discount}; {reader}, so it must be 1.0"
         )

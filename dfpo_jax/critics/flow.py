@@ -24,15 +24,15 @@ class Flow:
 
     Attributes:
       head: sizes of the velocity network.
-      num_samples: S, noise/time pairs per token in every loss, samples per target, and points at
-        which the spread is measured.
+      num_samples: S, noise/time pairs per token in anchor, flow matching and geometry, samples per
+        target, and points at which the spread is measured.
       num_steps: K, solver steps of the old field.
       solver: "euler", "midpoint", "heun" or "rk4".
       first_step: length of the first of these steps over that of each other one.
       value_bound: 0, or the largest size of a return and of a state of the flow, in normalised
         units: targets and solver steps are clipped to it, so that neither an outlier nor an
         unstable step carries the critic away.
-      num_quantiles: M, quantiles by which a state's distribution is read.
+      num_quantiles: M, quantiles by which a state's distribution is read, also in the tail losses.
       inference: "one_step" reads the flow map, "ode" integrates K steps.
       target_mode: "mixture" (law of the lambda-mixture) or "average" (quantile by quantile).
       anchor_weight: bootstrapped anchor.

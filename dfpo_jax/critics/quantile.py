@@ -66,8 +66,8 @@ class Quantile:
 
         def losses(params, states, rows, old_params, keys):
             del old_params, keys
-            # Not outside of it: a configuration builds its parts before processes connect, and JAX
-            # must compute nothing until then.
+            # Here, because `build` may run before processes connect, and until then JAX must not
+            # compute.
             levels = ops.quantile_levels(self.num_quantiles)
             predicted = raw(params, states)[:, :-1]
             return {"loss": Loss(ops.quantile_huber(predicted, rows, levels, self.kappa))}

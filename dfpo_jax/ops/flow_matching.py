@@ -91,7 +91,7 @@ def distributional_cfm_loss(
 ) -> Array:
     """Distributional conditional flow matching between successive states.
 
-    Let z'_t be the frozen field's state at time t, started from eps in the successor state, and
+    Let z'_t be the old field's state at time t, started from eps in the successor state, and
     vbar its velocity there. The loss is mean_s |velocity(z_t, t, 0) - u|^2 with
 
         "keep":   z_t = t r + discount z'_t + (1 - discount)(1 - t) eps,
@@ -105,7 +105,7 @@ def distributional_cfm_loss(
 
     Args:
       velocity: field being trained, at the states before tokens i.
-      next_velocity: frozen critic's field at the states after tokens i, stopped.
+      next_velocity: the old critic's field at the states after tokens i, stopped.
       rewards: [B, T] rewards r in the critic's units, stopped.
       noise: [B, T, S] samples eps of N(0, 1).
       times: [B, T, S] in [0, 1].
@@ -144,7 +144,7 @@ def distributional_cfm_loss(
 
 def geometric_consistency_loss(
     velocity: Velocity,
-    frozen_velocity: Velocity,
+    old_velocity: Velocity,
     noise: Array,
     times: Array,
     *,
@@ -154,9 +154,9 @@ def geometric_consistency_loss(
     first_step: float = 1.0,
     clip: tuple[float, float] | None = None,
 ) -> Array:
-    """Consistency of one-step inference with the frozen field's trajectories.
+    """Consistency of one-step inference with the old field's trajectories.
 
-    Let z_t be the frozen field's state at time t, started from eps; its gradient is stopped.
+    Let z_t be the old field's state at time t, started from eps; its gradient is stopped.
 
         "map":      |velocity(eps, 0, 1) - (z_1 - eps)|^2
         "reflow":   `anchor_loss` on the pairs (eps, z_1): straight paths under the monotone
@@ -172,11 +172,11 @@ def geometric_consistency_loss(
 
     Args:
       velocity: field being trained.
-      frozen_velocity: frozen critic's field at the same states, stopped.
+      old_velocity: the old critic's field at the same states, stopped.
       noise: [B, T, S] samples eps of N(0, 1).
       times: [B, T, S] in [0, 1]; unused by "map".
       mode: "map", "reflow" or "straight".
-      num_steps: steps of the frozen integration.
+      num_steps: steps of the old field's integration.
       solver: a key of `ode.SOLVERS`.
       first_step, clip: as in `ode.integrate`.
 
@@ -191,7 +191,7 @@ def geometric_consistency_loss(
     chex.assert_equal_shape([noise, times])
     noise, times = jax.lax.stop_gradient((noise, times))
     horizon = times if mode == "straight" else 1.0
-    field = instantaneous(frozen_velocity)
+    field = instantaneous(old_velocity)
     options = dict(num_steps=num_steps, solver=solver, first_step=first_step, clip=clip)
     ends = jax.lax.stop_gradient(ode.integrate(field, noise, 0.0, horizon, **options))
     if mode == "reflow":

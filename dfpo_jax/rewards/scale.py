@@ -13,8 +13,7 @@ class Scale:
     """factor * r.
 
     Attributes:
-      factor: >= 0; 1 leaves rewards alone, 0 leaves only what the learner itself adds, such as a KL
-        in the reward.
+      factor: above 0; 1 leaves rewards alone.
 
     Raises:
       ValueError: the factor is outside its range.
@@ -25,6 +24,8 @@ class Scale:
     def __post_init__(self):
         """Check the factor."""
         check_interval(self, "factor", low=0.0, high=LARGEST)
+        if self.factor == 0.0:
+            raise ValueError("factor is 0.0; it must be above 0, as all rewards would be equal")
 
     def build(self) -> Link | None:
         """The link, or None where rewards are left alone."""
@@ -37,8 +38,6 @@ class Scale:
         return rewards * np.float32(self.factor)
 
     def _range(self, bounds: Range | None) -> Range | None:
-        if self.factor == 0.0:
-            return (0.0, 0.0)
         if bounds is None:
             return None
         # In float32 as above, so that rounding puts no reward outside.

@@ -54,7 +54,7 @@ def settings(config: Config) -> Iterator[str]:
     groups = {
         "settings that differ from the defaults:": [],
         "defaults:": [],
-        "not read, because another part is chosen:": [],
+        "not read by this run:": [],
     }
     changed, default, unread = groups.values()
     paths = setting_paths(config)

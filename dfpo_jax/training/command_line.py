@@ -77,7 +77,7 @@ def define_config() -> flags.FlagHolder:
 class _ConfigParser(flags.ArgumentParser):
     """Loads a configuration file, and sees that what the command line overrides is in it.
 
-    Errors are flags.Error, which absl passes on without words of its own.
+    Errors are flags.Error, which absl reports without adding its own message.
     """
 
     def parse(self, path: str) -> ConfigDict:
@@ -98,11 +98,20 @@ class _ConfigParser(flags.ArgumentParser):
             lines = [f", line {x.lineno}" for x in frames if x.filename == os.path.abspath(file)]
             where = file + "".join(lines[-1:])
             raise flags.Error(f"{where}: {type(error).__name__}: {_words(error)}") from error
-        for name in _overrides(flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False)):
+        overrides = _overrides(flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False))
+        for name, value in overrides.items():
             if not _is_there(name, config):
                 raise flags.Error(_not_there(name, file))
-        if hasattr(config, "begin_flags"):  # it comes from default_config
+            if isinstance(config.get(name), ConfigDict) and value[:1] != "{":
+                inside = ", ".join(config[name])
+                raise flags.Error(f"config.{name} is a section; set one of its settings: {inside}")
+        if hasattr(config, "begin_flags"):
             config.begin_flags()
+        elif "algorithm" in overrides:
+            raise flags.Error(
+                f"config.algorithm is a preset; {file} does not start from default_config(), so it "
+                "cannot be overridden"
+            )
         return config.lock()
 
     def flag_type(self) -> str:
@@ -120,10 +129,10 @@ def _load(file: str, *argument: str) -> ConfigDict:
     return config
 
 
-def _overrides(argv: Sequence[str]) -> list[str]:
-    """Dotted names of the settings that a command line overrides."""
-    found = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in argv)
-    return [match[1] for match in found if match]
+def _overrides(argv: Sequence[str]) -> dict[str, str]:
+    """Dotted names of the settings that a command line overrides, and the values behind "="."""
+    found = (re.match(r"--?(?:no)?config\.([^=]+)=?(.*)", argument) for argument in argv)
+    return {match[1]: match[2] for match in found if match}
 
 
 def _is_there(name: str, config: ConfigDict) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from dfpo_jax.advantages import Advantages
 from dfpo_jax.algorithms import PRESETS, AlgorithmConfig, LogProbs, Returns
 from dfpo_jax.algorithms.needs import check_parts
@@ -100,7 +102,8 @@ class TrainConfig:
       iterations: rollouts, each followed by `epochs * minibatches` updates.
       prompts: prompts per iteration.
       samples: responses per prompt.
-      prompt_length: most prompt slots P, in tokens; what is longer is `task.overlong`.
+      prompt_length: most prompt slots P, in tokens; `task.overlong` says what happens to a prompt
+        that is longer.
       prompt_buckets: smaller numbers of slots, increasing. The prompts of an iteration are padded
         to the smallest of them, or `prompt_length`, that holds the longest, and pay for no more;
         every program compiles once for each that comes up. Changes no result beyond rounding.
@@ -325,7 +328,8 @@ def parse_config(source: Mapping[str, Any]) -> Config:
         out of range, or a setting from the command line that nothing reads; the message starts with
         the key's full path.
     """
-    preset = nested(PRESETS.get(source.get("algorithm", Config.algorithm), {}))
+    algorithm = source.get("algorithm", Config.algorithm)
+    preset = nested(PRESETS.get(algorithm, {}) if isinstance(algorithm, str) else {})
     default = Config()
     for key, value in source.items():  # a saved configuration of an earlier version
         if sentence := moved_setting(key, value, default):
@@ -345,6 +349,6 @@ def _merged(preset: Mapping[str, Any], source: Mapping[str, Any]) -> Mapping[str
     for name, value in preset.items():
         if name not in merged:
             merged[name] = value
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and isinstance(merged[name], Mapping | ConfigDict):
             merged[name] = _merged(value, merged[name])
     return merged

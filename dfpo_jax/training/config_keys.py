@@ -23,7 +23,7 @@ def setting_paths(default: Any, prefix: str = "") -> Iterator[str]:
 
 
 def nearest_settings(path: str, paths: list[str]) -> list[str]:
-    """At most three settings that an unknown one may have meant; none is better than a far one.
+    """At most three settings that an unknown one may have meant; [] rather than a poor match.
 
     A key of the same section that is spelled alike, or else the keys of any section that have this
     name, or one spelled much alike, the nearest path first.

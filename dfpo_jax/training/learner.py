@@ -91,8 +91,8 @@ class Learner:
     @property
     def controls(self) -> tuple[str, ...]:
         """Names of what the objectives change between iterations."""
-        names = self._algorithm.controls
-        return tuple(name for name in names if not name.startswith("value_"))
+        units = ("value_shift", "value_scale")
+        return tuple(name for name in self._algorithm.controls if name not in units)
 
     @property
     def programs(self) -> dict[str, jax.stages.Wrapped]:
@@ -127,7 +127,7 @@ class Learner:
         return state.replace(controls=controls)
 
     def prepare(self, state: TrainState, rollout: Rollout) -> tuple[Batch, Context]:
-        """Targets and advantages of a rollout under the frozen state.
+        """Targets and advantages of a rollout, by the state that the iteration starts with.
 
         Raises:
           MemoryError: the program does not fit the devices; nothing ran.

@@ -196,7 +196,8 @@ def _optimizers(config: Config, algorithm: Algorithm) -> Optimizers:
     """One for each network that trains; schedules end with the run.
 
     Raises:
-      ValueError: `train.frozen` names a network that there is not, or all of them.
+      ValueError: `train.frozen` names a network that there is not, or all of them; or a frozen
+        critic has a warm-up.
     """
     train, networks = config.train, algorithm.networks
     trained = [name for name in networks if name not in train.frozen]
@@ -206,6 +207,11 @@ def _optimizers(config: Config, algorithm: Algorithm) -> Optimizers:
             f"{', '.join(networks)}, and must leave one that trains"
         )
     waits = config.critic.warmup if "critic" in networks else 0
+    if waits > 0 and "critic" in train.frozen:
+        raise ValueError(
+            f"config.critic.warmup is {waits} and config.train.frozen names the critic; nothing "
+            "would train during the warm-up, so it must be 0"
+        )
     optimizers = {}
     for name in trained:
         of_critic = name == "critic"

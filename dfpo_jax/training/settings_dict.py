@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -56,6 +57,8 @@ class Settings(ConfigDict):
             _link(copied, copied, "")
         return copied
 
+    __copy__ = copy_and_resolve_references
+
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         """What `copy.deepcopy` and `pickle` made, with all that it remembers."""
         super().__setstate__(state)
@@ -91,19 +94,21 @@ class Settings(ConfigDict):
             super().__setitem__(key, value)
             return
         old, path = self._fields.get(key), self._path + key
-        if isinstance(old, Settings) and isinstance(value, Mapping | ConfigDict):
-            section = Settings(value.to_dict() if isinstance(value, ConfigDict) else dict(value))
-            _link(section, self._root, f"{path}.")
-            self._fields[key] = section
-            names = [f"{path}.{name}" for name in _leaves(section)]
+        root = self._root
+        whole = isinstance(old, Settings) and isinstance(value, Mapping | ConfigDict)
+        if whole:  # what the new section leaves out has its default again
+            section = self._fields[key] = Settings()
+            _fill(section, attrgetter(path)(root._defaults), root, f"{path}.")
+            names = list(_put(section, value, f"{path}."))
+            inside = {name for name in root._assigned if name.startswith(f"{path}.")}
+            root._assigned.difference_update(inside)
         else:
             super().__setitem__(key, value)
             names = [path]
-        root = self._root
         root._assigned.update(names)
         if root._flagged is not None:
             root._flagged.update(names)
-        if path == "algorithm":
+        if whole or path == "algorithm":
             root._apply_preset()
 
     def _apply_preset(self) -> None:
@@ -142,19 +147,20 @@ def _fill(section: Settings, default: Any, root: Settings, path: str) -> None:
 
 
 def _link(section: Settings, root: Settings, path: str) -> None:
-    """Makes a section remember, and all dictionaries in it."""
+    """Makes a section remember, and all sections in it."""
     for key, value in section._fields.items():
-        if isinstance(value, ConfigDict):
-            child = value if isinstance(value, Settings) else Settings(value.to_dict())
-            _link(child, root, f"{path}{key}.")
-            section._fields[key] = child
+        if isinstance(value, Settings):
+            _link(value, root, f"{path}{key}.")
     object.__setattr__(section, "_path", path)
     object.__setattr__(section, "_root", root)
 
 
-def _leaves(section: ConfigDict, prefix: str = "") -> Iterator[str]:
-    for key, value in section.items():
-        if isinstance(value, ConfigDict):
-            yield from _leaves(value, f"{prefix}{key}.")
+def _put(section: Settings, values: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Puts values into a section, and says the dotted names of those that it put there."""
+    for key, value in values.items():
+        child, is_mapping = section._fields.get(key), isinstance(value, Mapping | ConfigDict)
+        if isinstance(child, Settings) and is_mapping:
+            yield from _put(child, value, f"{path}{key}.")
         else:
-            yield prefix + key
+            section._fields[key] = ConfigDict(value) if is_mapping else value
+            yield path + key

@@ -18,44 +18,44 @@ NONE, SCALAR, GROUP = Critics("none"), Critics("scalar"), Advantages("group")
     [
         (
             AlgorithmConfig(SCALAR, Advantages("rank")),
-            "advantage 'rank' needs law; critic 'scalar' gives value; it is given by "
-            "critic 'quantile', critic 'flow'",
+            "advantage 'rank' needs law; critic 'scalar' gives value; it is given by LAWS",
         ),
         (
             AlgorithmConfig(SCALAR, Advantages("sigma")),
-            "advantage 'sigma' needs law; critic 'scalar' gives value; it is given by "
-            "critic 'quantile', critic 'flow'",
+            "advantage 'sigma' needs law; critic 'scalar' gives value; it is given by LAWS",
         ),
         (
             AlgorithmConfig(SCALAR, Advantages(gae=Gae(risk=Risk("cvar")))),
-            "advantage 'gae' needs law; critic 'scalar' gives value; it is given by "
-            "critic 'quantile', critic 'flow'",
+            "advantage 'gae' needs law; critic 'scalar' gives value; it is given by LAWS",
         ),
         (
             AlgorithmConfig(NONE),
-            "advantage 'gae' needs value; critic 'none' gives nothing; it is given by "
-            "critic 'scalar', critic 'quantile', critic 'flow'",
+            "advantage 'gae' needs value; critic 'none' gives nothing; it is given by VALUES",
         ),
         (
             AlgorithmConfig(NONE, GROUP, returns=Returns(overlong="bootstrap")),
             "returns.overlong 'bootstrap' needs value; critic 'none' gives nothing; it is given by "
-            "critic 'scalar', critic 'quantile', critic 'flow'",
+            "VALUES",
         ),
         (
             AlgorithmConfig(NONE, GROUP, returns=Returns(discount=0.9)),
-            "returns.discount is 0.9; advantage 'group' without a critic reads whole responses "
-            "alone, so it must be 1.0",
+            "returns.discount is 0.9; advantage 'group' reads rewards of whole responses alone, so "
+            "it must be 1.0",
         ),
         (
             AlgorithmConfig(NONE, GROUP, Objectives(kl=Kl(0.1, where="reward"))),
-            "objective 'kl' adds rewards of single tokens; advantage 'group' without a critic "
-            "reads whole responses alone, so it must stand in the loss",
+            "objective 'kl' adds rewards of single tokens; advantage 'group' reads rewards of "
+            "whole responses alone, so it must stand in the loss",
         ),
     ],
 )
 def test_one_sentence_says_what_is_needed_and_what_gives_it(config, sentence):
     with pytest.raises(ValueError) as error:
         compose(Markov(), config, 1.0)
+    for need, word in (("value", "VALUES"), ("law", "LAWS")):  # of whatever is registered
+        critics = {name: part.build() for name, part in Critics().parts.items()}
+        givers = [f"critic {name!r}" for name, x in critics.items() if x and need in x.gives]
+        sentence = sentence.replace(word, ", ".join(givers))
     assert str(error.value) == sentence
 
 
@@ -71,7 +71,9 @@ def test_groups_need_several_responses_to_a_prompt():
     )
 
 
-def test_groups_beside_a_critic_may_have_discounts_and_token_rewards():
-    """The critic reads them."""
+def test_groups_beside_a_critic_may_have_discounts_but_no_rewards_of_tokens():
+    """The critic reads both, but the policy would not see a KL in the reward."""
+    check_parts(AlgorithmConfig(SCALAR, GROUP, returns=Returns(0.9, "bootstrap")), Plans(), 2)
     kl = Objectives(kl=Kl(0.1, where="reward"))
-    check_parts(AlgorithmConfig(SCALAR, GROUP, kl, Returns(0.9, "bootstrap")), Plans(), 2)
+    with pytest.raises(ValueError, match="it must stand in the loss"):
+        check_parts(AlgorithmConfig(SCALAR, GROUP, kl), Plans(), 2)

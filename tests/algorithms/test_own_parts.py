@@ -1,7 +1,9 @@
 """Parts of the user's own: loaded by a configuration, checked once, composed."""
 
+import dataclasses
 import subprocess
 import sys
+import typing
 
 import flax.linen as nn
 import jax
@@ -12,6 +14,7 @@ from wrong_parts import refused
 
 from dfpo_jax import contracts
 from dfpo_jax.algorithms import compose
+from dfpo_jax.settings import parse_section
 from dfpo_jax.training.config import default_config, parse_config
 
 SOURCE = '''
@@ -200,6 +203,28 @@ def test_the_parts_above_keep_the_contracts(module):
     contracts.objective(own.Reinforce(network=True))
 
 
+@pytest.mark.parametrize(
+    ("hint", "value", "expected"),
+    [
+        (float | None, 1, 1.0),
+        (list[int], [1], [1]),
+        (list[int], 3, None),
+        (dict[str, float], {"a": 1.0}, {"a": 1.0}),
+        (typing.Literal["a", "b"], "b", "b"),
+        (typing.Literal["a", "b"], "c", None),
+        (typing.Any, "anything", "anything"),
+        (tuple[float, ...], [1, 2.0], (1.0, 2.0)),
+        (tuple[float, ...], ["x"], None),
+    ],
+)
+def test_every_type_of_a_field_can_be_set(hint, value, expected):
+    part = dataclasses.make_dataclass("Part", [("x", hint, None)])
+    if expected is None:
+        refused("custom.x is", parse_section, part(), {"x": value}, "custom")
+    else:
+        assert parse_section(part(), {"x": value}, "custom").x == expected
+
+
 OWN = "or module:Class of your own"
 
 
@@ -275,7 +300,7 @@ OWN = "or module:Class of your own"
         (
             "critic",
             {"name": "own_parts:Mean", "custom": {"limit": "5"}},
-            "custom.limit is '5' of type str; it must be of type int or NoneType",
+            "custom.limit is '5' of type str; it must be of type int | None",
         ),
         (
             "critic",

@@ -13,12 +13,7 @@ from plain_logits import plain_logits
 from tiny import steps, traced  # noqa: F401
 
 from dfpo_jax import ops
-from dfpo_jax.algorithms.trunk import (
-    hidden_states,
-    join_sequence,
-    response_states,
-    token_statistics,
-)
+from dfpo_jax.algorithms import trunk
 from dfpo_jax.models import LoraConfig
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
@@ -335,10 +330,12 @@ class Decoder:
         self.params = tiny.randomised(init(jax.random.key(0)), scale=0.2)
 
         def statistics(params, tokens, valid, response):
-            hidden = hidden_states(self.model, params, tokens, valid)
-            states = response_states(hidden, RESPONSE)
+            hidden = trunk.hidden_states(self.model, params, tokens, valid)
+            states = trunk.response_states(hidden, RESPONSE)
             logits = plain_logits(params, states)
-            return logits, *token_statistics(self.model, params, states, response, TEMPERATURE)
+            return logits, *trunk.token_statistics(
+                self.model, params, states, response, TEMPERATURE
+            )
 
         self.statistics = jax.jit(statistics)
 
@@ -373,7 +370,7 @@ def test_sampler_log_probs_are_the_trainers(decoder, rank, ends):
         tokens=out.tokens,
         mask=out.mask,
     )
-    sequence, valid = join_sequence(rollout)
+    sequence, valid = trunk.join_sequence(rollout)
     for junk in (0, 17):  # what lies in padding is not read
         padded = jnp.where(valid > 0, sequence, junk)
         logits, log_probs, entropy = decoder.statistics(decoder.params, padded, valid, out.tokens)

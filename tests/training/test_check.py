@@ -26,7 +26,7 @@ def parted(config):
     assert [lines[index] for index in heads] == [
         "settings that differ from the defaults:",
         "defaults:",
-        "not read, because another part is chosen:",
+        "not read by this run:",
     ]
     found = [line.strip().split(" = ", 1) for line in lines if line.startswith("  ")]
     settings = flatten(dataclasses.asdict(config)).keys() - {"critic.none", "plan.uniform"}

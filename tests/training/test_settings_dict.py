@@ -158,3 +158,37 @@ def test_a_command_line_chooses_the_algorithm_of_a_file_written_for_another(tmp_
     assert (both.critic.name, both.advantage.name) == ("flow", "group")
     named = command_lines.write(tmp_path / "named.py", "config.critic.name = 'flow'")
     assert parts(command_lines.read(monkeypatch, named, "--config.algorithm=ppo"))[0] == "flow"
+
+
+def test_a_section_assigned_as_a_whole_keeps_the_defaults_of_what_it_leaves_out():
+    config = default_config()
+    config.critic = {"name": "flow", "flow": {"num_steps": 3}}
+    assert (config.critic.flow.num_steps, config.critic.warmup) == (3, 0)
+    config.advantage = {"whiten": True}
+    config.algorithm = "grpo"  # the preset has "group" and no whitening
+    assert (config.critic.name, config.advantage.name, config.advantage.whiten) == (
+        "flow",
+        "group",
+        True,
+    )
+    config.advantage = {"nme": "gae"}
+    with pytest.raises(ValueError, match="advantage.nme is not a setting; the nearest is"):
+        parse_config(config)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"algorithm": "ppo", "critic": 5}, "config.critic is 5; it must be a section"),
+        ({"algorithm": ["ppo"]}, "config.algorithm is .'ppo'. of type list"),
+    ],
+)
+def test_a_mapping_of_another_shape_is_one_line(source, said):
+    with pytest.raises(ValueError, match=said):
+        parse_config(source)
+
+
+def test_a_value_for_a_section_names_its_settings(tmp_path, monkeypatch):
+    file = command_lines.write(tmp_path / "config.py")
+    with pytest.raises(Exception, match="config.critic is a section; set one of its settings: cus"):
+        command_lines.read(monkeypatch, file, "--config.critic=scalar")
