@@ -15,7 +15,8 @@ class Sigma:
 
     Attributes:
       lambda_, length_adaptive_alpha, risk: as in `Gae`.
-      floor: added to the spread, in normalised value units.
+      floor: added to the spread, in normalised value units, >= 1e-6: a new critic's law has no
+        spread.
 
     Raises:
       ValueError: a value outside its range, or a lambda that an adaptive one replaces.
@@ -29,7 +30,7 @@ class Sigma:
     def __post_init__(self):
         """Check ranges."""
         check_lambda(self)
-        check_interval(self, "floor", low=0.0)
+        check_interval(self, "floor", low=1e-6)
 
     def build(self) -> Advantage:
         """The advantage."""

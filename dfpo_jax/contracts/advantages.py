@@ -15,8 +15,9 @@ from dfpo_jax.types import Steps
 def advantage(settings: Any) -> None:
     """Raise AssertionError unless an advantage keeps the contract of `advantages.Advantage`.
 
-    Shapes; finite everywhere, also where a batch is empty or has one token; what belongs to no
-    token changes nothing. It is tried with every kind of critic that its needs allow.
+    Shapes; finite everywhere, also where a batch is empty or has one token, where a law has no
+    spread and where all responses have one reward; what belongs to no token changes nothing. It is
+    tried with every kind of critic that its needs allow.
     """
     name, part = measure.built(settings, check_advantage)
     for quantiles in laws(part):
@@ -44,6 +45,13 @@ def _check(name: str, part: Advantage, quantiles: int | None) -> None:
     one = np.zeros_like(MASK)
     one[3, 0] = 1
     found, _, _ = result(), result(mask=0 * MASK), result(mask=one)
+    constant = (
+        np.broadcast_to(law[..., :1], law.shape),
+        np.broadcast_to(samples[..., :1], samples.shape),
+    )
+    result(*constant)
+    equal = rollout.replace(rewards=np.ones_like(rollout.rewards))
+    result(0 * law, 0 * samples, 0 * rewards, rollout=equal)  # as heads start, with equal rewards
     junk = result(
         measure.only(STATES, law),
         measure.only(MASK, samples),

@@ -34,7 +34,8 @@ def objective(
         settings, lambda part, name: check_objective(part, name, others, own)
     )
     controls = all_controls(part, name, others)
-    measure.asserted(lambda: check_controls(part, name, controls, call_custom))
+    losses = check_objective(part, name, others, own)
+    measure.asserted(lambda: check_controls(part, name, controls, losses, call_custom))
     run, random = jax.jit(_program(part, own)), np.random.default_rng(0)
     params = None
     if part.init is not None:

@@ -1,9 +1,8 @@
 """Checks an objective of the user's own by tracing it on small shapes, before anything compiles."""
 
-import collections
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,11 +15,19 @@ from dfpo_jax.types import Array, Batch, Context
 
 _B, _R, _P, _D = (trial.SIZES[letter] for letter in "BRPD")
 _UNITS = {"value_shift": 0.0, "value_scale": 1.0}
+_METRICS = ("gradient_norm", "kl_old")  # of every policy; a loss or control becomes "policy/NAME"
+
+
+class _Means(dict):
+    """The mean of every loss, by "policy/NAME"; of another name, KeyError says which there are."""
+
+    def __missing__(self, key):
+        raise KeyError(f"{key!r} is no loss; there are {', '.join(sorted(self))}")
 
 
 def check_objective(
     objective: Any, name: str, others: Mapping[str, Objective], own: str = "objective"
-) -> None:
+) -> frozenset[str]:
     """See that an objective keeps to the shapes and types of `Objective`.
 
     Args:
@@ -29,14 +36,17 @@ def check_objective(
       others: the objectives that stand beside it, whose names of losses and controls are taken.
       own: its name in `batch.own`.
 
+    Returns:
+      The names of all losses: its own, those of the others and "kl_old".
+
     Raises:
       ValueError: it is no `Objective`, one of its functions fails, cannot be differentiated or
-        returns something else than it must; one line that names the class, the function and what is
-        expected.
+        returns something else than it must, or two metrics would have one name; one line that names
+        the class, the function and what is expected.
     """
     optional = ("init", "prepare", "reward", "observe", "adapt")
     trial.check_fields(objective, Objective, name, optional, names="needs")
-    controls = all_controls(objective, name, others)
+    controls, losses = all_controls(objective, name, others), {"kl_old"}
 
     def run(key, live, batch, old, context, rollout):
         params = None
@@ -49,8 +59,10 @@ def check_objective(
         if objective.reward is not None:
             found = call_custom(name, "reward", lambda: objective.reward(old))
             trial.check_array(found, name, "reward", B=_B, R=_R)
-        taken = _taken(others, live, batch, context)
-        _check_terms(objective, name, (live, batch, context, params), taken)
+        beside = _losses(others, live, batch, context)
+        taken = beside.union(_METRICS, *(other.controls for other in others.values()))
+        found = _check_terms(objective, name, (live, batch, context, params), taken)
+        losses.update(beside, found)
 
     log_probs = trial.shape(_B, _R)
     live = Live(trial.shape(_B, _P + _R, _D), log_probs, log_probs)
@@ -59,7 +71,8 @@ def check_objective(
     old = Old(live.hidden, log_probs, batch.ref_log_probs, batch.mask, scalars)
     context = Context(scalars, trial.shape())
     trial.trace(name, run, trial.keys(), live, batch, old, context, trial.rollout(2))
-    check_controls(objective, name, controls, trial.on_host)
+    check_controls(objective, name, controls, losses, trial.on_host)
+    return frozenset(losses)
 
 
 def all_controls(
@@ -87,55 +100,69 @@ def all_controls(
 
 
 def check_controls(
-    objective: Objective, name: str, controls: Mapping[str, float], call: Callable[..., Any]
+    objective: Objective,
+    name: str,
+    controls: Mapping[str, float],
+    losses: Iterable[str],
+    call: Callable[..., Any],
 ) -> None:
-    """Change the controls as a run does; without an update, the means of all terms are NaN.
+    """Change the controls as a run does; without an update, the means of all losses are NaN.
 
     Args:
       objective: it may have `observe` and `adapt`.
       name: of the user's class.
       controls: all of them.
+      losses: names of all losses, whose means there are.
       call: (name, function, call) -> its result.
 
     Raises:
-      ValueError: a function fails or returns something else than finite numbers of known names.
+      ValueError: a function fails, reads the mean of another loss or returns something else than
+        finite numbers of known names.
     """
     if objective.observe is not None:
         found = call(name, "observe", lambda: objective.observe(dict(controls)))
         trial.check_numbers(found, name, "observe", controls)
     for mean in (0.1, math.nan) if objective.adapt is not None else ():
-        means = collections.defaultdict(lambda mean=mean: mean)
+        means = _Means({f"policy/{loss}": mean for loss in losses})
         found = call(name, "adapt", functools.partial(objective.adapt, dict(controls), means))
         function = "adapt" if mean == mean else "adapt, with means of NaN as no update was made,"
         trial.check_numbers(found, name, function, controls)
 
 
-def _check_terms(objective: Objective, name: str, inputs: tuple, taken: set[str]) -> None:
+def _check_terms(objective: Objective, name: str, inputs: tuple, taken: set[str]) -> set[str]:
+    """Names of the objective's losses, none of which, nor of its controls, is taken."""
     live, batch, context, params = inputs
+    names, there = set(), f"a name that is taken; taken are {', '.join(sorted(taken))}"
 
     def total(live: Live, params: Any) -> Array:
         found = call_custom(name, "terms", lambda: objective.terms(live, batch, context, params))
         trial.check_losses(found, name, "terms", masked=False)
-        if same := sorted(taken & found.keys()):
-            raise ValueError(
-                f"{name}: terms returned a loss {same[0]!r}, a name that is taken; taken are "
-                f"{', '.join(sorted(taken))}"
-            )
+        names.update(found)
+        if same := sorted(taken & names):
+            raise ValueError(f"{name}: terms returned a loss {same[0]!r}, {there}")
         return sum((jnp.sum(loss.per_token) for loss in found.values()), jnp.float32(0.0))
 
     differentiated = (0,) if params is None else (0, 1)
     call_custom(
         name, "the gradient of terms", lambda: jax.grad(total, differentiated)(live, params)
     )
+    if same := sorted(taken & objective.controls.keys()):
+        raise ValueError(f"{name}: controls has {same[0]!r}, {there}")
+    if same := sorted(names & objective.controls.keys()):
+        raise ValueError(
+            f"{name}: controls has {same[0]!r}, and terms returned a loss of that name; both would "
+            f"be the metric 'policy/{same[0]}'"
+        )
+    return names
 
 
-def _taken(others: Mapping[str, Objective], live: Live, batch: Batch, context: Context) -> set[str]:
+def _losses(
+    others: Mapping[str, Objective], live: Live, batch: Batch, context: Context
+) -> set[str]:
     """Names of the losses that stand beside the objective's."""
     full = batch.replace(ref_log_probs=batch.old_log_probs)
-    names = {"kl_old"}
-    for other in others.values():
-        names |= other.terms(live, full, context, None).keys()
-    return names
+    found = (other.terms(live, full, context, None) for other in others.values())
+    return {name for losses in found for name in losses}
 
 
 def _batch(reference: bool) -> Batch:

@@ -49,9 +49,13 @@ class Objective(NamedTuple):
       init: (key, D) -> parameters of a network of its own, which trains beside the policy.
       prepare: (old, rollout) -> rows of its own, which `terms` finds in `batch.own`.
       reward: (old) -> [B, R], added to the token rewards, in units of reward.
-      controls: first values of what it changes between iterations, by name.
+      controls: first values of what it changes between iterations, by name; a name becomes
+        "policy/NAME" too. No other loss or control may have it, nor is it "gradient_norm" or
+        "kl_old", which every policy has.
       observe: (controls) -> controls, at the start of every iteration.
-      adapt: (controls, means of the iteration's terms by name) -> controls, at its end.
+      adapt: (controls, means of the iteration's losses) -> controls, at its end. The means have
+        the names "policy/NAME" of all objectives' losses and "policy/kl_old"; they are NaN where no
+        update was made.
     """
 
     terms: Callable[[Live, Batch, Context, ArrayTree | None], dict[str, Loss]]

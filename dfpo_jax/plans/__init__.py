@@ -4,7 +4,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from dfpo_jax.plans.check import check_plan
+from dfpo_jax.plans.check import check_plan, guarded
 from dfpo_jax.plans.interface import Draw, Drawn, Plan, join
 from dfpo_jax.plans.uniform import Uniform
 from dfpo_jax.settings import Choice
@@ -32,6 +32,8 @@ class Plans(Choice):
         """The plan for `samples` responses per prompt.
 
         Raises:
-          ValueError: a plan of your own is wrong; one line.
+          ValueError: a plan of your own is wrong; one line. Its `collect` raises it too, during
+            training.
         """
-        return self.build_chosen(functools.partial(check_plan, samples=samples), samples)
+        plan = self.build_chosen(functools.partial(check_plan, samples=samples), samples)
+        return guarded(plan, self.name) if self.is_own else plan

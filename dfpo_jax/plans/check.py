@@ -1,19 +1,21 @@
-"""Checks a plan of the user's own with made-up responses, before training."""
+"""Checks a plan of the user's own, once before training and whenever it collects."""
 
 import dataclasses
+import itertools
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dfpo_jax.plans.interface import Drawn, Plan
+from dfpo_jax.plans.interface import Draw, Drawn, Plan
 from dfpo_jax.settings import call_custom
 from dfpo_jax.tasks.base import Item
 from dfpo_jax.types import Rollout
 
 _PROMPTS = 4
-_MOST_ROUNDS = 1000  # a plan that draws more for four prompts is taken not to end
+_MOST_ROUNDS = 250  # for each prompt; a plan that draws more is taken not to end
+_SHOWN = 200  # characters of a wrong value in a message
 
 
 def check_plan(plan: Any, name: str, samples: int) -> None:
@@ -25,9 +27,8 @@ def check_plan(plan: Any, name: str, samples: int) -> None:
       samples: responses per prompt.
 
     Raises:
-      ValueError: it is no `Plan`, its function fails, depends on more than what it draws, numbers
-        its rounds otherwise than 0, 1, 2, ... or returns something else than it must; one line that
-        names the class, the function and what is expected.
+      ValueError: it is no `Plan`, depends on more than what it draws, or its function does what
+        `guarded` refuses; one line that names the class, the function and what is expected.
     """
     if not isinstance(plan, Plan) or not callable(plan.collect):
         raise ValueError(
@@ -36,34 +37,96 @@ def check_plan(plan: Any, name: str, samples: int) -> None:
         )
     if not isinstance(plan.gives, frozenset) or not all(isinstance(x, str) for x in plan.gives):
         raise ValueError(f"{name}: gives is {plan.gives!r}; it must be a frozenset of names")
-    rounds, drawn = _dry_run(plan, name, samples)
-    _check_rows(drawn, name, samples, "groups" in plan.gives)
-    again, same = _dry_run(plan, name, samples)
-    if rounds != again or _answered(drawn) != _answered(same):
+    if _dry_run(plan, name, samples) != _dry_run(plan, name, samples):
         raise ValueError(
             f"{name}: collect did something else the second time; it must be a pure function of "
             "what it draws, so that a resumed run repeats it"
         )
 
 
-def _dry_run(plan: Plan, name: str, samples: int) -> tuple[list[tuple], Drawn]:
-    """The rounds that a plan draws, and what it makes of them."""
-    rounds = []
+def guarded(plan: Plan, name: str) -> Plan:
+    """The plan, checked whenever it collects, so that no wrong rollout trains anything.
 
-    def draw(items: Sequence[Item], each: int, round: int) -> Drawn:
-        if round != len(rounds):
-            raise ValueError(
-                f"{name}: collect drew round {round!r}; rounds must be numbered 0, 1, 2, ..., and "
-                f"the next is {len(rounds)}"
-            )
-        if len(rounds) == _MOST_ROUNDS:
-            raise ValueError(
-                f"{name}: collect drew {_MOST_ROUNDS} rounds for {_PROMPTS} prompts; it must end"
-            )
-        rounds.append(([item.index for item in items], each))
-        return _zeros(items, each)
+    What drawing itself raises, such as a failure of the verifier, passes as it is. For everything
+    else `collect` raises ValueError, one line that names the class: the plan's function fails,
+    draws something else than prompts, numbers its rounds otherwise than 0, 1, 2, ..., does not end
+    or returns something else than it must.
 
-    found = call_custom(name, "collect", lambda: plan.collect(draw, _prompts, _PROMPTS, samples))
+    Args:
+      plan: what the user's class built.
+      name: of that class, "module:Class".
+    """
+
+    def collect(
+        draw: Draw, prompts: Callable[[int], list[Item]], count: int, samples: int
+    ) -> tuple[Drawn, dict[str, float]]:
+        rounds, outside = itertools.count(), []
+
+        def passing(call: Callable[..., Any], *inputs: Any) -> Any:
+            try:
+                return call(*inputs)
+            except Exception as error:
+                outside.append(error)
+                raise
+
+        def checked(items: Sequence[Item], each: int, round: int) -> Drawn:
+            _check_round(name, items, each, round, next(rounds), count)
+            return passing(draw, items, each, round)
+
+        def first(number: int) -> list[Item]:
+            if not _is_count(number):
+                raise ValueError(
+                    f"{name}: collect asked for {number!r} prompts; it must be a whole number, at "
+                    "least 1"
+                )
+            return passing(prompts, number)
+
+        def run() -> Any:
+            try:
+                return None, plan.collect(checked, first, count, samples)
+            except Exception as error:
+                if any(error is one for one in outside):
+                    return error, None
+                raise
+
+        error, found = call_custom(name, "collect", run)
+        if error is not None:
+            raise error
+        drawn, metrics = _parted(found, name)
+        _check_rows(drawn, name, count, samples, "groups" in plan.gives)
+        return drawn, metrics
+
+    return plan._replace(collect=collect)
+
+
+def _is_count(x: Any) -> bool:
+    return isinstance(x, numbers.Integral) and not isinstance(x, bool) and x >= 1
+
+
+def _check_round(name: str, items: Any, each: Any, round: Any, expected: int, count: int) -> None:
+    """Raise ValueError unless a round may be drawn."""
+    if not isinstance(round, numbers.Integral) or round != expected:
+        raise ValueError(
+            f"{name}: collect drew round {round!r}; rounds must be numbered 0, 1, 2, ..., and "
+            f"the next is {expected}"
+        )
+    if expected == _MOST_ROUNDS * count:
+        raise ValueError(f"{name}: collect drew {expected} rounds for {count} prompts; it must end")
+    listed = isinstance(items, Sequence) and len(items) > 0
+    if not listed or not all(isinstance(item, Item) for item in items):
+        raise ValueError(
+            f"{name}: collect drew responses to {_shown(items)}; it must be a list of Item, at "
+            "least one"
+        )
+    if not _is_count(each):
+        raise ValueError(
+            f"{name}: collect drew {each!r} responses per prompt; it must be a whole number, at "
+            "least 1"
+        )
+
+
+def _parted(found: Any, name: str) -> tuple[Drawn, dict[str, float]]:
+    """What a plan's `collect` returned, the metrics as floats in a dict of their own."""
     wanted = "it must return (Drawn, metrics), the metrics numbers by name"
     if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], Drawn):
         raise ValueError(f"{name}: collect returned {type(found).__name__}; {wanted}")
@@ -71,8 +134,26 @@ def _dry_run(plan: Plan, name: str, samples: int) -> tuple[list[tuple], Drawn]:
     if not isinstance(metrics, Mapping) or not all(
         isinstance(key, str) and isinstance(value, numbers.Real) for key, value in metrics.items()
     ):
-        raise ValueError(f"{name}: collect returned metrics {metrics!r}; {wanted}")
-    return rounds, drawn
+        raise ValueError(f"{name}: collect returned metrics {_shown(metrics)}; {wanted}")
+    return drawn, {key: float(value) for key, value in metrics.items()}
+
+
+def _shown(value: Any) -> str:
+    """A value on one line, cut where it is long."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."
+
+
+def _dry_run(plan: Plan, name: str, samples: int) -> tuple[list[tuple], list[int]]:
+    """The rounds that a plan draws of zeros, and the prompt that each row it returns answers."""
+    rounds = []
+
+    def draw(items: Sequence[Item], each: int, round: int) -> Drawn:
+        rounds.append(([item.index for item in items], each))
+        return _zeros(items, each)
+
+    drawn, _ = guarded(plan, name).collect(draw, _prompts, _PROMPTS, samples)
+    return rounds, _answered(drawn)
 
 
 def _answered(drawn: Drawn) -> list[int]:
@@ -105,9 +186,10 @@ def _zeros(items: Sequence[Item], samples: int) -> Drawn:
     return Drawn(rollout, [""] * rows, list(items))
 
 
-def _check_rows(drawn: Drawn, name: str, samples: int, grouped: bool) -> None:
-    rollout, rows = drawn.rollout, _PROMPTS * samples
-    wanted = f"there must be {rows}, for {_PROMPTS} prompts with {samples} responses each"
+def _check_rows(drawn: Drawn, name: str, count: int, samples: int, grouped: bool) -> None:
+    """Raise ValueError unless there is a row for each of `samples` responses to `count` prompts."""
+    rollout, rows = drawn.rollout, count * samples
+    wanted = f"there must be {rows}, for {count} prompts with {samples} responses each"
     if not isinstance(rollout, Rollout):
         raise ValueError(
             f"{name}: collect returned a rollout of type {type(rollout).__name__}; it must be a "
@@ -117,7 +199,8 @@ def _check_rows(drawn: Drawn, name: str, samples: int, grouped: bool) -> None:
         values = getattr(drawn, field)
         if not isinstance(values, Sequence) or not all(isinstance(x, kind) for x in values):
             raise ValueError(
-                f"{name}: collect returned {field} {values!r}; it must be a list of {kind.__name__}"
+                f"{name}: collect returned {field} {_shown(values)}; it must be a list of "
+                f"{kind.__name__}"
             )
     if len(drawn.texts) != rows:
         raise ValueError(f"{name}: collect returned {len(drawn.texts)} texts; {wanted}")
@@ -128,20 +211,20 @@ def _check_rows(drawn: Drawn, name: str, samples: int, grouped: bool) -> None:
                 "along its first axis"
             )
     groups = np.asarray(rollout.groups)
-    inside = np.issubdtype(groups.dtype, np.integer) and groups.min() >= 0
+    inside = groups.ndim == 1 and np.issubdtype(groups.dtype, np.integer) and groups.min() >= 0
     if not inside or groups.max() >= len(drawn.items):
         raise ValueError(
-            f"{name}: collect returned groups {groups.tolist()}; they must be indices of the "
-            f"{len(drawn.items)} items"
+            f"{name}: collect returned groups {_shown(groups.tolist())}; they must be "
+            f"indices of the {len(drawn.items)} items"
         )
     if not grouped:
         return
-    together = groups.reshape(_PROMPTS, samples)
+    together = groups.reshape(count, samples)
     if samples < 2 or rollout.samples != samples or not (together == together[:, :1]).all():
         raise ValueError(
-            f"{name}: gives has 'groups', and collect returned groups {groups.tolist()} with "
-            f"samples={rollout.samples}; the {samples} rows of a prompt must be consecutive, at "
-            "least 2 of them"
+            f"{name}: gives has 'groups', and collect returned groups {_shown(groups.tolist())} "
+            f"with samples={rollout.samples}; the {samples} rows of a prompt must be consecutive, "
+            "at least 2 of them"
         )
 
 

@@ -36,8 +36,8 @@ class Plan(NamedTuple):
       collect: (draw, prompts, count, samples) -> the iteration's rollout of count * samples rows,
         and metrics by name. `prompts(n)` gives the first n of the iteration's prompts; it is a pure
         function, and those of a smaller n are the first of those of a larger one. `collect` is a
-        pure function of what it draws, so that a resumed run repeats it. Every round draws equally
-        many rows, so that sampling is compiled once.
+        pure function of what it draws, so that a resumed run repeats it. Every round should draw
+        equally many rows: sampling is compiled anew for another number.
       gives: "groups" where samples >= 2 responses to one prompt are consecutive.
     """
 

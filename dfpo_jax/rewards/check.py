@@ -1,5 +1,7 @@
 """Checks a link of the user's own, once before training and whenever it is applied."""
 
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +32,9 @@ def check_link(
       trains anything.
 
     Raises:
-      ValueError: it is no `Link`, one of its functions fails, is impure or gives something else
-        than it must; one line that names the class, the function and what is expected.
+      ValueError: it is no `Link`, one of its fields is wrong, one of its functions fails,
+        is impure or gives something else than it must; one line that names the class, the function
+        and what is expected.
     """
     if not isinstance(link, Link):
         raise ValueError(
@@ -43,14 +46,20 @@ def check_link(
             raise ValueError(
                 f"{name}: {function} is {getattr(link, function)!r}; it must be a function"
             )
+    if not isinstance(link.words, str):
+        raise ValueError(f"{name}: words is {link.words!r}; it must be a string")
+    real = isinstance(link.unit, numbers.Real) and not isinstance(link.unit, bool)
+    if not real or not 0.0 < link.unit < math.inf:
+        raise ValueError(f"{name}: unit is {link.unit!r}; it must be a finite number above 0")
     guarded = link._replace(
+        unit=float(link.unit),
         apply=lambda rewards, scored: _applied(link, name, rewards, scored),
         range=lambda bounds: _range(link, name, bounds),
     )
     scored = _trial(bounds, items or _MADE_UP)
     given, twice = scored.clean.copy(), []
     for _ in range(2):
-        twice.append(call_custom(name, "apply", lambda: guarded.apply(given, scored)).copy())
+        twice.append(guarded.apply(given, scored).copy())
         if not np.array_equal(given, scored.clean):
             raise ValueError(
                 f"{name}: apply changed the rewards that it was given; it must return new ones"
@@ -72,7 +81,7 @@ def _trial(bounds: Range | None, items: Sequence[Item]) -> Scored:
 
 
 def _applied(link: Link, name: str, rewards: np.ndarray, scored: Scored) -> np.ndarray:
-    found = link.apply(rewards, scored)
+    found = call_custom(name, "apply", lambda: link.apply(rewards, scored))
     wanted = f"it must return a numpy array float32 {rewards.shape}, a reward for each response"
     if not isinstance(found, np.ndarray):
         raise ValueError(f"{name}: apply returned {type(found).__name__}; {wanted}")

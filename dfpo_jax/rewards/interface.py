@@ -55,7 +55,8 @@ class Link(NamedTuple):
         where the link cannot work on such rewards.
       words: what the link does, for the report, such as "20% of wrong responses were rewarded as
         right".
-      unit: how much one unit of the rewards that come in amounts to in those that come out.
+      unit: how much one unit of the rewards that come in amounts to in those that come out; above 0
+        and finite.
     """
 
     apply: Callable[[np.ndarray, Scored], np.ndarray]

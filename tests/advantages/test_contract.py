@@ -62,6 +62,18 @@ def tokens(view, steps, rollout):
     return jnp.sum(rollout.tokens, axis=1, keepdims=True) * steps.mask
 
 
+def spread(view, steps, rollout):
+    """By the law's own spread, which may be none."""
+    return steps.rewards * steps.mask / jnp.std(view.law[:, :-1], axis=-1)
+
+
+def of_group(view, steps, rollout):
+    """By the deviation of a prompt's rewards, which may be none."""
+    rewards = rollout.rewards.reshape(-1, 2)
+    units = (rewards - rewards.mean(axis=1, keepdims=True)) / rewards.std(axis=1, keepdims=True)
+    return units.reshape(-1, 1) * steps.mask
+
+
 FINITE = "estimate must be finite, outside the mask and in empty rows too"
 JUNK = "estimate must not change with what lies outside the mask or in empty rows"
 VALUE = frozenset({"value"})
@@ -73,6 +85,8 @@ VALUE = frozenset({"value"})
         (Advantage(mean_reward), FINITE),
         (Advantage(deviation), FINITE),
         (Advantage(logarithm), FINITE),
+        (Advantage(spread, frozenset({"law"})), FINITE),
+        (Advantage(of_group), FINITE),
         (Advantage(to_go), JUNK),
         (Advantage(next_value, VALUE), JUNK),
         (Advantage(tokens), JUNK),

@@ -137,6 +137,7 @@ def test_bad_settings_are_named(settings, options, message):
         settings(**options)
 
 
-def test_a_negative_floor_is_named():
-    with pytest.raises(ValueError, match="floor is -0.1"):
-        Sigma(floor=-0.1)
+@pytest.mark.parametrize("floor", [-0.1, 0.0, 1e-50, float("nan")])
+def test_a_floor_that_may_divide_by_zero_is_named(floor):
+    with pytest.raises(ValueError, match=f"floor is {floor}; it must lie in .1e-06, inf"):
+        Sigma(floor=floor)

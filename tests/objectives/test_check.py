@@ -57,12 +57,21 @@ def while_loop(live, batch, context, own):
     }
 
 
+def of_known_losses(controls, means):
+    """By the means of its own losses, of those beside it, and of "kl_old"."""
+    names = [f"policy/{name}" for name in ("loss", "gain", "entropy", "kl", "kl_old")]
+    assert "policy/nothing" not in means and means.get("policy/nothing") is None
+    mean = sum(means[name] for name in names)
+    return {"width": mean} if math.isfinite(mean) else {}
+
+
 @pytest.mark.parametrize(
     "objective",
     [
         Objective(reinforce),
         NETWORK,
         NETWORK._replace(adapt=by_jax),
+        NETWORK._replace(adapt=of_known_losses),
         NETWORK._replace(adapt=on_the_host),
         Clip().build(),
     ],
@@ -80,6 +89,10 @@ def changed(**fields):
     """An objective whose `Loss` has other fields."""
     loss = Loss(jnp.zeros((2, 3)))._replace(**fields)
     return Objective(lambda *_: {"loss": loss})
+
+
+def named(name):
+    return lambda live, *_: {name: Loss(live.log_probs)}
 
 
 def controlled(**changes):
@@ -129,7 +142,8 @@ KNOWN = "it must return finite numbers by name, of kl_coefficient, value_scale, 
         (Objective(while_loop), "the gradient of terms raised ValueError: Reverse-mode"),
         (
             Objective(lambda live, *_: {"kl": Loss(live.log_probs)}),
-            "terms returned a loss 'kl', a name that is taken; taken are entropy, kl, kl_old",
+            "terms returned a loss 'kl', a name that is taken; taken are entropy, "
+            "gradient_norm, kl, kl_coefficient, kl_old",
         ),
         (
             controlled(init=lambda key, width: {"w": 1.0}),
@@ -153,6 +167,30 @@ KNOWN = "it must return finite numbers by name, of kl_coefficient, value_scale, 
         (
             controlled(controls={"kl_coefficient": 1.0}),
             "controls has 'kl_coefficient', a name that is taken; taken are kl_coefficient, value_",
+        ),
+        *(
+            (Objective(named(name)), f"terms returned a loss {name!r}, a name that is taken; taken")
+            for name in ("gradient_norm", "kl_old", "kl_coefficient")
+        ),
+        *(
+            (
+                Objective(reinforce, controls={name: 1.0}),
+                f"controls has {name!r}, a name that is taken; taken are entropy, gradient_norm, ",
+            )
+            for name in ("gradient_norm", "kl_old", "entropy")
+        ),
+        (
+            Objective(reinforce, controls={"loss": 1.0}),
+            "controls has 'loss', and terms returned a loss of that name; both would be the metric "
+            "'policy/loss'",
+        ),
+        *(
+            (
+                controlled(adapt=lambda c, means, name=name: {"width": means[name]}),
+                f'adapt raised KeyError: "{name!r} is no loss; there are policy/entropy, '
+                'policy/gain, policy/kl, policy/kl_old, policy/loss"',
+            )
+            for name in ("policy/gian", "gain", "policy/width", "policy/gradient_norm")
         ),
         (controlled(observe=lambda c: 1.0), f"observe returned float; {KNOWN}"),
         (controlled(observe=lambda c: {"wide": 1.0}), f"observe returned 1.0 for 'wide'; {KNOWN}"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dfpo_jax.plans import Plans, check_plan, join
+from dfpo_jax.plans.check import guarded
 from dfpo_jax.plans.interface import Drawn, Plan
 from dfpo_jax.tasks.base import Item
 from dfpo_jax.types import Rollout
@@ -114,6 +115,7 @@ def test_a_name_that_no_plan_has_is_refused_and_settings_that_no_plan_reads():
 
 SOURCE = '''
 import dataclasses
+from dfpo_jax.plans.check import guarded
 from dfpo_jax.plans.interface import Plan, join
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +218,11 @@ def impure():
         ),
         (Plan(changed(samples=1), frozenset({"groups"})), "gives has 'groups', .* samples=1"),
         (Plan(same_round_twice), "collect drew round 0; rounds must be numbered .* the next is 1"),
+        (Plan(lambda d, p, c, s: d(p(c)[:0], s, 0)), r"collect drew responses to \[\]; it must"),
+        (Plan(lambda d, p, c, s: d("ab", s, 0)), "collect drew responses to 'ab'; it must be"),
+        (Plan(lambda d, p, c, s: d(p(c), 0, 0)), "collect drew 0 responses per prompt; it must"),
+        (Plan(lambda d, p, c, s: d(p(c / 2), s, 0)), "collect asked for 2.0 prompts; it must be"),
+        (Plan(changed(groups=np.zeros((8, 1), int))), "collect returned groups .* indices of"),
         (Plan(endless), "collect drew 1000 rounds for 4 prompts; it must end"),
         (Plan(impure()), "collect did something else the second time; it must be a pure"),
     ],
@@ -228,3 +235,60 @@ def test_what_breaks_the_contract_is_one_line(plan, said):
 
 def test_without_groups_rows_may_lie_in_any_order():
     check_plan(Plan(changed(groups=np.arange(8, dtype=np.int32) % 4)), "my_plans:Mine", 2)
+
+
+class Unverified(RuntimeError):
+    """What drawing raises."""
+
+
+def in_training(own, draw=draw, samples=2):
+    """A plan that passes the trial with 4 prompts, and collects for 6 as it does in training."""
+
+    def collect(draw, prompts, count, samples):
+        return (one_round if count == 4 else own)(draw, prompts, count, samples)
+
+    check_plan(Plan(collect), "my_plans:Mine", samples)
+    return guarded(Plan(collect), "my_plans:Mine").collect(draw, prompts, 6, samples)
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (lambda d, p, c, s: one_round(d, p, 5, s), "collect returned 10 texts; there must be 12, "),
+        (changed(rewards=np.zeros(8)), r"collect returned rollout.rewards of shape \(8,\); .* 12"),
+        (changed(groups=np.arange(12)), "collect returned groups .* indices of the 6 items"),
+        (
+            changed(items=np.zeros(400)),
+            r"collect returned items array\(.*\.\.\.; it must be a list",
+        ),
+        (same_round_twice, "collect drew round 0; .* the next is 1"),
+        (lambda d, p, c, s: d(p(c), s, 1), "collect drew round 1; .* the next is 0"),
+        (endless, "collect drew 1500 rounds for 6 prompts; it must end"),
+        (lambda d, p, c, s: p(c)[c], "collect raised IndexError: list index out of range"),
+        (lambda d, p, c, s: None, "collect returned NoneType; it must return"),
+    ],
+)
+def test_what_a_plan_does_in_training_is_checked_too(own, said):
+    with pytest.raises(ValueError, match=f"^my_plans:Mine: {said}") as refused:
+        in_training(own)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
+
+
+def test_a_plan_that_is_built_is_guarded(module):
+    plan = Plans(name="own_plans:Halves").build(2)
+    with pytest.raises(ValueError, match="^own_plans:Halves: collect returned 8 texts; .* be 10"):
+        plan.collect(draw, prompts, 5, 2)
+
+
+def test_what_drawing_raises_passes_as_it_is():
+    def failing(items, samples, round):
+        raise Unverified("the verifier failed")
+
+    with pytest.raises(Unverified, match="^the verifier failed$"):
+        in_training(one_round, failing)
+
+
+def test_metrics_of_a_plan_are_floats_in_a_dict_of_their_own():
+    kept = {"a": np.float32(0.5)}
+    _, metrics = in_training(lambda *inputs: (one_round(*inputs)[0], kept))
+    assert metrics == {"a": 0.5} and type(metrics["a"]) is float and metrics is not kept

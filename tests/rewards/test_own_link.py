@@ -87,6 +87,10 @@ def same(bounds):
     return bounds
 
 
+def keep(rewards, scored):
+    return rewards
+
+
 def in_place(rewards, scored):
     rewards += 1
     return rewards
@@ -102,6 +106,14 @@ def unseeded(rewards, scored):
         (None, "build returned NoneType; it must return a dfpo_jax.rewards.interface.Link"),
         (Link(None, same), "apply is None; it must be a function"),
         (Link(lambda r, s: r, "same"), "range is 'same'; it must be a function"),
+        (Link(keep, same, 3), "words is 3; it must be a string"),
+        (Link(keep, same, None), "words is None; it must be a string"),
+        (Link(keep, same, unit="1"), "unit is '1'; it must be a finite number above 0"),
+        (Link(keep, same, unit=0.0), "unit is 0.0; it must be a finite number above 0"),
+        (Link(keep, same, unit=-1), "unit is -1; it must be a finite number above 0"),
+        (Link(keep, same, unit=np.inf), "unit is inf; it must be a finite number above 0"),
+        (Link(keep, same, unit=np.nan), "unit is nan; it must be a finite number above 0"),
+        (Link(keep, same, unit=None), "unit is None; it must be a finite number above 0"),
         (Link(lambda r: r, same), "apply raised TypeError"),
         (Link(lambda r, s: r[s.payload], same), "apply raised AttributeError"),
         (Link(lambda r, s: list(r), same), r"apply returned list; .*numpy array float32 \(3,\)"),
@@ -154,3 +166,16 @@ def test_what_a_link_gives_is_checked_in_training_too():
     with np.errstate(divide="ignore"):
         with pytest.raises(ValueError, match=r"m:L: apply made inf of the reward 1.0; it must be"):
             guarded.apply(clean, scored(clean, (1.0, 2.0), 3))
+
+
+def test_what_a_link_raises_in_training_is_one_line():
+    def apply(rewards, scored):
+        if scored.step == 3:
+            raise KeyError("no\nweights")
+        return rewards
+
+    guarded = check_link(Link(apply, same, unit=np.float32(2)), "m:L", (1.0, 2.0))
+    assert guarded.unit == 2.0 and type(guarded.unit) is float
+    clean = np.ones(2, np.float32)
+    with pytest.raises(ValueError, match=r"^m:L: apply raised KeyError: 'no\\nweights'$"):
+        guarded.apply(clean, scored(clean, (1.0, 2.0), 3))
