@@ -73,4 +73,4 @@ def test_a_right_advantage_passes(advantage):
     ],
 )
 def test_what_breaks_the_interface_is_one_line(advantage, said):
-    refused(f"m:A: {said}", check_advantage, advantage, "m:A")
+    assert refused(f"m:A: {said}", check_advantage, advantage, "m:A")

@@ -198,9 +198,9 @@ def test_a_part_is_checked_once_for_the_same_settings(module):
 def test_the_parts_above_keep_the_contracts(module):
     parse_config(ALL)
     own = sys.modules["own_parts"]
-    contracts.critic(own.Mean())
-    contracts.advantage(own.Batch())
-    contracts.objective(own.Reinforce(network=True))
+    assert contracts.critic(own.Mean()) is None
+    assert contracts.advantage(own.Batch()) is None
+    assert contracts.objective(own.Reinforce(network=True)) is None
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_the_parts_above_keep_the_contracts(module):
 def test_every_type_of_a_field_can_be_set(hint, value, expected):
     part = dataclasses.make_dataclass("Part", [("x", hint, None)])
     if expected is None:
-        refused("custom.x is", parse_section, part(), {"x": value}, "custom")
+        assert refused("custom.x is", parse_section, part(), {"x": value}, "custom")
     else:
         assert parse_section(part(), {"x": value}, "custom").x == expected
 
@@ -312,7 +312,7 @@ OWN = "or module:Class of your own"
 def test_what_cannot_be_loaded_is_one_line_that_names_the_section(module, section, values, said):
     default = parse_config({})
     said = said.replace("{}", ", ".join(getattr(default, section).parts))
-    refused(f"config.{section}.{said}", parse_config, {section: values})
+    assert refused(f"config.{section}.{said}", parse_config, {section: values})
 
 
 def test_an_unknown_setting_of_a_part_names_those_that_it_has(module):
@@ -337,7 +337,7 @@ def test_what_is_wrong_with_a_part_is_one_line(module, section, name):
     }[name]
     if (section, name) == ("advantage", "Transposed"):
         said = "estimate returned float32 (3, 2); it must return floats [B, R] (here (2, 3))"
-    refused(
+    assert refused(
         f"config: own_parts:{name}: {said}", parse_config, {section: {"name": f"own_parts:{name}"}}
     )
 
@@ -345,7 +345,7 @@ def test_what_is_wrong_with_a_part_is_one_line(module, section, name):
 def test_an_objective_that_takes_a_name_is_refused(module):
     own = {"name": "own_parts:Reinforce", "custom": {"name": "entropy"}}
     said = "own_parts:Reinforce: terms returned a loss 'entropy', a name that is taken; taken are"
-    refused(f"config: {said}", parse_config, {"objective": own})
+    assert refused(f"config: {said}", parse_config, {"objective": own})
 
 
 def test_what_no_part_gives_is_said(module):
@@ -363,7 +363,7 @@ def test_a_part_that_was_loaded_anew_is_checked_anew(module):
         SOURCE.replace("[:, None] * steps.mask\n        return Adv", "\n        return Adv")
     )
     sys.modules.pop("own_parts")
-    refused("config: own_parts:Batch: estimate returned float32 ", parse_config, name)
+    assert refused("config: own_parts:Batch: estimate returned float32 ", parse_config, name)
 
 
 PROGRAM = """

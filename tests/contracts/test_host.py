@@ -16,15 +16,15 @@ from dfpo_jax.rewards.gaussian import Gaussian
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-2.0, 3.0), None])
 @pytest.mark.parametrize("settings", [Clip(bound=0.5), Gaussian(std=0.1)], ids=["clip", "gaussian"])
 def test_a_link_keeps_the_contract(settings, bounds):
-    contracts.link(settings, bounds)
+    assert contracts.link(settings, bounds) is None
 
 
 def test_a_link_that_breaks_it_is_refused():
     link = Link(lambda rewards, scored: rewards + np.float32(1.0), lambda bounds: bounds)
     said = "Given: apply made 1.5 of the reward 0.5; it must be within (0.0, 1.0)"
-    refused(said, contracts.link, Given(link), error=AssertionError)
+    assert refused(said, contracts.link, Given(link), error=AssertionError)
     said = "Clip: build returned NoneType; it must return a dfpo_jax.rewards.interface.Link"
-    refused(said, contracts.link, Clip(), error=AssertionError)
+    assert refused(said, contracts.link, Clip(), error=AssertionError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Wrong:
 
 @pytest.mark.parametrize("name", Plans().parts)
 def test_a_plan_keeps_the_contract(name):
-    contracts.plan(Plans().parts[name])
+    assert contracts.plan(Plans().parts[name]) is None
 
 
 def test_a_plan_that_breaks_it_with_two_responses_is_refused():
     said = "Wrong: collect returned 6 texts; there must be 8"
-    refused(said, contracts.plan, Wrong(), error=AssertionError)
+    assert refused(said, contracts.plan, Wrong(), error=AssertionError)

@@ -111,7 +111,7 @@ def test_a_right_critic_passes(critic):
     ],
 )
 def test_what_breaks_the_interface_is_one_line(changes, said):
-    refused(f"m:C: {said}", check_critic, SCALAR._replace(**changes), "m:C")
+    assert refused(f"m:C: {said}", check_critic, SCALAR._replace(**changes), "m:C")
 
 
 @pytest.mark.parametrize(("name", "here"), [("law", "(2, 4, M)"), ("returns", "(2, 3, S)")])
@@ -125,11 +125,11 @@ def test_a_missing_state_or_token_is_seen(name, here):
 def test_one_result_for_every_number_of_states_is_seen():
     """`predict` reads s_0 .. s_{R-1}, `trajectories` one state."""
     wrong = SCALAR._replace(law=lambda values: jnp.zeros((2, 4, 1)))
-    refused("m:C: law returned float32 (2, 4, 1); it must", check_critic, wrong, "m:C")
+    assert refused("m:C: law returned float32 (2, 4, 1); it must", check_critic, wrong, "m:C")
 
 
 def test_what_is_no_critic_is_named():
     wanted = "it must return a dfpo_jax.critics.interface.Critic"
-    refused(f"m:C: build returned NoneType; {wanted}", check_critic, None, "m:C")
-    refused(f"m:C: build returned tuple; {wanted}", check_critic, tuple(SCALAR), "m:C")
+    assert refused(f"m:C: build returned NoneType; {wanted}", check_critic, None, "m:C")
+    assert refused(f"m:C: build returned tuple; {wanted}", check_critic, tuple(SCALAR), "m:C")
     assert Critic._fields[:3] == ("init", "read", "law")

@@ -54,7 +54,7 @@ REGISTERED = {name: part for name, part in Critics().parts.items() if part.build
     ],
 )
 def test_a_critic_keeps_the_contract(settings):
-    contracts.critic(settings)
+    assert contracts.critic(settings) is None
 
 
 def test_only_none_is_no_critic():
@@ -162,7 +162,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("part", "said"), WRONG.values(), ids=WRONG)
 def test_what_breaks_the_contract_is_seen(part, said):
-    refused(f"Given: {said}", contracts.critic, Given(part), error=AssertionError)
+    assert refused(f"Given: {said}", contracts.critic, Given(part), error=AssertionError)
 
 
 def test_a_registered_part_is_in_the_registry_that_these_tests_run_over():

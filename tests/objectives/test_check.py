@@ -206,7 +206,7 @@ KNOWN = "it must return finite numbers by name, of kl_coefficient, value_scale, 
     ],
 )
 def test_what_breaks_the_interface_is_one_line(objective, said):
-    refused(f"m:O: {said}", check_objective, objective, "m:O", OTHERS)
+    assert refused(f"m:O: {said}", check_objective, objective, "m:O", OTHERS)
 
 
 def test_the_reference_is_there_where_it_is_needed():
@@ -214,4 +214,6 @@ def test_the_reference_is_there_where_it_is_needed():
         return {"distance": Loss(live.log_probs - batch.ref_log_probs)}
 
     check_objective(Objective(terms, frozenset({"reference"})), "m:O", OTHERS)
-    refused("m:O: terms raised", functools.partial(check_objective, Objective(terms)), "m:O", {})
+    assert refused(
+        "m:O: terms raised", functools.partial(check_objective, Objective(terms)), "m:O", {}
+    )

@@ -24,7 +24,7 @@ REGISTERED = Objectives().parts | Objectives().added
     "settings", [pytest.param(part, id=name) for name, part in (REGISTERED | OTHERS).items()]
 )
 def test_an_objective_keeps_the_contract(settings):
-    contracts.objective(settings)
+    assert contracts.objective(settings) is None
 
 
 def terms(function):
@@ -113,7 +113,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("part", "said"), WRONG.values(), ids=WRONG)
 def test_what_breaks_the_contract_is_seen(part, said):
-    refused(f"Given: {said}", contracts.objective, Given(part), error=AssertionError)
+    assert refused(f"Given: {said}", contracts.objective, Given(part), error=AssertionError)
 
 
 def test_an_objective_with_a_network_rows_and_controls_of_its_own_keeps_it():
@@ -129,4 +129,4 @@ def test_an_objective_with_a_network_rows_and_controls_of_its_own_keeps_it():
         controls={"width": 1.0},
         adapt=lambda controls, means: {"width": min(2.0, 1.1 * controls["width"])},
     )
-    contracts.objective(Given(part))
+    assert contracts.objective(Given(part)) is None
