@@ -95,7 +95,9 @@ class Settings(ConfigDict):
             return
         old, path = self._fields.get(key), self._path + key
         root = self._root
-        whole = isinstance(old, Settings) and isinstance(value, Mapping | ConfigDict)
+        # ml_collections makes dictionaries, which are settings themselves, of this class too.
+        is_section = isinstance(old, Settings) and old._root is root
+        whole = is_section and isinstance(value, Mapping | ConfigDict)
         if whole:  # what the new section leaves out has its default again
             section = self._fields[key] = Settings()
             _fill(section, attrgetter(path)(root._defaults), root, f"{path}.")
@@ -148,8 +150,9 @@ def _fill(section: Settings, default: Any, root: Settings, path: str) -> None:
 
 def _link(section: Settings, root: Settings, path: str) -> None:
     """Makes a section remember, and all sections in it."""
+    default = attrgetter(path[:-1])(root._defaults) if path else root._defaults
     for key, value in section._fields.items():
-        if isinstance(value, Settings):
+        if isinstance(value, Settings) and dataclasses.is_dataclass(getattr(default, key, None)):
             _link(value, root, f"{path}{key}.")
     object.__setattr__(section, "_path", path)
     object.__setattr__(section, "_root", root)

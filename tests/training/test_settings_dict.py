@@ -190,5 +190,16 @@ def test_a_mapping_of_another_shape_is_one_line(source, said):
 
 def test_a_value_for_a_section_names_its_settings(tmp_path, monkeypatch):
     file = command_lines.write(tmp_path / "config.py")
-    with pytest.raises(Exception, match="config.critic is a section; set one of its settings: cus"):
+    with pytest.raises(Exception, match="config.critic is a section; set one of its settings: "):
         command_lines.read(monkeypatch, file, "--config.critic=scalar")
+
+
+@pytest.mark.parametrize("duplicate", [lambda x: x, copy.copy, copy.deepcopy])
+def test_a_dictionary_that_is_a_setting_is_assigned_as_one(duplicate):
+    config = default_config()
+    for values in ({"a": 1, "b": {"c": 2}}, {}, {"d": 3}):
+        config.task.parameters = values
+        config = duplicate(config)
+        assert parse_config(config).task.parameters == values
+    config.algorithm = "ppo"
+    assert parts(config) == PPO
