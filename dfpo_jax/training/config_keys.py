@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from dfpo_jax.training.moved_settings import MOVED
+from dfpo_jax.training.moved_settings import ALSO, MOVED
 
 _SIBLING, _ANYWHERE, _MOST = 0.7, 0.8, 3
 
@@ -55,7 +55,9 @@ def moved_setting(path: str, value: Any, default: Any) -> str:
             if sentence := moved_setting(f"{path}.{name}", value[name], default):
                 return sentence
     section, _, name = path.rpartition(".")
-    if now := MOVED.get(path) or (f"{MOVED[section]}.{name}" if section in MOVED else ""):
+    old, suffix = (path, "") if path in MOVED else (section, f".{name}")
+    if old in MOVED:
+        now = " or config.".join(x + suffix for x in (MOVED[old], *ALSO.get(old, ())))
         return f"config.{path} is of an earlier version; it is now config.{now}"
     inside = [new for old, new in MOVED.items() if old.startswith(f"{path}.")]
     sections = sorted({f"config.{new.partition('.')[0]}" for new in inside})

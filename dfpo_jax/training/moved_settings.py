@@ -40,3 +40,14 @@ MOVED = {
     "value_clip": "critic.scalar.value_clip",
 }
 """Dotted name -> dotted name; a section stands for all settings in it that are not listed."""
+
+ALSO = {
+    "noise.seed": ("rewards.gaussian.seed", "rewards.spike.seed"),
+    "policy.gae_lambda": ("advantage.sigma.lambda_", "advantage.rank.lambda_"),
+    "policy.length_adaptive_alpha": (
+        "advantage.sigma.length_adaptive_alpha",
+        "advantage.rank.length_adaptive_alpha",
+    ),
+    "risk": ("advantage.sigma.risk",),
+}
+"""Where a setting of an earlier version is as well, for parts other than that in `MOVED`."""

@@ -8,7 +8,7 @@ from absl import flags
 
 from dfpo_jax.training.config import Config, default_config, parse_config
 from dfpo_jax.training.config_keys import setting_paths
-from dfpo_jax.training.moved_settings import MOVED
+from dfpo_jax.training.moved_settings import ALSO, MOVED
 
 # Names by section of what the version before had and this one has not.
 OLD = {
@@ -37,7 +37,7 @@ def where(sentence, old):
     start = f"config.{old} is of an earlier version; it is now config."
     assert sentence.startswith(start), sentence
     now = sentence.removeprefix(start)
-    assert now in PATHS and "\n" not in sentence
+    assert set(now.split(" or config.")) <= PATHS and "\n" not in sentence
     return now
 
 
@@ -48,9 +48,11 @@ def test_an_old_name_says_where_it_is_now(old):
         nested = {part: nested}
     with pytest.raises(ValueError) as error:
         parse_config(nested)
-    now = where(str(error.value), old)
-    value = operator.attrgetter(now)(Config())
-    assert isinstance(value, bool | int | float | str)  # a setting, not a section
+    now, *others = where(str(error.value), old).split(" or config.")
+    for name in (now, *others):
+        value = operator.attrgetter(name)(Config())
+        assert isinstance(value, bool | int | float | str)  # a setting, not a section
+    assert bool(others) == (old in ALSO or old.split(".")[0] in ALSO)
     section = old.split(".")[0]
     with pytest.raises(AttributeError, match=rf"config\.{section}\S* is of an earlier version; it"):
         operator.attrgetter(old)(default_config())  # in a file
@@ -60,6 +62,7 @@ def test_every_entry_is_of_an_old_name_and_leads_to_a_new_one():
     sections = {name for name in OLD if name}
     assert set(MOVED) <= {*NAMES, *sections} and not set(MOVED) & PATHS
     assert set(MOVED.values()) <= PATHS
+    assert set(ALSO) <= set(MOVED) and {x for new in ALSO.values() for x in new} <= PATHS
     assert not set(NAMES) & PATHS
 
 
