@@ -5,6 +5,7 @@ PRESETS = {
     "dfpo": {},
     # arXiv 1707.06347.
     "ppo": {"critic.name": "scalar"},
+    "hl_gauss": {"critic.name": "categorical"},  # arXiv 2403.03950
     # arXiv 2402.03300, section 4.1, without its KL to the reference, which `objective.kl` adds.
     "grpo": {
         "critic.name": "none",

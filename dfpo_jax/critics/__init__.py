@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from dfpo_jax.critics.categorical import Categorical
 from dfpo_jax.critics.check import check_critic
 from dfpo_jax.critics.flow import Flow
 from dfpo_jax.critics.interface import Critic
@@ -42,6 +43,7 @@ class Critics(Choice):
     none: NoCritic = field(default_factory=NoCritic)
     scalar: Scalar = field(default_factory=Scalar)
     quantile: Quantile = field(default_factory=Quantile)
+    categorical: Categorical = field(default_factory=Categorical)
     flow: Flow = field(default_factory=Flow)
 
     def __post_init__(self):
