@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax import ops
-from dfpo_jax.critics.interface import Critic, at_successors, init_head
+from dfpo_jax.critics.interface import Critic, at_successors, init_head, mixed_returns
 from dfpo_jax.models.value_heads import QuantileHead
 from dfpo_jax.settings import check_interval
 from dfpo_jax.types import Array, Loss
@@ -62,15 +62,7 @@ class Categorical:
             return jnp.vectorize(inverse, signature="(k)->(m)")(mass)
 
         def returns(key, log_probs, steps, lambda_):
-            return ops.lambda_mixture(
-                key,
-                steps.rewards,
-                at_successors(law(log_probs), steps),
-                steps.mask,
-                discount=steps.discount,
-                lambda_=lambda_,
-                truncated=steps.bootstrap,
-            )
+            return mixed_returns(key, at_successors(law(log_probs), steps), steps, lambda_)
 
         def targets(*inputs):
             samples = returns(*inputs)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dfpo_jax import ops
 from dfpo_jax.critics.flow_inference import noise_grid, one_step
-from dfpo_jax.critics.interface import draw
+from dfpo_jax.critics.interface import draw, mixed_returns
 from dfpo_jax.models.value_flow import Velocity
 from dfpo_jax.types import Array, Loss, Steps
 
@@ -51,13 +51,9 @@ def return_samples(
     reader, mask = config.reader, steps.mask
     shape = (*steps.rewards.shape, config.num_samples)
     noise_key, mix_key = jax.random.split(key)
-    options = {"discount": steps.discount, "lambda_": lambda_}
     if config.target_mode == "mixture":
         samples = reader.samples(next_velocity, jax.random.normal(noise_key, shape))
-        targets = ops.lambda_mixture(
-            mix_key, steps.rewards, samples, mask, truncated=steps.bootstrap, **options
-        )
-        return reader.clipped(targets)
+        return reader.clipped(mixed_returns(mix_key, samples, steps, lambda_))
     grid = noise_grid(mask.shape, config.num_samples)
     last = ops.last_valid(mask)[..., None]
     final = jnp.sum(reader.samples(next_velocity, grid) * last, axis=1)
@@ -65,8 +61,9 @@ def return_samples(
         steps.rewards,
         reader.samples(velocity, grid),
         mask,
+        discount=steps.discount,
+        lambda_=lambda_,
         final_values=final * steps.bootstrap[:, None],
-        **options,
     )
     # Quantiles come in order and times are stratified along the same axis: break the tie.
     targets = jax.random.permutation(mix_key, targets, axis=-1, independent=True)

@@ -60,6 +60,26 @@ def at_successors(x: Array, steps: Steps) -> Array:
     return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
+def mixed_returns(key: Array, after: Array, steps: Steps, lambda_: Array | float) -> Array:
+    """Samples [B, R, S] of the return by the lambda-mixture, see `ops.lambda_mixture`.
+
+    Args:
+      key: PRNG key.
+      after: [B, R, S] samples of the return at the state after each token.
+      steps: rewards, mask, bootstraps and discount.
+      lambda_: a number or [B].
+    """
+    return ops.lambda_mixture(
+        key,
+        steps.rewards,
+        after,
+        steps.mask,
+        discount=steps.discount,
+        lambda_=lambda_,
+        truncated=steps.bootstrap,
+    )
+
+
 def draw(sampler: Callable, keys: Array, shape: tuple[int, ...]) -> Array:
     """`sampler(key, shape[1:])` for every row's own key: [B, ...]."""
     return jax.vmap(lambda key: sampler(key, shape[1:]))(keys)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax import ops
-from dfpo_jax.critics.interface import Critic, at_successors, init_head
+from dfpo_jax.critics.interface import Critic, at_successors, init_head, mixed_returns
 from dfpo_jax.models.value_heads import QuantileHead
 from dfpo_jax.settings import check_choice, check_interval
 from dfpo_jax.types import Loss
@@ -46,15 +46,7 @@ class Quantile:
 
         def returns(key, quantiles, steps, lambda_):
             if self.target_mode == "mixture":
-                return ops.lambda_mixture(
-                    key,
-                    steps.rewards,
-                    at_successors(quantiles, steps),
-                    steps.mask,
-                    discount=steps.discount,
-                    lambda_=lambda_,
-                    truncated=steps.bootstrap,
-                )
+                return mixed_returns(key, at_successors(quantiles, steps), steps, lambda_)
             return ops.lambda_average(
                 steps.rewards,
                 quantiles[:, :-1],
