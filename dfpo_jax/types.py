@@ -162,6 +162,10 @@ class Context:
     critic: ArrayTree | None = None
 
 
+VALUE_UNITS = {"value_shift": 0.0, "value_scale": 1.0}
+"""Controls that every algorithm has, with first values: mu and sigma of the value units."""
+
+
 @struct.dataclass
 class TrainState:
     """Everything that must survive a restart.

@@ -30,7 +30,7 @@ from dfpo_jax.algorithms.units import value_units
 from dfpo_jax.critics import Critic
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.objectives import Live, Objective
-from dfpo_jax.types import Array, ArrayTree, Loss, Rollout, Term, TrainState
+from dfpo_jax.types import VALUE_UNITS, Array, ArrayTree, Loss, Rollout, Term, TrainState
 
 
 class _Parts(NamedTuple):
@@ -63,7 +63,7 @@ def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> 
     def bound(function, wanted=True):
         return functools.partial(function, parts) if wanted else None
 
-    controls, networks = {"value_shift": 0.0, "value_scale": 1.0}, ["policy"]
+    controls, networks = dict(VALUE_UNITS), ["policy"]
     networks += [] if critic is None else ["critic"]
     for name, objective in objectives.items():
         controls |= objective.controls

@@ -11,10 +11,9 @@ import jax.numpy as jnp
 from dfpo_jax import trial
 from dfpo_jax.objectives.interface import Live, Objective, Old
 from dfpo_jax.settings import call_custom
-from dfpo_jax.types import Array, Batch, Context
+from dfpo_jax.types import VALUE_UNITS, Array, Batch, Context
 
 _B, _R, _P, _D = (trial.SIZES[letter] for letter in "BRPD")
-_UNITS = {"value_shift": 0.0, "value_scale": 1.0}
 _METRICS = ("gradient_norm", "kl_old")  # of every policy; a loss or control becomes "policy/NAME"
 
 
@@ -83,7 +82,7 @@ def all_controls(
     Raises:
       ValueError: the objective's own are no finite numbers, or one has a name that is taken.
     """
-    known = dict(_UNITS)
+    known = dict(VALUE_UNITS)
     for other in others.values():
         known |= other.controls
     if not isinstance(objective.controls, Mapping):

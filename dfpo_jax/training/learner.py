@@ -13,7 +13,7 @@ from dfpo_jax.memory import Checked
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import mesh_context, put_batch, put_replicated, shardings, to_host
 from dfpo_jax.training.update import PREPARE, Optimizers, Schedule, init_policy, init_state, update
-from dfpo_jax.types import Array, ArrayTree, Rollout, TrainState
+from dfpo_jax.types import VALUE_UNITS, Array, ArrayTree, Rollout, TrainState
 
 _LOG = logging.getLogger(__name__)
 
@@ -91,8 +91,7 @@ class Learner:
     @property
     def controls(self) -> tuple[str, ...]:
         """Names of what the objectives change between iterations."""
-        units = ("value_shift", "value_scale")
-        return tuple(name for name in self._algorithm.controls if name not in units)
+        return tuple(name for name in self._algorithm.controls if name not in VALUE_UNITS)
 
     @property
     def programs(self) -> dict[str, jax.stages.Wrapped]:
