@@ -70,18 +70,19 @@ def iteration(
 
 def _samples(drawn: Drawn, count: int) -> list[dict[str, Any]]:
     """The first responses of a rollout, as samples.jsonl has them."""
-    rollout, items = drawn.rollout, [drawn.items[int(group)] for group in drawn.rollout.groups]
+    rollout = drawn.rollout
+    items = [drawn.items[int(group)] for group in rollout.groups[:count]]
     return [
         {
-            "prompt": items[row].prompt,
+            "prompt": item.prompt,
             "response": drawn.texts[row],
-            "answer": items[row].answer,
+            "answer": item.answer,
             "reward": float(rollout.rewards[row]),
             "clean_reward": float(rollout.clean_rewards[row]),
             "tokens": int(rollout.mask[row].sum()),
             "truncated": bool(rollout.truncated[row]),
         }
-        for row in range(min(count, len(items)))
+        for row, item in enumerate(items)
     ]
 
 

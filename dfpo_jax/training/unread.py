@@ -24,10 +24,12 @@ def unread_setting(config: Any, name: str) -> str:
     if config.critic.name == "none" and (shared or name.startswith(_OF_CRITICS)):
         return "config.critic.name is 'none'; only a critic reads it"
     network = section.removesuffix("_optimizer")
-    own = network == "policy" and any(x.init for x in config.objective.build().values())
-    if network != section and network in config.train.frozen and not own:
-        return f"config.train.frozen names {network!r}; only a network that trains reads it"
-    return ""
+    if network == section or network not in config.train.frozen:
+        return ""
+    # Networks that objectives add are trained with the policy's settings.
+    if network == "policy" and any(x.init for x in config.objective.build().values()):
+        return ""
+    return f"config.train.frozen names {network!r}; only a network that trains reads it"
 
 
 def refuse_unread(config: Any, names: Iterable[str]) -> None:
