@@ -39,10 +39,8 @@ def check_unread(config: Any, *names: str, because: str) -> None:
     """
     for item in dataclasses.fields(config):
         made = item.default_factory is not dataclasses.MISSING
-        default, value = (
-            item.default_factory() if made else item.default,
-            getattr(config, item.name),
-        )
+        default = item.default_factory() if made else item.default
+        value = getattr(config, item.name)
         if item.name in names and value != default:
             raise ValueError(
                 f"{item.name} is {value!r}; {because}, so it must be left at {default!r}"

@@ -38,6 +38,10 @@ class Scalar:
         def read(params, states):
             return head.apply({"params": params}, states)
 
+        def returns(key, values, steps, lambda_):
+            del key
+            return lambda_returns(values, steps, lambda_)[..., None]
+
         def targets(key, values, steps, lambda_):
             del key
             return ScalarTargets(lambda_returns(values, steps, lambda_), values[:, :-1])
@@ -56,9 +60,7 @@ class Scalar:
             init=lambda key, width: init_head(head, key, jnp.zeros((1, width))),
             read=read,
             law=lambda values: values[..., None],
-            returns=lambda key, values, steps, lambda_: lambda_returns(values, steps, lambda_)[
-                ..., None
-            ],
+            returns=returns,
             targets=targets,
             losses=losses,
             gives=frozenset({"value"}),

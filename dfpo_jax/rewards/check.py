@@ -102,9 +102,9 @@ def _range(link: Link, name: str, bounds: Range | None) -> Range | None:
     found = call_custom(name, "range", lambda: link.range(bounds))
     if found is None:
         return None
-    numbers = isinstance(found, tuple) and len(found) == 2
-    numbers = numbers and all(isinstance(end, int | float | np.number) for end in found)
-    if not numbers or not (np.isfinite(found).all() and found[0] <= found[1]):
+    is_pair = isinstance(found, tuple) and len(found) == 2
+    is_pair = is_pair and all(isinstance(end, int | float | np.number) for end in found)
+    if not is_pair or not (np.isfinite(found).all() and found[0] <= found[1]):
         raise ValueError(
             f"{name}: range returned {found!r} for rewards in {bounds}; it must return None, where "
             "no bound is known, or (low, high), finite and in this order"
