@@ -27,7 +27,8 @@ ops.flow_matching
 ops.risk
 ops.quantiles
 ops.policy_gradients
-ops.divergences
+ops.divergences ops.sequences ops.trust_regions
+ops.flowrl
 ops
 models.lora
 models.config
