@@ -38,6 +38,7 @@ models.transformer
 models.decode
 models.value_flow
 models.value_heads
+models.partition
 models
 critics.interface
 critics.flow_inference

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from dfpo_jax import trial
 from dfpo_jax.objectives.interface import Live, Objective, Old
 from dfpo_jax.settings import call_custom
-from dfpo_jax.types import VALUE_UNITS, Array, Batch, Context
+from dfpo_jax.types import VALUE_UNITS, Array, Batch, Context, Expert, Rollout
 
 _B, _R, _P, _D = (trial.SIZES[letter] for letter in "BRPD")
 _METRICS = ("gradient_norm", "kl_old")  # of every policy; a loss or control becomes "policy/NAME"
@@ -46,6 +46,9 @@ def check_objective(
     optional = ("init", "prepare", "reward", "observe", "adapt")
     trial.check_fields(objective, Objective, name, optional, names="needs")
     controls, losses = all_controls(objective, name, others), {"kl_old"}
+    scalars = {key: trial.shape() for key in controls}
+    context = Context(scalars, trial.shape())
+    beside = _losses(others, context, scalars)
 
     def run(key, live, batch, old, context, rollout):
         params = None
@@ -58,18 +61,12 @@ def check_objective(
         if objective.reward is not None:
             found = call_custom(name, "reward", lambda: objective.reward(old))
             trial.check_array(found, name, "reward", B=_B, R=_R)
-        beside = _losses(others, live, batch, context)
         taken = beside.union(_METRICS, *(other.controls for other in others.values()))
         found = _check_terms(objective, name, (live, batch, context, params), taken)
         losses.update(beside, found)
 
-    log_probs = trial.shape(_B, _R)
-    live = Live(trial.shape(_B, _P + _R, _D), log_probs, log_probs)
-    batch = _batch("reference" in objective.needs)
-    scalars = {key: trial.shape() for key in controls}
-    old = Old(live.hidden, log_probs, batch.ref_log_probs, batch.mask, scalars)
-    context = Context(scalars, trial.shape())
-    trial.trace(name, run, trial.keys(), live, batch, old, context, trial.rollout(2))
+    live, batch, old, rollout = _inputs(objective, scalars)
+    trial.trace(name, run, trial.keys(), live, batch, old, context, rollout)
     check_controls(objective, name, controls, losses, trial.on_host)
     return frozenset(losses)
 
@@ -156,24 +153,58 @@ def _check_terms(objective: Objective, name: str, inputs: tuple, taken: set[str]
 
 
 def _losses(
-    others: Mapping[str, Objective], live: Live, batch: Batch, context: Context
+    others: Mapping[str, Objective], context: Context, controls: Mapping[str, Array]
 ) -> set[str]:
     """Names of the losses that stand beside the objective's."""
-    full = batch.replace(ref_log_probs=batch.old_log_probs)
-    found = (other.terms(live, full, context, None) for other in others.values())
-    return {name for losses in found for name in losses}
+    names = set()
+    for key, other in others.items():
+
+        def run(live, batch, old, context, rollout, key=key, other=other):
+            if other.prepare is not None:
+                batch = batch.replace(own={key: other.prepare(old, rollout)})
+            names.update(other.terms(live, batch, context, None))
+
+        live, batch, old, rollout = _inputs(other, controls)
+        jax.eval_shape(run, live, batch, old, context, rollout)
+    return names
 
 
-def _batch(reference: bool) -> Batch:
-    per_token = trial.shape(_B, _R)
-    return Batch(
+def _inputs(
+    objective: Objective, controls: Mapping[str, Array]
+) -> tuple[Live, Batch, Old, Rollout]:
+    """What an objective is traced with: everything that it needs, and nothing else that it may."""
+    per_token, per_state = trial.shape(_B, _R), trial.shape(_B, _P + _R)
+    top = trial.shape(_B, _R, objective.top) if objective.top else None
+
+    def needed(name: str, value: Any) -> Any:
+        return value if name in objective.needs else None
+
+    batch = Batch(
         row=trial.shape(_B, dtype=jnp.int32),
         sequence=trial.shape(_B, _P + _R, dtype=jnp.int32),
-        valid=trial.shape(_B, _P + _R),
+        valid=per_state,
         tokens=trial.shape(_B, _R, dtype=jnp.int32),
         mask=per_token,
         old_log_probs=per_token,
-        ref_log_probs=per_token if reference else None,
+        ref_log_probs=needed("reference", per_token),
+        behaviour_log_probs=needed("behaviour", per_token),
+        top_tokens=top and trial.shape(*top.shape, dtype=jnp.int32),
+        top_log_probs=top,
         importance=per_token,
         advantages=per_token,
     )
+    live = Live(trial.shape(_B, _P + _R, _D), per_token, per_token, top)
+    old = Old(
+        live.hidden,
+        per_token,
+        batch.ref_log_probs,
+        per_token,
+        controls,
+        expert_log_probs=needed("expert", per_token),
+        heads=needed("heads", trial.shape(_B, _R, 2)),
+    )
+    expert = Expert(trial.shape(_B, _R, dtype=jnp.int32), per_token)
+    rollout = trial.rollout(2).replace(
+        expert=needed("expert", expert), baseline=needed("pool", trial.shape(_B))
+    )
+    return live, batch, old, rollout

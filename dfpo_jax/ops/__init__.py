@@ -32,6 +32,7 @@ from dfpo_jax.ops.flowrl import (
     FLOWRL_CLAMPS,
     FLOWRL_WEIGHTS,
     flowrl_clamp,
+    flowrl_log_z,
     flowrl_residual,
     flowrl_weights,
 )

@@ -57,6 +57,55 @@ def flowrl_residual(
     return as_float(log_z) + difference - beta * stopped[1]
 
 
+def flowrl_log_z(
+    ref_log_probs: Array,
+    behaviour_log_probs: Array,
+    scaled_rewards: Array,
+    mask: Array,
+    group_size: int,
+    *,
+    beta: float,
+) -> Array:
+    """Estimate of FlowRL's log Z from the responses to one prompt, by importance sampling.
+
+      log_z = log mean_k exp(beta r_k + mean_t(ref_log_probs - behaviour_log_probs))
+    over the group's responses with a token, with means over their valid tokens. Where the sampler
+    is the optimum of `flowrl_residual`, all summands are Z, so the estimate is exact.
+    Source: ours, after a summary of DISA, arXiv 2605.17295, whose own estimator is not known.
+
+    Args:
+      ref_log_probs: [B, T] of the reference, nats.
+      behaviour_log_probs: [B, T] that the sampler reported, nats.
+      scaled_rewards: [B]; rows of a group are consecutive.
+      mask: [B, T], 1 on response tokens.
+      group_size: responses per prompt; divides B (static).
+      beta: positive, nats per unit of the scaled reward.
+
+    Returns:
+      [B] float32 or wider, without gradient, the same in all rows of a group; 0 in a group without
+      tokens.
+
+    Raises:
+      ValueError: if `group_size` does not divide B or `beta` is not positive.
+      AssertionError: if shapes do not match.
+    """
+    chex.assert_equal_shape([ref_log_probs, behaviour_log_probs, mask])
+    chex.assert_equal_shape([scaled_rewards, mask[:, 0]])
+    check_positive("beta", beta)
+    batch = mask.shape[0]
+    divides = group_size >= 1 and batch % group_size == 0
+    check(divides, "group_size", group_size, f"a divisor of the batch, {batch}")
+    difference = row_mean(as_float(ref_log_probs) - as_float(behaviour_log_probs), mask)
+    there = jnp.any(jnp.asarray(mask).astype(bool), axis=1).reshape(-1, group_size)
+    logs = (beta * as_float(scaled_rewards) + difference).reshape(-1, group_size)
+    some = jnp.any(there, axis=1, keepdims=True)
+    # Where nothing is there, a sum of no terms would be -inf.
+    total = jax.nn.logsumexp(logs, axis=1, keepdims=True, where=there | ~some)
+    count = jnp.maximum(jnp.sum(there, axis=1, keepdims=True, dtype=logs.dtype), 1)
+    log_z = jnp.where(some, total - jnp.log(count), 0)
+    return jax.lax.stop_gradient(jnp.broadcast_to(log_z, logs.shape).reshape(-1))
+
+
 def flowrl_weights(
     log_probs: Array,
     old_log_probs: Array,
