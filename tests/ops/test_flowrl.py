@@ -77,6 +77,32 @@ def test_the_gradient_reaches_log_z_and_the_policy_alone():
     np.testing.assert_array_equal(of_rewards, np.zeros(8))
 
 
+def test_log_z_of_a_group_is_a_mean_over_its_responses(variant):
+    new, _, ref, rewards, _, mask = data(5)
+    fun = variant(ops.flowrl_log_z, static_argnames=("group_size", "beta"))
+    found = fun(ref, new, rewards, mask, group_size=4, beta=2.0)
+    summands = np.exp(2.0 * rewards + mean(ref, mask) - mean(new, mask))
+    there = mask.any(axis=1)
+    for group in (slice(0, 4), slice(4, 8)):
+        expected = math.log(np.mean(summands[group][there[group]]))
+        np.testing.assert_allclose(found[group], expected, rtol=1e-5, atol=1e-6)
+    assert not there.all()
+    empty = fun(ref, new, rewards, 0 * mask, group_size=4, beta=2.0)
+    np.testing.assert_array_equal(empty, np.zeros(8))
+    stopped = jax.grad(lambda *x: jnp.sum(ops.flowrl_log_z(*x, mask, 4, beta=2.0)), (0, 1, 2))
+    for gradient in stopped(ref, new, rewards):
+        assert not np.any(gradient)
+
+
+def test_log_z_is_exact_where_the_sampler_is_the_optimum():
+    _, _, ref, rewards, _, mask = data(6)
+    optimum = ref + (15 * rewards - 3.5)[:, None].astype(np.float32)
+    found = ops.flowrl_log_z(ref, optimum, rewards, mask, 2, beta=15.0)
+    np.testing.assert_allclose(found, 3.5, rtol=1e-5)
+    delta = ops.flowrl_residual(found, optimum, ref, rewards, mask, beta=15.0)
+    np.testing.assert_allclose(delta[mask.any(axis=1)], 0, atol=2e-5)
+
+
 @pytest.mark.parametrize("kind", ops.FLOWRL_WEIGHTS)
 def test_weights_are_bounded_as_each_source_bounds_them(kind, variant):
     new, old, *_, mask = data(3, spread=0.9)
@@ -136,6 +162,8 @@ X, V = np.zeros((2, 3), np.float32), np.zeros(2, np.float32)
     ("call", "words"),
     [
         (lambda: ops.flowrl_residual(V, X, X, V, X, beta=0.0), ["beta", "0.0", "positive"]),
+        (lambda: ops.flowrl_log_z(X, X, V, X, 2, beta=-1.0), ["beta", "-1.0", "positive"]),
+        (lambda: ops.flowrl_log_z(X, X, V, X, 3, beta=1.0), ["group_size", "3", "divisor"]),
         (lambda: ops.flowrl_weights(X, X, X, kind="tis"), ["kind", "'tis'", "capped"]),
         (lambda: ops.flowrl_weights(X, X, X, clip_low=1.0), ["clip_low", "1.0", "below 1"]),
         (lambda: ops.flowrl_weights(X, X, X, cap=0.0), ["cap", "0.0", "positive"]),
@@ -154,6 +182,7 @@ def test_bad_options_are_named(call, words):
     [
         lambda: ops.flowrl_residual(X, X, X, V, X, beta=1.0),
         lambda: ops.flowrl_residual(V, X, X, V[:1], X, beta=1.0),
+        lambda: ops.flowrl_log_z(X, X, V[:1], X, 1, beta=1.0),
         lambda: ops.flowrl_weights(X, X[:1], X),
         lambda: ops.flowrl_clamp(X, X, V[:1], X),
     ],
