@@ -12,7 +12,8 @@ from dfpo_jax.contracts.measure import MASK, B, D, P, R, only
 from dfpo_jax.objectives.check import all_controls, check_controls, check_objective
 from dfpo_jax.objectives.interface import Live, Objective, Old
 from dfpo_jax.settings import call_custom
-from dfpo_jax.types import Batch, Context, Expert, Rollout
+from dfpo_jax.trial import HEADS
+from dfpo_jax.types import Batch, Context, Rollout
 
 
 def objective(
@@ -83,18 +84,11 @@ def _policy(
 ) -> tuple[Live, Old, Batch, Rollout]:
     """A random rollout under a policy, an older one and, where it is needed, the reference."""
     rollout = measure.rollout(random)
-    if "expert" in part.needs:
-        rollout = rollout.replace(expert=Expert(rollout.tokens[::-1], MASK[::-1]))
-    if "pool" in part.needs:
-        rollout = rollout.replace(baseline=random.uniform(size=B).astype(np.float32))
     hidden = random.normal(size=(2, B, P + R, D)).astype(np.float32)
-    log_probs = -random.uniform(0.5, 3.0, (4, B, R)).astype(np.float32)
+    log_probs = -random.uniform(0.5, 3.0, (5, B, R)).astype(np.float32)
+    top = -random.uniform(3.5, 6.0, (2, B, R, part.top)).astype(np.float32) if part.top else None
     reached = np.cumsum(MASK[:, ::-1], axis=1)[:, ::-1] > 0
     reference = log_probs[2] if "reference" in part.needs else None
-    theirs = -random.uniform(0.5, 3.0, (2, B, R)).astype(np.float32)
-    heads = random.normal(size=(B, R, 2)).astype(np.float32)
-    top = -random.uniform(2.0, 4.0, (2, B, R, part.top)).astype(np.float32)
-    top_tokens = random.integers(0, 9, (B, R, part.top)).astype(np.int32)
     batch = Batch(
         row=np.arange(B, dtype=np.int32),
         sequence=np.concatenate([rollout.prompt_tokens, rollout.tokens], axis=1),
@@ -103,21 +97,21 @@ def _policy(
         mask=MASK,
         old_log_probs=log_probs[1],
         ref_log_probs=reference,
-        behaviour_log_probs=theirs[0] if "behaviour" in part.needs else None,
-        top_tokens=top_tokens if part.top else None,
+        behaviour_log_probs=rollout.log_probs if "behaviour" in part.needs else None,
+        top_tokens=random.integers(0, 9, top[0].shape).astype(np.int32) if part.top else None,
         top_log_probs=top[0] if part.top else None,
         importance=random.uniform(0.5, 1.5, (B, R)).astype(np.float32),
         advantages=(random.normal(size=(B, R)) * MASK).astype(np.float32),
     )
     live = Live(hidden[0], log_probs[0], -log_probs[3], top[1] if part.top else None)
     old = Old(
-        hidden[1],
-        log_probs[1],
-        reference,
-        MASK,
-        controls,
-        expert_log_probs=theirs[1] if "expert" in part.needs else None,
-        heads=heads if "heads" in part.needs else None,
+        hidden=hidden[1],
+        log_probs=log_probs[1],
+        ref_log_probs=reference,
+        mask=MASK,
+        controls=controls,
+        expert_log_probs=log_probs[4] * rollout.expert.mask if "expert" in part.needs else None,
+        heads=random.normal(size=(B, R, HEADS)).astype(np.float32),
     )
     return live, old, batch, rollout
 
@@ -142,17 +136,17 @@ def _with_junk(
         hidden=only(batch.valid, old.hidden),
         log_probs=old_log_probs,
         ref_log_probs=reference,
-        expert_log_probs=junk(old.expert_log_probs, -1.0),
-        heads=junk(old.heads),
+        expert_log_probs=junk(old.expert_log_probs, -4.0),
+        heads=only(MASK, old.heads),
     )
     batch = batch.replace(
         sequence=only(batch.valid, batch.sequence),
         tokens=only(MASK, batch.tokens),
         old_log_probs=old_log_probs,
         ref_log_probs=reference,
-        behaviour_log_probs=junk(batch.behaviour_log_probs, -4.0),
+        behaviour_log_probs=junk(batch.behaviour_log_probs, -3.0),
         top_tokens=junk(batch.top_tokens),
-        top_log_probs=junk(batch.top_log_probs, -1.0),
+        top_log_probs=junk(batch.top_log_probs, -1.5),
         importance=only(MASK, batch.importance),
     )
     return live, old, batch, measure.with_junk(rollout)

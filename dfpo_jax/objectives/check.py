@@ -46,9 +46,6 @@ def check_objective(
     optional = ("init", "prepare", "reward", "observe", "adapt")
     trial.check_fields(objective, Objective, name, optional, names="needs")
     controls, losses = all_controls(objective, name, others), {"kl_old"}
-    scalars = {key: trial.shape() for key in controls}
-    context = Context(scalars, trial.shape())
-    beside = _losses(others, context, scalars)
 
     def run(key, live, batch, old, context, rollout):
         params = None
@@ -61,11 +58,26 @@ def check_objective(
         if objective.reward is not None:
             found = call_custom(name, "reward", lambda: objective.reward(old))
             trial.check_array(found, name, "reward", B=_B, R=_R)
+        beside = _losses(others, live, batch, context, old, rollout)
         taken = beside.union(_METRICS, *(other.controls for other in others.values()))
         found = _check_terms(objective, name, (live, batch, context, params), taken)
         losses.update(beside, found)
 
-    live, batch, old, rollout = _inputs(objective, scalars)
+    log_probs = trial.shape(_B, _R)
+    top = trial.shape(_B, _R, objective.top) if objective.top else None
+    live = Live(trial.shape(_B, _P + _R, _D), log_probs, log_probs, top)
+    batch = _batch(objective)
+    scalars = {key: trial.shape() for key in controls}
+    old = Old(
+        hidden=live.hidden,
+        log_probs=log_probs,
+        ref_log_probs=batch.ref_log_probs,
+        mask=batch.mask,
+        controls=scalars,
+        expert_log_probs=log_probs if "expert" in objective.needs else None,
+        heads=trial.shape(_B, _R, trial.HEADS) if "heads" in objective.needs else None,
+    )
+    context, rollout = Context(scalars, trial.shape()), trial.rollout(2, objective.needs)
     trial.trace(name, run, trial.keys(), live, batch, old, context, rollout)
     check_controls(objective, name, controls, losses, trial.on_host)
     return frozenset(losses)
@@ -153,58 +165,41 @@ def _check_terms(objective: Objective, name: str, inputs: tuple, taken: set[str]
 
 
 def _losses(
-    others: Mapping[str, Objective], context: Context, controls: Mapping[str, Array]
+    others: Mapping[str, Objective],
+    live: Live,
+    batch: Batch,
+    context: Context,
+    old: Old,
+    rollout: Rollout,
 ) -> set[str]:
-    """Names of the losses that stand beside the objective's."""
+    """Names of the losses that stand beside the objective's, which get all that they need."""
+    per_token = batch.old_log_probs
     names = set()
-    for key, other in others.items():
-
-        def run(live, batch, old, context, rollout, key=key, other=other):
-            if other.prepare is not None:
-                batch = batch.replace(own={key: other.prepare(old, rollout)})
-            names.update(other.terms(live, batch, context, None))
-
-        live, batch, old, rollout = _inputs(other, controls)
-        jax.eval_shape(run, live, batch, old, context, rollout)
+    for name, other in others.items():
+        full = batch.replace(ref_log_probs=per_token, behaviour_log_probs=per_token)
+        if other.prepare is not None:
+            heads = jnp.zeros((_B, _R, trial.HEADS))
+            all_old = old._replace(ref_log_probs=per_token, expert_log_probs=per_token, heads=heads)
+            expert = Expert(rollout.tokens, rollout.mask)
+            everything = rollout.replace(expert=expert, baseline=rollout.rewards)
+            full = full.replace(own={name: other.prepare(all_old, everything)})
+        names.update(other.terms(live, full, context, None))
     return names
 
 
-def _inputs(
-    objective: Objective, controls: Mapping[str, Array]
-) -> tuple[Live, Batch, Old, Rollout]:
-    """What an objective is traced with: everything that it needs, and nothing else that it may."""
-    per_token, per_state = trial.shape(_B, _R), trial.shape(_B, _P + _R)
-    top = trial.shape(_B, _R, objective.top) if objective.top else None
-
-    def needed(name: str, value: Any) -> Any:
-        return value if name in objective.needs else None
-
-    batch = Batch(
+def _batch(objective: Objective) -> Batch:
+    per_token, needs, top = trial.shape(_B, _R), objective.needs, objective.top
+    return Batch(
         row=trial.shape(_B, dtype=jnp.int32),
         sequence=trial.shape(_B, _P + _R, dtype=jnp.int32),
-        valid=per_state,
+        valid=trial.shape(_B, _P + _R),
         tokens=trial.shape(_B, _R, dtype=jnp.int32),
         mask=per_token,
         old_log_probs=per_token,
-        ref_log_probs=needed("reference", per_token),
-        behaviour_log_probs=needed("behaviour", per_token),
-        top_tokens=top and trial.shape(*top.shape, dtype=jnp.int32),
-        top_log_probs=top,
+        ref_log_probs=per_token if "reference" in needs else None,
+        behaviour_log_probs=per_token if "behaviour" in needs else None,
+        top_tokens=trial.shape(_B, _R, top, dtype=jnp.int32) if top else None,
+        top_log_probs=trial.shape(_B, _R, top) if top else None,
         importance=per_token,
         advantages=per_token,
     )
-    live = Live(trial.shape(_B, _P + _R, _D), per_token, per_token, top)
-    old = Old(
-        live.hidden,
-        per_token,
-        batch.ref_log_probs,
-        per_token,
-        controls,
-        expert_log_probs=needed("expert", per_token),
-        heads=needed("heads", trial.shape(_B, _R, 2)),
-    )
-    expert = Expert(trial.shape(_B, _R, dtype=jnp.int32), per_token)
-    rollout = trial.rollout(2).replace(
-        expert=needed("expert", expert), baseline=needed("pool", trial.shape(_B))
-    )
-    return live, batch, old, rollout

@@ -24,6 +24,7 @@ from dfpo_jax.types import Loss
 OTHERS = {
     "clip, dual": Clip(low=0.1, high=0.3, dual=2.0),
     "entropy, on": Entropy(0.1),
+    "entropy, in part": Entropy(0.1, leave_out=0.2),
     "kl, in the loss": Kl(0.1),
     "kl, k1": Kl(0.1, estimator="k1"),
     "kl, in the reward": Kl(0.1, where="reward", estimator="k2", target=0.05),
