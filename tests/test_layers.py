@@ -27,7 +27,8 @@ ops.flow_matching
 ops.risk
 ops.quantiles
 ops.policy_gradients
-ops.divergences
+ops.divergences ops.sequences ops.trust_regions
+ops.flowrl
 ops
 models.lora
 models.config
@@ -37,6 +38,7 @@ models.transformer
 models.decode
 models.value_flow
 models.value_heads
+models.partition
 models
 critics.interface
 critics.flow_inference
