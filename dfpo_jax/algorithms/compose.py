@@ -209,7 +209,7 @@ def _policy_terms(
     kl_old = ops.kl_estimate(log_probs, batch.old_log_probs, "k3")
     losses = {"kl_old": Loss(kl_old, weight=0.0)}
     if batch.behaviour_log_probs is not None:
-        losses |= _weights(log_probs, batch)
+        losses |= weight_metrics(log_probs, batch)
     for name, objective in parts.objectives.items():
         losses |= objective.terms(live, batch, context, params.get(name))
 
@@ -223,7 +223,7 @@ def _policy_terms(
     return {f"policy/{name}": reduced(loss) for name, loss in losses.items()}
 
 
-def _weights(log_probs: Array, batch: Batch) -> dict[str, Loss]:
+def weight_metrics(log_probs: Array, batch: Batch) -> dict[str, Loss]:
     """Sequence weights w = pi(y) / mu(y) and their squares, as metrics (VCPO, arXiv 2602.17616).
 
     (E w)^2 / E w^2 is the effective share of the samples, exact over micro-batches and devices.
