@@ -19,6 +19,7 @@ types settings published_files template_dates
 sharding memory trial
 ops.checks
 ops.masking
+ops.histograms
 ops.ode
 ops.returns
 ops.advantages
