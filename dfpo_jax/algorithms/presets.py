@@ -6,6 +6,12 @@ PRESETS = {
     # arXiv 1707.06347.
     "ppo": {"critic.name": "scalar"},
     "hl_gauss": {"critic.name": "categorical"},  # arXiv 2403.03950
+    # arXiv 1707.06887, with targets by the lambda-mixture.
+    "c51": {
+        "critic.name": "categorical",
+        "critic.categorical.projection": "linear",
+        "critic.categorical.num_bins": 51,
+    },
     # arXiv 2402.03300, section 4.1, without its KL to the reference, which `objective.kl` adds.
     "grpo": {
         "critic.name": "none",

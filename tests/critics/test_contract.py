@@ -8,7 +8,7 @@ import pytest
 from wrong_parts import Given, refused
 
 from dfpo_jax import contracts
-from dfpo_jax.critics import Critics, Flow, Quantile, Scalar
+from dfpo_jax.critics import Categorical, Critics, Flow, Quantile, Scalar
 from dfpo_jax.types import Loss
 
 SLOW = ("flow",)  # compiles for longer than five seconds
@@ -17,6 +17,7 @@ TAILS = {f"{name}_weight": 0.1 for name in ("cvar", "upper_gain", "mean_shift", 
 OTHERS = {
     "scalar, clipped": Scalar(value_clip=0.2),
     "quantile, average": Quantile(5, kappa=0.5, target_mode="average"),
+    "categorical, atoms": Categorical(11, projection="linear"),
     "flow, ode, average": Flow(
         num_samples=4,
         num_steps=2,
