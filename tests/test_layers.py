@@ -41,6 +41,7 @@ models.value_heads
 models
 critics.interface
 critics.flow_inference
+critics.tails
 critics.flow_losses
 critics.check
 critics.*
