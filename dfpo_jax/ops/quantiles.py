@@ -12,6 +12,8 @@ from dfpo_jax.ops.checks import check, check_choice
 from dfpo_jax.ops.masking import as_float
 from dfpo_jax.types import Array
 
+MOST_PAIRS = 4096
+"""Pairs of a quantile and a target, per distribution, that exist at once in a loss."""
 QUANTILE_LEVELS = ("midpoint", "right")
 
 
@@ -74,6 +76,8 @@ def quantile_huber(quantiles: Array, targets: Array, taus: Array, kappa: float =
       ValueError: if `kappa` is negative.
       AssertionError: if shapes do not match.
     """
+    if quantiles.shape[-1] * targets.shape[-1] > MOST_PAIRS:
+        return jnp.mean(quantile_huber_by_level(quantiles, targets, taus, kappa), axis=-1)
     return jnp.mean(_pair_losses(quantiles, targets, taus, kappa), axis=(-2, -1))
 
 
@@ -85,7 +89,27 @@ def quantile_huber_by_level(
     Their mean over the quantiles is that loss, to which weights of quantiles can be given so.
     Arguments, source and errors are those of `quantile_huber`.
     """
-    return jnp.mean(_pair_losses(quantiles, targets, taus, kappa), axis=-1)
+    num = quantiles.shape[-1]
+    chex.assert_axis_dimension(taus, -1, num)  # pieces of another number of levels might fit
+    at_once = max(1, MOST_PAIRS // targets.shape[-1])
+    if num <= at_once:
+        return jnp.mean(_pair_losses(quantiles, targets, taus, kappa), axis=-1)
+
+    # All pairs of 200 quantiles and 200 targets would take 160 kB per token, and gradients more.
+    @jax.checkpoint
+    def some(inputs):
+        return jnp.mean(_pair_losses(inputs[0], targets, inputs[1], kappa), axis=-1)
+
+    spare = -num % at_once
+
+    def pieces(x):
+        """[..., M] -> [pieces, ..., at_once]; the spare places repeat the last quantile."""
+        x = jnp.concatenate([x, jnp.repeat(x[..., -1:], spare, axis=-1)], axis=-1)
+        return jnp.moveaxis(x.reshape(*x.shape[:-1], -1, at_once), -2, 0)
+
+    found = jax.lax.map(some, (pieces(as_float(quantiles)), pieces(as_float(taus))))
+    found = jnp.moveaxis(found, 0, -2)
+    return found.reshape(*found.shape[:-2], -1)[..., :num]
 
 
 def _pair_losses(quantiles: Array, targets: Array, taus: Array, kappa: float) -> Array:

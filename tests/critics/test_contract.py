@@ -17,6 +17,9 @@ TAILS = {f"{name}_weight": 0.1 for name in ("cvar", "upper_gain", "mean_shift", 
 OTHERS = {
     "scalar, clipped": Scalar(value_clip=0.2),
     "quantile, average": Quantile(5, kappa=0.5, target_mode="average"),
+    "quantile, dvpo": Quantile(
+        5, 1.0, num_heads=3, levels="right", risk_weight=0.1, head_consistency_weight=1.0, **TAILS
+    ),
     "categorical, atoms": Categorical(11, projection="linear"),
     "flow, ode, average": Flow(
         num_samples=4,

@@ -63,6 +63,26 @@ def test_levels_may_differ_and_terms_stand_by_quantile(variant):
         np.testing.assert_array_equal(gradient, np.zeros(gradient.shape))
 
 
+@pytest.mark.parametrize("num", [9, 200])
+def test_many_pairs_are_computed_in_pieces_with_the_same_result(num, monkeypatch):
+    """70 quantiles, a multiple of no piece."""
+    quantiles, targets = draws(0, 2, 70), 2 * draws(1, 2, num)
+    taus, weights = ops.quantile_levels(70), draws(2, 2, 70)
+
+    def results():
+        def loss(q):
+            terms = ops.quantile_huber_by_level(q, targets, taus)
+            return ops.quantile_huber(q, targets, taus).sum() + (weights * terms).sum(), terms
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(quantiles)
+
+    monkeypatch.setattr(ops.quantiles, "MOST_PAIRS", 20 * num)
+    pieces = results()
+    monkeypatch.setattr(ops.quantiles, "MOST_PAIRS", 70 * num)
+    for one, other in zip(*map(jax.tree.leaves, (pieces, results())), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_head_consistency_is_the_mean_over_pairs(variant):
     heads = draws(3, 2, 3, 4, 5)
     found = variant(ops.head_consistency)(heads)
