@@ -42,7 +42,7 @@ models
 critics.interface
 critics.flow_inference
 critics.tails
-critics.flow_losses
+critics.flow_losses critics.ensemble
 critics.check
 critics.*
 critics

@@ -33,6 +33,10 @@ PRESETS = {
         "critic.categorical.projection": "linear",
         "critic.categorical.num_bins": 51,
     },
+    # arXiv 1806.06923, in the form of DistRLVR, openreview 3e46ayVUgj.
+    "iqn": {"critic.name": "iqn"},
+    # The baseline of arXiv 2512.03847, which describes it in a sentence: reconstructed.
+    "robust_bellman": {"critic.name": "robust"},
     # arXiv 2402.03300, section 4.1, without its KL to the reference, which `objective.kl` adds.
     "grpo": {
         "critic.name": "none",

@@ -107,9 +107,12 @@ class ImplicitQuantileHead(nn.Module):
         x = self.features(features.astype(jnp.float32))[..., None, :]
         waves = jnp.arange(self.num_cosines, dtype=jnp.float32)
         waves = waves.reshape((1,) * levels.ndim + (-1,))
-        embedded = nn.relu(self.levels(jnp.cos(jnp.pi * waves * levels[..., None])))
-        embedded = embedded.reshape((1,) * (x.ndim - embedded.ndim) + embedded.shape)
-        return self.output(x * embedded)[..., 0]
+        # Rows of one matrix: CPU gradients of products with several leading axes are slow.
+        inputs = jnp.cos(jnp.pi * waves * levels[..., None]).reshape(-1, self.num_cosines)
+        embedded = nn.relu(self.levels(inputs))
+        embedded = embedded.reshape((1,) * (x.ndim - 1 - levels.ndim) + (*levels.shape, -1))
+        product = x * embedded
+        return self.output(product.reshape(-1, self.hidden)).reshape(product.shape[:-1])
 
 
 def _linear(width: int, init: Callable | None = None, axes: tuple = ("embed", None)) -> nn.Dense:
