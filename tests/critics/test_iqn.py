@@ -28,8 +28,16 @@ def plain_quantiles(params, states, levels):
     return out
 
 
+def compiled(settings):
+    """The critic, whose functions are programs."""
+    critic = settings.build()
+    read, targets, losses = map(jax.jit, (critic.read, critic.targets, critic.losses))
+    init = jax.jit(critic.init, static_argnums=1)
+    return critic._replace(init=init, read=read, targets=targets, losses=losses)
+
+
 def make():
-    critic, states = SMALL.build(), random_states()
+    critic, states = compiled(SMALL), random_states()
     params = tiny.randomised(critic.init(jax.random.key(0), states.shape[-1]), seed=1)
     return critic, params, states
 
@@ -61,7 +69,7 @@ def test_the_loss_equals_a_loop_at_levels_from_the_rows_own_keys():
 
 def test_a_bimodal_return_is_learned():
     """Returns of -1 and 1 from one state; at lambda 1 nothing is bootstrapped."""
-    critic, rows = Iqn(8, 16, 16, 16, kappa=0.0).build(), 32
+    critic, rows = compiled(Iqn(8, 16, 16, 16, kappa=0.0)), 32
     params = nn.unbox(critic.init(jax.random.key(0), 3))
     states, rewards = jnp.ones((rows, 2, 3)), jnp.where(jnp.arange(rows) % 4 < 3, 1.0, -1.0)
     steps = Steps(rewards[:, None], jnp.ones((rows, 1)), jnp.zeros(rows, bool))
