@@ -19,6 +19,7 @@ types settings published_files template_dates
 sharding memory trial
 ops.checks
 ops.masking
+ops.histograms
 ops.ode
 ops.returns
 ops.advantages
@@ -42,7 +43,8 @@ models.partition
 models
 critics.interface
 critics.flow_inference
-critics.flow_losses
+critics.tails
+critics.flow_losses critics.ensemble
 critics.check
 critics.*
 critics

@@ -6,6 +6,37 @@ PRESETS = {
     # arXiv 1707.06347.
     "ppo": {"critic.name": "scalar"},
     "hl_gauss": {"critic.name": "categorical"},  # arXiv 2403.03950
+    # arXiv 2512.03847, of which summaries and third-party code were read. From summaries of the
+    # paper: 200 quantiles, and .1 as the best weight of the "risk interval", which is taken here
+    # for that of every loss of risk and tails. From the code: 3 heads, the levels, kappa, the
+    # masses of the tails, and the weight of the heads' consistency.
+    "dvpo": {
+        "critic.name": "quantile",
+        "critic.quantile.num_quantiles": 200,
+        "critic.quantile.num_heads": 3,
+        "critic.quantile.levels": "right",
+        "critic.quantile.kappa": 1.0,
+        "critic.quantile.target_mode": "average",
+        "critic.quantile.tail_alpha": 0.1,
+        "critic.quantile.tail_beta": 0.1,
+        "critic.quantile.risk_weight": 0.1,
+        "critic.quantile.cvar_weight": 0.1,
+        "critic.quantile.upper_gain_weight": 0.1,
+        "critic.quantile.mean_shift_weight": 0.1,
+        "critic.quantile.tail_shape_weight": 0.1,
+        "critic.quantile.tail_curvature_weight": 0.1,
+        "critic.quantile.head_consistency_weight": 1.0,
+    },
+    # arXiv 1707.06887, with targets by the lambda-mixture.
+    "c51": {
+        "critic.name": "categorical",
+        "critic.categorical.projection": "linear",
+        "critic.categorical.num_bins": 51,
+    },
+    # arXiv 1806.06923, in the form of DistRLVR, openreview 3e46ayVUgj.
+    "iqn": {"critic.name": "iqn"},
+    # The baseline of arXiv 2512.03847, which describes it in a sentence: reconstructed.
+    "robust_bellman": {"critic.name": "robust"},
     # arXiv 2402.03300, section 4.1, without its KL to the reference, which `objective.kl` adds.
     "grpo": {
         "critic.name": "none",

@@ -11,11 +11,10 @@ from dfpo_jax import ops
 from dfpo_jax.critics.flow_inference import INFERENCE, Reader
 from dfpo_jax.critics.flow_losses import Fields, flow_losses, return_samples
 from dfpo_jax.critics.interface import Critic, at_successors, init_head
+from dfpo_jax.critics.tails import TAILS, check_tails, tail_weights
 from dfpo_jax.models.value_flow import ValueFlow, ValueFlowConfig
 from dfpo_jax.settings import check_choice, check_interval, check_unread
 from dfpo_jax.types import Array, ArrayTree, Steps
-
-TAILS = ("cvar", "upper_gain", "mean_shift", "tail_shape", "tail_curvature")
 
 
 @dataclass(frozen=True)
@@ -90,10 +89,10 @@ class Flow:
         check_choice(self, "uncertainty", ops.UNCERTAINTY_MODES)
         weights = [name for name in self.__dataclass_fields__ if name.endswith("_weight")]
         check_interval(self, *weights, "value_bound", low=0.0)
-        for name in ("first_step", "tail_alpha", "tail_beta", "uncertainty_temperature"):
+        for name in ("first_step", "uncertainty_temperature"):
             if getattr(self, name) <= 0.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        check_interval(self, "tail_alpha", "tail_beta", low=0.0, high=1.0)
+        check_tails(self)
         if self.inference == "one_step" and self.geometry_weight * (self.geometry == "map") == 0:
             raise ValueError(
                 'inference is "one_step", which reads the flow map; that needs geometry "map" with '
@@ -102,24 +101,13 @@ class Flow:
         self._refuse_unread()
 
     def _refuse_unread(self) -> None:
-        weights = self.tail_weights
-        lower = any(weights[name] for name in ("cvar", "tail_shape", "tail_curvature"))
-        upper = any(weights[name] for name in ("upper_gain", "tail_shape", "tail_curvature"))
-        if not lower:
-            check_unread(self, "tail_alpha", because="no loss of the lower tail has a weight")
-        if not upper:
-            check_unread(self, "tail_beta", because="no loss of the upper tail has a weight")
+        weights = tail_weights(self)
         if not any(weights[name] for name in TAILS if name != "tail_curvature"):
             check_unread(self, "tail_targets", because="no loss that has targets has a weight")
         if self.uncertainty == "none":
             check_unread(self, "uncertainty_temperature", because="uncertainty is 'none'")
         if self.dcfm_weight == 0.0:
             check_unread(self, "dcfm_base", because="dcfm_weight is 0.0")
-
-    @property
-    def tail_weights(self) -> dict[str, float]:
-        """Weights of the losses of risk and tails, by name."""
-        return {name: getattr(self, f"{name}_weight") for name in TAILS}
 
     @property
     def reader(self) -> Reader:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from dfpo_jax import ops
 from dfpo_jax.critics.flow_inference import noise_grid, one_step
 from dfpo_jax.critics.interface import draw, mixed_returns
+from dfpo_jax.critics.tails import risk_losses, tail_weights
 from dfpo_jax.models.value_flow import Velocity
 from dfpo_jax.types import Array, Loss, Steps
 
@@ -118,7 +119,7 @@ def flow_losses(
 
 def tail_losses(config: Any, velocity: Velocity, old: Velocity, targets: Array) -> dict[str, Loss]:
     """Conditional risk and tail shape of the one-step quantiles, those that have a weight (5.4)."""
-    weights = config.tail_weights
+    weights = tail_weights(config)
     if not any(weights.values()):
         return {}
     grid = noise_grid(targets.shape[:2], config.num_quantiles)
@@ -127,16 +128,4 @@ def tail_losses(config: Any, velocity: Velocity, old: Velocity, targets: Array) 
         goal = config.reader.integrated(old, grid)
     else:
         goal = jnp.sort(targets, axis=-1)
-    alpha, beta = config.tail_alpha, config.tail_beta
-    per_token = {
-        "cvar": lambda: ops.cvar_penalty(q, goal, alpha),
-        "upper_gain": lambda: ops.upper_gain_penalty(q, goal, beta),
-        "mean_shift": lambda: ops.mean_shift_penalty(q, goal),
-        "tail_shape": lambda: ops.tail_shape_penalty(q, goal, alpha, beta),
-        "tail_curvature": lambda: ops.tail_curvature_penalty(q, alpha, beta),
-    }
-    return {
-        name: Loss(per_token[name](), weight=weight)
-        for name, weight in weights.items()
-        if weight > 0.0
-    }
+    return risk_losses(weights, q, goal, config.tail_alpha, config.tail_beta)

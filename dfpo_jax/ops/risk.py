@@ -10,11 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfpo_jax.ops.checks import check, check_choice, check_level, check_unit_interval
+from dfpo_jax.ops.checks import (
+    check,
+    check_choice,
+    check_level,
+    check_positive,
+    check_unit_interval,
+)
 
 Array = chex.Array
 
 RISK_MEASURES = ("mean", "cvar", "mean_cvar", "wang")
+RISK_EMPHASES = ("lower", "upper", "mean_upper")
 
 
 def _tail_mean(x: Array, level: float, *, upper: bool) -> Array:
@@ -213,3 +220,59 @@ def risk_value(
     if measure == "mean":
         return mean
     return (1.0 - eta) * mean + eta * cvar(quantiles, alpha)
+
+
+def robust_value(quantiles: Array, *, radius: float, lowest: float) -> Array:
+    """The least mean over all laws within a total-variation distance of `radius`.
+
+        V = radius * lowest + (1/M) * (sum of the lowest (1 - radius) M values)
+
+    whose last term counts in part. The worst law takes the mass `radius` from the top and puts it
+    on the lowest value there is. With `lowest` 0 this is (1 - radius) times the mean of the lowest
+    1 - radius of the mass, at which the dual of RFQI (Panaganti et al. 2022, arXiv 2208.05129) is
+    maximal. That paper learns the dual variable; the closed form is ours.
+
+    Args:
+      quantiles: [..., M] ascending: quantiles, samples, or values of an ensemble.
+      radius: in [0, 1] (static); 0 gives the mean, 1 gives `lowest`.
+      lowest: the smallest value there can be, at most the smallest of the quantiles.
+
+    Returns:
+      [...].
+
+    Raises:
+      ValueError: `radius` is outside [0, 1].
+    """
+    check_unit_interval("radius", radius)
+    num = quantiles.shape[-1]
+    kept = np.clip((1.0 - radius) * num - np.arange(num), 0.0, 1.0) / num
+    return radius * lowest + _weighted_mean(quantiles, kept)
+
+
+def risk_weights(levels: Array, *, emphasis: str = "lower", rate: float = 1.0) -> Array:
+    """Weights omega_j of the quantiles at `levels` in a risk-weighted quantile loss (DVPO, eq. 4).
+
+        "lower":      exp(-rate * tau_j), which emphasises the lower tail
+        "upper":      exp(-rate * (1 - tau_j)), which emphasises the upper one
+        "mean_upper": the mean of "upper" for every j, which changes the size of the loss alone
+
+    "mean_upper" is what third-party code of DVPO (arXiv 2512.03847) computes: it averages the
+    quantile loss before it multiplies. Its comment announces an emphasis of the lower tail. The
+    paper's own form was not found.
+
+    Args:
+      levels: [M] tau_j in [0, 1].
+      emphasis: one of `RISK_EMPHASES`.
+      rate: how fast the weights fall, above 0.
+
+    Returns:
+      [M], without gradient.
+
+    Raises:
+      ValueError: `emphasis` or `rate` is not allowed.
+    """
+    check_choice("emphasis", emphasis, RISK_EMPHASES)
+    check_positive("rate", rate)
+    levels = jax.lax.stop_gradient(levels)
+    weights = jnp.exp(-rate * (levels if emphasis == "lower" else 1.0 - levels))
+    return jnp.full_like(weights, jnp.mean(weights)) if emphasis == "mean_upper" else weights

@@ -166,6 +166,50 @@ def test_tail_curvature_sign():
     assert ops.tail_curvature_penalty(outer, 0.25, 0.25) > 0.01
 
 
+def plain_robust(q, radius, lowest):
+    """Moves the mass `radius` from the top to the lowest value, value by value."""
+    mass, left = [1.0 / len(q)] * len(q), radius
+    for j in reversed(range(len(q))):
+        taken = min(mass[j], left)
+        mass[j], left = mass[j] - taken, left - taken
+    return radius * lowest + sum(m * float(x) for m, x in zip(mass, q, strict=True))
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.25, 0.37, 1.0])
+def test_the_robust_value_moves_mass_to_the_lowest_value(radius, variant):
+    q = quantiles(11, 2, 3, 7)
+    got = variant(lambda x: ops.robust_value(x, radius=radius, lowest=-9.0))(jnp.asarray(q))
+    want = rows(lambda x: plain_robust(x, radius, -9.0), q)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    grounded = ops.robust_value(jnp.asarray(q), radius=radius, lowest=0.0)
+    lower = 0.0 if radius == 1.0 else ops.cvar(jnp.asarray(q), 1.0 - radius)
+    np.testing.assert_allclose(grounded, (1.0 - radius) * lower, rtol=1e-5, atol=1e-6)
+
+
+def test_the_robust_value_is_the_maximum_of_rfqis_dual():
+    """max over eta of (1 - radius) eta - mean (eta - v)_+, for values and eta from 0 up."""
+    v, radius = np.sort(np.random.default_rng(0).uniform(0.0, 3.0, 7)), 0.3
+    etas = np.linspace(0.0, 4.0, 40_001)[:, None]
+    dual = (1.0 - radius) * etas[:, 0] - np.maximum(etas - v, 0.0).mean(axis=1)
+    got = ops.robust_value(jnp.asarray(v), radius=radius, lowest=0.0)
+    np.testing.assert_allclose(got, dual.max(), atol=1e-4)
+
+
+def test_risk_weights_and_what_they_emphasise(variant):
+    levels = ops.quantile_levels(5, "right")
+    found = {
+        kind: variant(lambda x, kind=kind: ops.risk_weights(x, emphasis=kind, rate=2.0))(levels)
+        for kind in ops.RISK_EMPHASES
+    }
+    lower = np.exp(-2.0 * np.array([0.2, 0.4, 0.6, 0.8, 1.0]))
+    upper = np.exp(-2.0 * np.array([0.8, 0.6, 0.4, 0.2, 0.0]))
+    np.testing.assert_allclose(found["lower"], lower, rtol=1e-5)
+    np.testing.assert_allclose(found["upper"], upper, rtol=1e-5)
+    np.testing.assert_allclose(found["mean_upper"], np.full(5, upper.mean()), rtol=1e-5)
+    gradient = jax.grad(lambda x: ops.risk_weights(x).sum())(levels)
+    np.testing.assert_array_equal(gradient, np.zeros(5))
+
+
 def test_bad_options():
     q = jnp.arange(4.0)
     for level in (0.0, -0.1, 1.5):
@@ -181,5 +225,11 @@ def test_bad_options():
         ops.risk_value(q, measure="mean_cvar", eta=1.5)
     with pytest.raises(ValueError, match="the number of quantiles of q is 2; allowed: at least 3"):
         ops.tail_curvature_penalty(q[:2], 0.5, 0.5)
+    with pytest.raises(ValueError, match=r"radius is 1.5; allowed: a number in \[0, 1\]"):
+        ops.robust_value(q, radius=1.5, lowest=0.0)
+    with pytest.raises(ValueError, match="emphasis is 'middle'; allowed: lower, upper, mean_upper"):
+        ops.risk_weights(q, emphasis="middle")
+    with pytest.raises(ValueError, match="rate is 0.0; allowed: a positive number"):
+        ops.risk_weights(q, rate=0.0)
     with pytest.raises(AssertionError):
         ops.cvar_penalty(jnp.ones((2, 3)), jnp.ones((3, 3)), 0.5)
