@@ -42,6 +42,7 @@ critics.interface
 critics.flow_inference
 critics.flow_losses
 critics.check
+critics.flow
 critics.*
 critics
 advantages.interface

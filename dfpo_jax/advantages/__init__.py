@@ -9,6 +9,7 @@ from dfpo_jax.advantages.group import Group
 from dfpo_jax.advantages.interface import Advantage, View
 from dfpo_jax.advantages.rank import Rank
 from dfpo_jax.advantages.sigma import Sigma
+from dfpo_jax.advantages.tail_aware import TailAware
 from dfpo_jax.settings import Choice
 
 __all__ = ["Advantage", "Advantages", "Risk", "View", "check_advantage"]
@@ -30,6 +31,7 @@ class Advantages(Choice):
     gae: Gae = field(default_factory=Gae)
     sigma: Sigma = field(default_factory=Sigma)
     rank: Rank = field(default_factory=Rank)
+    tail_aware: TailAware = field(default_factory=TailAware)
     group: Group = field(default_factory=Group)
 
     def build(self) -> Advantage:

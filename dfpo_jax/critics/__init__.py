@@ -10,6 +10,7 @@ from dfpo_jax.critics.interface import Critic
 from dfpo_jax.critics.none import NoCritic
 from dfpo_jax.critics.quantile import Quantile
 from dfpo_jax.critics.scalar import Scalar
+from dfpo_jax.critics.scalar_flow import ScalarFlow
 from dfpo_jax.settings import Choice, check_choice, check_interval
 
 TRUNKS = ("own", "shared", "detached")
@@ -45,6 +46,7 @@ class Critics(Choice):
     quantile: Quantile = field(default_factory=Quantile)
     categorical: Categorical = field(default_factory=Categorical)
     flow: Flow = field(default_factory=Flow)
+    scalar_flow: ScalarFlow = field(default_factory=ScalarFlow)
 
     def __post_init__(self):
         """Check ranges and names."""

@@ -49,6 +49,7 @@ from dfpo_jax.ops.quantiles import (
     cdf,
     crps,
     noise_quantiles,
+    quantile_at,
     quantile_huber,
     quantile_levels,
     wasserstein1,
@@ -56,10 +57,12 @@ from dfpo_jax.ops.quantiles import (
 from dfpo_jax.ops.returns import final_values, normalise_rewards, successor_index
 from dfpo_jax.ops.risk import (
     RISK_MEASURES,
+    TAIL_SIDES,
     cvar,
     cvar_penalty,
     mean_shift_penalty,
     risk_value,
+    tail_aware_weights,
     tail_curvature_penalty,
     tail_shape_penalty,
     upper_cvar,
