@@ -31,8 +31,8 @@ class Advantages(Choice):
     gae: Gae = field(default_factory=Gae)
     sigma: Sigma = field(default_factory=Sigma)
     rank: Rank = field(default_factory=Rank)
-    tail_aware: TailAware = field(default_factory=TailAware)
     group: Group = field(default_factory=Group)
+    tail_aware: TailAware = field(default_factory=TailAware)
 
     def build(self) -> Advantage:
         """The advantage.
