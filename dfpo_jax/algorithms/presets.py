@@ -9,6 +9,8 @@ PRESETS = {
     # Value Flows, arXiv 2510.07650. For its two critics with averaged copies stands one critic and
     # its copy at the start of the iteration, for the one-step target the lambda-mixture, for one
     # noise per token S of them, for the range of returns a bound; sizes of the network are ours.
+    # Its `dcfm_base` is "shift", which is "keep" where the discount is 1 and only last tokens are
+    # rewarded, and else starts from other noise than the critic is read from.
     "value_flows": {
         "critic.name": "flow",
         "critic.flow.num_steps": 10,
@@ -17,7 +19,7 @@ PRESETS = {
         "critic.flow.value_bound": 2.0,
         "critic.flow.inference": "euler",
         "critic.flow.noise": "shared",
-        "critic.flow.dcfm_base": "shift",
+        "critic.flow.dcfm_weight": 1.0,
         "critic.flow.geometry_weight": 0.0,
         "critic.flow.uncertainty": "emphasize",
         "critic.flow.uncertainty_temperature": 0.3,
