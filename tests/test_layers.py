@@ -27,7 +27,8 @@ ops.flow_matching
 ops.risk
 ops.quantiles
 ops.policy_gradients
-ops.divergences
+ops.divergences ops.sequences ops.trust_regions
+ops.flowrl
 ops
 models.lora
 models.config
@@ -37,6 +38,7 @@ models.transformer
 models.decode
 models.value_flow
 models.value_heads
+models.partition
 models
 critics.interface
 critics.flow_inference
@@ -80,13 +82,15 @@ rollout.collect
 rollout
 algorithms.config algorithms.presets
 algorithms.interface algorithms.needs algorithms.trunk
-algorithms.units algorithms.old_policy algorithms.sft
+algorithms.units algorithms.old_policy algorithms.sft algorithms.warmup
+algorithms.scores
 algorithms.compose
 algorithms
 contracts.measure
 contracts.*
 contracts
 training.sources training.moved_settings training.settings_dict training.unread
+training.step_size
 training.config_argument
 training.config_keys
 training.config training.config_diff

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 
 from dfpo_jax import ops
 from dfpo_jax.advantages import Advantage, View
+from dfpo_jax.algorithms import warmup
 from dfpo_jax.algorithms.config import AlgorithmConfig
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Controls, Observed
 from dfpo_jax.algorithms.needs import check_parts
 from dfpo_jax.algorithms.old_policy import evaluate_old
+from dfpo_jax.algorithms.scores import scores
 from dfpo_jax.algorithms.trunk import (
     critic_states,
     hidden_states,
@@ -25,12 +27,14 @@ from dfpo_jax.algorithms.trunk import (
     join_sequence,
     response_states,
     token_statistics,
+    top_log_probs,
 )
 from dfpo_jax.algorithms.units import value_units
 from dfpo_jax.critics import Critic
+from dfpo_jax.critics.scalar import lambda_returns
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.objectives import Live, Objective
-from dfpo_jax.types import VALUE_UNITS, Array, ArrayTree, Loss, Rollout, Term, TrainState
+from dfpo_jax.types import VALUE_UNITS, Array, ArrayTree, Loss, Rollout, Steps, Term, TrainState
 
 
 class _Parts(NamedTuple):
@@ -64,7 +68,9 @@ def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> 
         return functools.partial(function, parts) if wanted else None
 
     controls, networks = dict(VALUE_UNITS), ["policy"]
-    networks += [] if critic is None else ["critic"]
+    if critic is not None:
+        controls |= warmup.first_controls(config.critic)
+        networks.append("critic")
     for name, objective in objectives.items():
         controls |= objective.controls
         networks += [] if objective.init is None else [name]
@@ -79,6 +85,7 @@ def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> 
         adapt=bound(_adapt),
         networks=tuple(networks),
         keeps_reference=any("reference" in x.needs for x in objectives.values()),
+        top=max(objective.top for objective in objectives.values()),
     )
 
 
@@ -113,41 +120,68 @@ def _prepare(
         )
         reading = critic.read(head, states)
         returns = functools.partial(critic.returns, policy_key, reading, steps)
-        view = View(critic.law(reading), returns)
+        heads = None if critic.heads is None else critic.heads(reading)
+        view = View(critic.law(reading), returns, heads)
         targets = critic.targets(critic_key, reading, steps, config.critic.lambda_)
-    advantages = parts.advantage.estimate(view, steps, rollout)
-    if config.advantage.whiten:
-        advantages = ops.masked_whiten(advantages, steps.mask)
+    if "scores" in parts.advantage.needs:
+        inputs = (state.params["policy"], found, rollout, parts.temperature)
+        view = (view or View(None, None))._replace(scores=scores(parts.model, *inputs))
+    advantages = _advantages(parts, view, steps, rollout)
+    old = found.old
+    if view is not None and view.heads is not None:
+        old = old._replace(heads=view.heads[:, :-1])
     batch = Batch(
         row=jnp.arange(len(rollout.tokens)),
         sequence=found.sequence,
         valid=found.valid,
         tokens=rollout.tokens,
         mask=steps.mask,
-        old_log_probs=found.old.log_probs,
-        ref_log_probs=found.old.ref_log_probs,
+        old_log_probs=old.log_probs,
+        ref_log_probs=old.ref_log_probs,
+        behaviour_log_probs=_needed(parts, "behaviour", rollout.log_probs),
+        top_tokens=rollout.top_tokens,
+        top_log_probs=rollout.top_log_probs,
         importance=found.importance,
-        advantages=advantages * steps.mask,
+        advantages=advantages,
         critic=targets,
         own={
-            name: objective.prepare(found.old, rollout)
+            name: objective.prepare(old, rollout)
             for name, objective in parts.objectives.items()
             if objective.prepare is not None
         },
     )
+    policy_scale = jnp.float32(1.0)
+    if critic is not None:
+        policy_scale = warmup.policy_scale(config.critic, state.step, state.controls)
     # The train step donates the state: without a copy, the context would share deleted buffers.
     context = Context(
         controls=jax.tree.map(jnp.copy, dict(state.controls)),
-        policy_scale=_policy_scale(parts, state.step),
+        policy_scale=policy_scale,
         critic=jax.tree.map(jnp.copy, head),
+        explained_variance=None if critic is None else _explained_variance(view, steps),
     )
     return batch, context
 
 
-def _policy_scale(parts: _Parts, step: Array) -> Array:
-    """0 while only the critic learns, 1 afterwards: [] float32."""
-    waits = 0 if parts.critic is None else parts.config.critic.warmup
-    return (step >= waits).astype(jnp.float32)
+def _advantages(parts: _Parts, view: View | None, steps: Steps, rollout: Rollout) -> Array:
+    """Advantages [B, R], 0 outside the mask and where the advantage keeps none."""
+    advantages = parts.advantage.estimate(view, steps, rollout)
+    if parts.config.advantage.whiten:
+        advantages = ops.masked_whiten(advantages, steps.mask)
+    if parts.advantage.keep is not None:
+        advantages = advantages * parts.advantage.keep(view, steps)
+    return advantages * steps.mask
+
+
+def _needed(parts: _Parts, need: str, value: Array) -> Array | None:
+    """The value where an objective needs it."""
+    return value if any(need in x.needs for x in parts.objectives.values()) else None
+
+
+def _explained_variance(view: View, steps: Steps) -> Array:
+    """[] of the observed returns by the mean of the critic's law."""
+    values = jnp.mean(view.law, axis=-1)
+    return ops.explained_variance(values[:, :-1], lambda_returns(values, steps, 1.0), steps.mask)
 
 
 def _loss(
@@ -164,27 +198,42 @@ def _loss(
 def _policy_terms(
     parts: _Parts, params: ArrayTree, hidden: Array, batch: Batch, context: Context
 ) -> dict[str, Term]:
+    inputs = (parts.model, params["policy"], response_states(hidden, batch.tokens.shape[1]))
     log_probs, entropy = token_statistics(
-        parts.model,
-        params["policy"],
-        response_states(hidden, batch.tokens.shape[1]),
-        batch.tokens,
-        parts.temperature,
-        parts.config.log_probs.chunk,
+        *inputs, batch.tokens, parts.temperature, parts.config.log_probs.chunk
     )
-    live = Live(hidden, log_probs, entropy)
+    top = None
+    if batch.top_tokens is not None:
+        top = top_log_probs(*inputs, batch.tokens, log_probs, batch.top_tokens, parts.temperature)
+    live = Live(hidden, log_probs, entropy, top)
     kl_old = ops.kl_estimate(log_probs, batch.old_log_probs, "k3")
     losses = {"kl_old": Loss(kl_old, weight=0.0)}
+    if batch.behaviour_log_probs is not None:
+        losses |= _weights(log_probs, batch)
     for name, objective in parts.objectives.items():
         losses |= objective.terms(live, batch, context, params.get(name))
-    weights, count = ops.aggregate_weights(batch.mask, parts.config.objective.aggregation)
 
     def reduced(loss: Loss) -> Term:
+        mode = loss.aggregation or parts.config.objective.aggregation
+        weights, count = ops.aggregate_weights(batch.mask, mode)
         is_metric = isinstance(loss.weight, float) and loss.weight == 0.0
         weight = 0.0 if is_metric else loss.weight * context.policy_scale
         return Term(jnp.sum(loss.per_token * weights), count, weight)
 
     return {f"policy/{name}": reduced(loss) for name, loss in losses.items()}
+
+
+def _weights(log_probs: Array, batch: Batch) -> dict[str, Loss]:
+    """Sequence weights w = pi(y) / mu(y) and their squares, as metrics (VCPO, arXiv 2602.17616).
+
+    (E w)^2 / E w^2 is the effective share of the samples, exact over micro-batches and devices.
+    """
+    weight = ops.sequence_weight(log_probs, batch.behaviour_log_probs, batch.mask)[:, None]
+    per_token = {"weight": weight, "squared_weight": jnp.square(weight)}
+    return {
+        name: Loss(x * jnp.ones_like(batch.mask), weight=0.0, aggregation="sequence_mean")
+        for name, x in per_token.items()
+    }
 
 
 def _critic_terms(
@@ -198,7 +247,7 @@ def _critic_terms(
     # A row's key depends on its number alone, so that splitting a batch changes nothing.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.row)
     head = params["critic"]["head"]
-    terms = {}
+    terms = {warmup.METRIC: Term(context.explained_variance, jnp.float32(1.0))}
     for name, loss in parts.critic.losses(head, states, batch.critic, context.critic, keys).items():
         mask = batch.mask if loss.mask is None else loss.mask
         total, count = ops.masked_sum_and_count(loss.per_token, mask)
@@ -241,4 +290,6 @@ def _adapt(parts: _Parts, controls: Controls, means: Mapping[str, float]) -> Con
     for objective in parts.objectives.values():
         if objective.adapt is not None:
             controls = {**controls, **objective.adapt(controls, means)}
+    if parts.critic is not None:
+        controls = {**controls, **warmup.adapt(parts.config.critic, controls, means)}
     return controls

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from dfpo_jax.ops.checks import check_choice
 from dfpo_jax.types import Array
 
-AGGREGATIONS = ("token_mean", "sequence_mean")
+AGGREGATIONS = ("token_mean", "sequence_mean", "constant_length")
 WHITEN_EPS = 1e-8
 
 
@@ -94,6 +94,53 @@ def masked_var(x: Array, mask: Array) -> Array:
     return total / jnp.maximum(count - 1, 1)
 
 
+def explained_variance(predicted: Array, observed: Array, mask: Array) -> Array:
+    """1 - Var(observed - predicted) / Var(observed) over the valid elements.
+
+    Args:
+      predicted: [...] values.
+      observed: [...] same shape, in the same units.
+      mask: [...] same shape.
+
+    Returns:
+      [], at most 1; 0 for predictions that say no more than their mean, and where `observed` has no
+      variance.
+
+    Raises:
+      AssertionError: if the shapes differ.
+    """
+    chex.assert_equal_shape([predicted, observed, mask])
+    variance = masked_var(observed, mask)
+    left = masked_var(observed - predicted, mask)
+    return jnp.where(variance > 0, 1.0 - left / jnp.where(variance > 0, variance, 1.0), 0.0)
+
+
+def lowest_share(x: Array, mask: Array, share: float) -> Array:
+    """1 on the given share of the valid elements, those whose `x` is smallest; 0 elsewhere.
+
+    Args:
+      x: [...] values.
+      mask: [...] same shape.
+      share: in [0, 1]; of n valid elements, floor(share n) are marked, and more where others equal
+        the largest of them.
+
+    Returns:
+      [...] float32.
+
+    Raises:
+      ValueError: if `share` is outside [0, 1].
+      AssertionError: if the shapes differ.
+    """
+    chex.assert_equal_shape([x, mask])
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"share is {share}; it must lie in [0, 1]")
+    valid = jnp.asarray(mask).astype(bool)
+    ordered = jnp.sort(jnp.where(valid, x, jnp.inf), axis=None)
+    count = jnp.floor(share * jnp.sum(valid, dtype=jnp.float32) + 1e-4).astype(jnp.int32)
+    marked = valid & (x <= ordered[jnp.maximum(count - 1, 0)]) & (count > 0)
+    return marked.astype(jnp.float32)
+
+
 def masked_whiten(x: Array, mask: Array) -> Array:
     """Shifts and scales the valid elements to mean 0 and variance 1.
 
@@ -119,17 +166,20 @@ def aggregate_weights(mask: Array, mode: str) -> tuple[Array, Array]:
     loss = sum(x * weights) / max(count, 1); an empty mask gives 0.
       "token_mean": every valid token has the same weight; count = number of valid tokens.
       "sequence_mean": mean over non-empty sequences of their token means; count = their number.
-    In both modes, sums and counts of micro-batches add up to those of the whole batch.
+      "constant_length": mean over non-empty sequences of their token sums divided by T, so that a
+        token's weight depends on no length (Dr. GRPO, arXiv 2503.20783, section 3.2); count = the
+        number of non-empty sequences.
+    In all modes, sums and counts of micro-batches add up to those of the whole batch.
 
     Args:
       mask: [B, T], 1 on valid tokens.
-      mode: "token_mean" or "sequence_mean".
+      mode: one of them.
 
     Returns:
       ([B, T] weights, 0 outside the mask; [] count).
 
     Raises:
-      ValueError: if `mode` is not one of the two.
+      ValueError: if `mode` is another.
       AssertionError: if the mask is not of rank 2.
     """
     chex.assert_rank(mask, 2)
@@ -139,6 +189,8 @@ def aggregate_weights(mask: Array, mode: str) -> tuple[Array, Array]:
         return weights, jnp.sum(weights)
     lengths = jnp.sum(weights, axis=1, keepdims=True)
     non_empty = jnp.sum(lengths > 0, dtype=jnp.float32)
+    if mode == "constant_length":
+        return weights / max(mask.shape[1], 1), non_empty
     return weights / jnp.maximum(lengths, 1), non_empty
 
 

@@ -11,7 +11,7 @@ from dfpo_jax.rollout.generate import generate
 from dfpo_jax.sharding import batch_devices, batch_sharding, mesh_context, replicated
 from dfpo_jax.training.config import Config
 from dfpo_jax.training.learner import Learner
-from dfpo_jax.types import ArrayTree, Rollout
+from dfpo_jax.types import ArrayTree, Expert, Rollout
 
 
 def bytes_per_chip(tree: ArrayTree) -> int:
@@ -70,7 +70,15 @@ class Programs:
     def rollout(self, rows: int) -> Rollout:
         """A rollout of so many responses."""
         prompt, response = self.config.train.prompt_length, self.config.sampling.max_new_tokens
+        gives = self.config.plan.build(self.config.train.samples).gives
+        expert = Expert(self.rows((rows, response), jnp.int32), self.rows((rows, response)))
+        top = (rows, response, self.learner.top)
         return Rollout(
+            baseline=self.rows((rows,)) if "pool" in gives else None,
+            expert=expert if "expert" in gives else None,
+            top_tokens=self.rows(top, jnp.int32) if self.learner.top else None,
+            top_log_probs=self.rows(top) if self.learner.top else None,
+            samples=self.config.train.samples,
             prompt_tokens=self.rows((rows, prompt), jnp.int32),
             prompt_mask=self.rows((rows, prompt)),
             tokens=self.rows((rows, response), jnp.int32),
@@ -91,6 +99,7 @@ class Programs:
             eos_ids=(0,),
             pad_id=0,
             num_samples=samples,
+            top=self.learner.top,
         )
         policy = self.learner.abstract_state.params["policy"]
         key = jax.eval_shape(lambda: jax.random.key(0))

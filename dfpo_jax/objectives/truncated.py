@@ -1,0 +1,60 @@
+"""VCPO's policy loss: truncated importance weights of whole responses (arXiv 2602.17616)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from dfpo_jax import ops
+from dfpo_jax.objectives.interface import Objective
+from dfpo_jax.types import Loss
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """-min(w, cap) A log pi, the weight stopped, with w = exp(sum_t(log pi - log mu)); no clip.
+
+    w is a response's own probability under the policy over that under the one that sampled it; its
+    logarithm is clamped to +-30, see `ops.sequence_weight`. As w starts at the sampler's own
+    log-probabilities, nothing else corrects for it: `importance_cap` must be 0. The definition is
+    that of the official code.
+
+    Attributes:
+      cap: the largest weight of a response (published: 8).
+
+    Raises:
+      ValueError: a value outside its range, named with what is allowed.
+    """
+
+    anchored: ClassVar[bool] = True
+    cap: float = 8.0
+
+    def __post_init__(self):
+        """Check ranges."""
+        if not self.cap > 0.0:
+            raise ValueError(f"cap is {self.cap}; it must be above 0")
+
+    def build(self) -> Objective:
+        """The objective: "loss", and the metrics "weight" and "squared_weight".
+
+        They are the means of w and w^2 over responses, before truncation, so that
+        weight^2 / squared_weight is the effective share of the batch, however it is split.
+        """
+
+        def terms(live, batch, context, own):
+            del context, own
+            weight = ops.sequence_weight(live.log_probs, batch.behaviour_log_probs, batch.mask)
+            gain = jnp.minimum(weight, self.cap)[:, None] * jax.lax.stop_gradient(batch.advantages)
+
+            def metric(value):
+                per_token = jnp.broadcast_to(value[:, None], gain.shape)
+                return Loss(per_token, weight=0.0, aggregation="sequence_mean")
+
+            return {
+                "loss": Loss(-gain * live.log_probs),
+                "weight": metric(weight),
+                "squared_weight": metric(jnp.square(weight)),
+            }
+
+        return Objective(terms, frozenset({"behaviour"}))
