@@ -46,6 +46,7 @@ critics.flow_inference
 critics.tails
 critics.flow_losses critics.ensemble
 critics.check
+critics.flow
 critics.*
 critics
 advantages.interface

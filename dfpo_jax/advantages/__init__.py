@@ -11,6 +11,7 @@ from dfpo_jax.advantages.interface import Advantage, Scores, View
 from dfpo_jax.advantages.min_variance import MinVariance
 from dfpo_jax.advantages.rank import Rank
 from dfpo_jax.advantages.sigma import Sigma
+from dfpo_jax.advantages.tail_aware import TailAware
 from dfpo_jax.settings import Choice
 
 __all__ = ["Advantage", "Advantages", "Risk", "Scores", "View", "check_advantage"]
@@ -34,6 +35,7 @@ class Advantages(Choice):
     rank: Rank = field(default_factory=Rank)
     agreement: Agreement = field(default_factory=Agreement)
     group: Group = field(default_factory=Group)
+    tail_aware: TailAware = field(default_factory=TailAware)
     min_variance: MinVariance = field(default_factory=MinVariance)
 
     def build(self) -> Advantage:

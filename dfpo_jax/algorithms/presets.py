@@ -37,6 +37,40 @@ PRESETS = {
     "iqn": {"critic.name": "iqn"},
     # The baseline of arXiv 2512.03847, which describes it in a sentence: reconstructed.
     "robust_bellman": {"critic.name": "robust"},
+    # Value Flows, arXiv 2510.07650. For its two critics with averaged copies stands one critic and
+    # its copy at the start of the iteration, for the one-step target the lambda-mixture, for one
+    # noise per token S of them, for the range of returns a bound; sizes of the network are ours.
+    # Its `dcfm_base` is "shift", which is "keep" where the discount is 1 and only last tokens are
+    # rewarded, and else starts from other noise than the critic is read from.
+    "value_flows": {
+        "critic.name": "flow",
+        "critic.flow.num_steps": 10,
+        "critic.flow.solver": "euler",
+        "critic.flow.first_step": 1.0,
+        "critic.flow.value_bound": 2.0,
+        "critic.flow.inference": "euler",
+        "critic.flow.noise": "shared",
+        "critic.flow.dcfm_weight": 1.0,
+        "critic.flow.geometry_weight": 0.0,
+        "critic.flow.uncertainty": "emphasize",
+        "critic.flow.uncertainty_temperature": 0.3,
+    },
+    # FlowCritic, arXiv 2510.22686, from a third-party summary: the function of its weight is
+    # reconstructed, and its truncation of noise and velocities is here the bound of values.
+    "flowcritic": {
+        "critic.name": "flow",
+        "critic.flow.num_steps": 10,
+        "critic.flow.solver": "euler",
+        "critic.flow.first_step": 1.0,
+        "critic.flow.value_bound": 2.0,
+        "critic.flow.inference": "ode",
+        "critic.flow.target_mode": "flowcritic",
+        "critic.flow.dcfm_weight": 0.0,
+        "critic.flow.geometry_weight": 0.0,
+        "critic.flow.uncertainty": "coefficient_of_variation",
+    },
+    # The control of arXiv 2603.04333, after floq: a flow to one number.
+    "scalar_flow": {"critic.name": "scalar_flow"},
     # arXiv 2402.03300, section 4.1, without its KL to the reference, which `objective.kl` adds.
     "grpo": {
         "critic.name": "none",

@@ -13,6 +13,7 @@ from dfpo_jax.critics.none import NoCritic
 from dfpo_jax.critics.quantile import Quantile
 from dfpo_jax.critics.robust import Robust
 from dfpo_jax.critics.scalar import Scalar
+from dfpo_jax.critics.scalar_flow import ScalarFlow
 from dfpo_jax.settings import Choice, check_choice, check_interval, check_unread
 
 TRUNKS = ("own", "shared", "detached")
@@ -56,6 +57,7 @@ class Critics(Choice):
     ensemble: Ensemble = field(default_factory=Ensemble)
     robust: Robust = field(default_factory=Robust)
     flow: Flow = field(default_factory=Flow)
+    scalar_flow: ScalarFlow = field(default_factory=ScalarFlow)
 
     def __post_init__(self):
         """Check ranges and names."""

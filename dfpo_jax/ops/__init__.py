@@ -65,6 +65,7 @@ from dfpo_jax.ops.quantiles import (
     crps,
     head_consistency,
     noise_quantiles,
+    quantile_at,
     quantile_huber,
     quantile_huber_by_level,
     quantile_levels,
@@ -74,12 +75,14 @@ from dfpo_jax.ops.returns import final_values, normalise_rewards, successor_inde
 from dfpo_jax.ops.risk import (
     RISK_EMPHASES,
     RISK_MEASURES,
+    TAIL_SIDES,
     cvar,
     cvar_penalty,
     mean_shift_penalty,
     risk_value,
     risk_weights,
     robust_value,
+    tail_aware_weights,
     tail_curvature_penalty,
     tail_shape_penalty,
     upper_cvar,
@@ -92,7 +95,7 @@ from dfpo_jax.ops.sequences import (
     sequence_ratio,
     sequence_weight,
 )
-from dfpo_jax.ops.targets import lambda_average, lambda_mixture
+from dfpo_jax.ops.targets import distributional_gae, lambda_average, lambda_mixture
 from dfpo_jax.ops.trust_regions import (
     DIVERGENCES,
     binary_divergence,
@@ -100,4 +103,3 @@ from dfpo_jax.ops.trust_regions import (
     top_k_divergence,
     trust_region_mask,
 )
-from dfpo_jax.ops.targets import distributional_gae, lambda_average, lambda_mixture

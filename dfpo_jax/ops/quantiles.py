@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dfpo_jax.ops.checks import check, check_choice
+from dfpo_jax.ops.checks import check, check_choice, check_unit_interval
 from dfpo_jax.ops.masking import as_float
 from dfpo_jax.types import Array
 
@@ -53,6 +53,27 @@ def noise_quantiles(num: int) -> Array:
     """
     noise = jax.scipy.special.ndtri(quantile_levels(num))
     return (noise - noise[::-1]) / 2
+
+
+def quantile_at(quantiles: Array, level: float) -> Array:
+    """The quantile at any level, linear between those given and constant beyond them.
+
+    Args:
+      quantiles: [..., M] ascending, at the levels (j - 1/2) / M.
+      level: in [0, 1] (static).
+
+    Returns:
+      [...] float32 or wider, in units of the quantiles.
+
+    Raises:
+      ValueError: `level` is outside [0, 1].
+    """
+    check_unit_interval("level", level)
+    quantiles, last = as_float(quantiles), quantiles.shape[-1] - 1
+    place = min(max(level * (last + 1) - 0.5, 0.0), float(last))
+    below = int(place)
+    share = place - below
+    return (1.0 - share) * quantiles[..., below] + share * quantiles[..., min(below + 1, last)]
 
 
 def quantile_huber(quantiles: Array, targets: Array, taus: Array, kappa: float = 1.0) -> Array:

@@ -17,11 +17,13 @@ from dfpo_jax.ops.checks import (
     check_positive,
     check_unit_interval,
 )
+from dfpo_jax.ops.masking import as_float, masked_mean
 
 Array = chex.Array
 
 RISK_MEASURES = ("mean", "cvar", "mean_cvar", "wang")
 RISK_EMPHASES = ("lower", "upper", "mean_upper")
+TAIL_SIDES = ("upper", "lower")
 
 
 def _tail_mean(x: Array, level: float, *, upper: bool) -> Array:
@@ -173,6 +175,53 @@ def tail_curvature_penalty(q: Array, alpha: float, beta: float) -> Array:
     low = _tail_mean(bend, alpha, upper=False)
     high = _tail_mean(bend, beta, upper=True)
     return jax.nn.relu(low) + jax.nn.relu(-high)
+
+
+def tail_aware_weights(
+    returns: Array,
+    quantile: Array,
+    mask: Array,
+    *,
+    temperature: float = 0.5,
+    tail: float = 0.25,
+    side: str = "upper",
+) -> Array:
+    """Weights of advantages by whether a return lies in the tail of its state's law.
+
+        upper:  g = sigmoid((returns - quantile) / temperature) / tail
+        lower:  g = sigmoid((quantile - returns) / temperature) / tail
+        w = clip(g / mean(g), 1/10, 10),   the mean over valid tokens
+
+    The division by the tail's mass cancels in the mean. Clipping comes last, so the mean of w is 1
+    only where no weight is clipped. DistRLVR, openreview 3e46ayVUgj, by its public code.
+
+    Args:
+      returns: [B, T] returns G, stopped.
+      quantile: [B, T] the law's quantile at level 1 - tail (upper) or tail (lower), in the units of
+        the returns; stopped.
+      mask: [B, T], 1 on valid tokens; what lies outside may have any value, even NaN.
+      temperature: positive, width of the gate in the units of the returns (static).
+      tail: mass of the tail, in (0, 1] (static).
+      side: "upper" or "lower" (static).
+
+    Returns:
+      [B, T] float32 or wider in [1/10, 10], 0 outside the mask, without gradient. Where no gate is
+      open as far as floats can tell, every valid weight is 1/10.
+
+    Raises:
+      ValueError: `temperature`, `tail` or `side` is not allowed.
+      AssertionError: shapes differ.
+    """
+    check_positive("temperature", temperature)
+    check_level("tail", tail)
+    check_choice("side", side, TAIL_SIDES)
+    chex.assert_rank(mask, 2)
+    chex.assert_equal_shape([returns, quantile, mask])
+    excess = as_float(returns) - as_float(quantile)
+    gate = jax.nn.sigmoid((excess if side == "upper" else -excess) / temperature) / tail
+    gate = gate / jnp.maximum(masked_mean(gate, mask), jnp.finfo(gate.dtype).tiny)
+    weights = jnp.where(jnp.asarray(mask).astype(bool), jnp.clip(gate, 0.1, 10.0), 0.0)
+    return jax.lax.stop_gradient(weights)
 
 
 def risk_value(

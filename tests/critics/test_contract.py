@@ -47,6 +47,26 @@ OTHERS = {
         uncertainty="emphasize",
         **TAILS,
     ),
+    "flow, euler, shared noise": Flow(
+        num_samples=4,
+        num_steps=2,
+        solver="euler",
+        num_quantiles=5,
+        inference="euler",
+        noise="shared",
+        geometry_weight=0.0,
+    ),
+    "flow, flowcritic": Flow(
+        num_samples=4,
+        num_steps=2,
+        solver="euler",
+        num_quantiles=5,
+        inference="ode",
+        target_mode="flowcritic",
+        dcfm_weight=0.0,
+        geometry_weight=0.0,
+        uncertainty="coefficient_of_variation",
+    ),
 }
 REGISTERED = {name: part for name, part in Critics().parts.items() if part.build() is not None}
 

@@ -19,6 +19,15 @@ def draws(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+@pytest.mark.parametrize("num", [1, 2, 9])
+@pytest.mark.parametrize("level", [0.0, 0.04, 0.25, 0.5, 0.75, 1.0])
+def test_a_quantile_at_any_level_matches_numpy(num, level, variant):
+    q = np.sort(draws(num, 2, 3, num))
+    found = variant(lambda x: ops.quantile_at(x, level))(q)
+    want = np.quantile(q.astype(float), level, axis=-1, method="hazen")
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("num", [1, 2, 65])
 def test_levels_and_noise_match_the_standard_library(num):
     levels = [(j + 0.5) / num for j in range(num)]
@@ -229,3 +238,8 @@ def test_bad_options_are_named(call, words):
 def test_wrong_shapes_are_refused(call):
     with pytest.raises(AssertionError):
         call()
+
+
+def test_a_level_outside_its_range_is_named():
+    with pytest.raises(ValueError, match="level is 1.5; allowed: a number in"):
+        ops.quantile_at(np.ones(3, np.float32), 1.5)

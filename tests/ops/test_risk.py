@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_critic as reference
+from reference import random_mask, tail_aware_weights, with_junk
 
 from dfpo_jax import ops
 
@@ -208,6 +209,57 @@ def test_risk_weights_and_what_they_emphasise(variant):
     np.testing.assert_allclose(found["mean_upper"], np.full(5, upper.mean()), rtol=1e-5)
     gradient = jax.grad(lambda x: ops.risk_weights(x).sum())(levels)
     np.testing.assert_array_equal(gradient, np.zeros(5))
+
+
+# --- weights of the tail -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["upper", "lower"])
+@pytest.mark.parametrize("temperature", [0.05, 2.0])
+def test_tail_aware_weights_match_loop(side, temperature, variant):
+    rng = np.random.default_rng(0)
+    mask = random_mask(rng, 7, 9)
+    returns, quantile = rng.normal(size=(2, 7, 9)).astype(np.float32)
+    options = {"temperature": temperature, "tail": 0.3, "side": side}
+    found = variant(lambda *x: ops.tail_aware_weights(*x, **options))(
+        with_junk(returns, mask), with_junk(quantile, mask, np.inf), mask
+    )
+    want = tail_aware_weights(returns, quantile, mask, temperature, 0.3, side)
+    np.testing.assert_allclose(found, want, rtol=1e-4)
+    if temperature == 2.0:  # no weight is clipped
+        np.testing.assert_allclose(np.asarray(found)[mask > 0].mean(), 1.0, rtol=1e-5)
+
+
+def test_tail_aware_weights_of_one_return_in_the_tail_and_of_none():
+    mask = jnp.ones((1, 30))
+    returns = jnp.zeros((1, 30)).at[0, 4].set(100.0)
+    found = ops.tail_aware_weights(returns, 50.0 * mask, mask, temperature=1.0)
+    want = np.full((1, 30), 0.1)
+    want[0, 4] = 10.0
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+    none = ops.tail_aware_weights(-1e6 * mask, mask, mask)
+    np.testing.assert_allclose(none, np.full((1, 30), 0.1), rtol=1e-6)
+    np.testing.assert_array_equal(ops.tail_aware_weights(returns, mask, 0 * mask), 0 * mask)
+
+
+def test_tail_aware_weights_carry_no_gradient():
+    x = jnp.asarray(quantiles(0, 4, 5))
+    slope = jax.grad(lambda r, q: ops.tail_aware_weights(r, q, jnp.ones((4, 5))).sum(), (0, 1))
+    for gradient in slope(x, 0.5 * x):
+        np.testing.assert_array_equal(gradient, np.zeros((4, 5)))
+
+
+def test_bad_options_of_the_tail_are_named():
+    x = jnp.ones((1, 3))
+    for options, said in (
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"tail": 0.0}, "tail is 0.0; allowed: above 0 and at most 1"),
+        ({"side": "both"}, "side is 'both'; allowed: upper, lower"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ops.tail_aware_weights(x, x, x, **options)
+    with pytest.raises(AssertionError):
+        ops.tail_aware_weights(x, x[:, :2], x)
 
 
 def test_bad_options():
