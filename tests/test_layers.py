@@ -28,6 +28,7 @@ ops.risk
 ops.quantiles
 ops.policy_gradients
 ops.divergences
+ops.channel
 ops
 models.lora
 models.config

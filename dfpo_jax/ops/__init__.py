@@ -11,6 +11,7 @@ from dfpo_jax.ops.advantages import (
     length_adaptive_lambda,
     rloo,
 )
+from dfpo_jax.ops.channel import CORRECTIONS, channel_inverse, corrected_rewards
 from dfpo_jax.ops.divergences import (
     KL_KINDS,
     adaptive_kl_update,
