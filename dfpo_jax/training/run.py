@@ -124,6 +124,8 @@ def build_run(config: Config, training: bool = True) -> Run:
     train_task = config.task.build("train", _accepts(config.task, sampler))
     critic_items = evaluations["in_domain"].items[: config.evaluation.critic_prompts]
     _check_items(config, sampler, train_task, critic_items)
+    prompts = train_task.everything() or train_task.batch(0, config.train.prompts)
+    config.rewards.build(train_task.reward_range, critic_items)  # raises for a missing column
     learner = make_learner(config, model, mesh)
     run = Run(
         config=config,
@@ -133,7 +135,7 @@ def build_run(config: Config, training: bool = True) -> Run:
         learner=learner,
         train_task=train_task,
         evaluations=evaluations,
-        rewards=config.rewards.build(train_task.reward_range, train_task.batch(0, 4)),
+        rewards=config.rewards.build(train_task.reward_range, prompts),
         plan=config.plan.build(config.train.samples),
         started=started,
     )
