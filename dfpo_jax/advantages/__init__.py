@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from dfpo_jax.advantages.batch import Batch
 from dfpo_jax.advantages.check import check_advantage
 from dfpo_jax.advantages.gae import Gae, Risk
 from dfpo_jax.advantages.group import Group
@@ -31,6 +32,7 @@ class Advantages(Choice):
     sigma: Sigma = field(default_factory=Sigma)
     rank: Rank = field(default_factory=Rank)
     group: Group = field(default_factory=Group)
+    batch: Batch = field(default_factory=Batch)
 
     def build(self) -> Advantage:
         """The advantage.
