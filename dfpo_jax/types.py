@@ -27,12 +27,29 @@ class Generation:
       log_probs: [B, R] float32, log-probability (nats) of each token under the distribution it
         was really drawn from (temperature, top-k and top-p applied); 0 outside the mask.
       truncated: [B] bool, True where the length limit was reached before an end of sequence.
+      top_tokens: [B, R, K] int32, the K tokens that were most probable, or None.
+      top_log_probs: [B, R, K] float32, their log-probabilities, or None.
     """
 
     tokens: Array
     mask: Array
     log_probs: Array
     truncated: Array
+    top_tokens: Array | None = None
+    top_log_probs: Array | None = None
+
+
+@struct.dataclass
+class Expert:
+    """Responses that somebody else than the policy wrote, one for each row of a rollout.
+
+    Attributes:
+      tokens: [B, R] int32.
+      mask: [B, R] float32, 1 on response tokens.
+    """
+
+    tokens: Array
+    mask: Array
 
 
 @struct.dataclass
@@ -49,6 +66,10 @@ class Rollout:
       rewards: [B] float32, the (possibly corrupted) sequence reward the learner sees.
       clean_rewards: [B] float32, the verifier's own reward; metrics only, never in a loss.
       groups: [B] int32, index of the prompt each response answers.
+      baseline: [B] float32, mean reward of the responses that a row was chosen from; of plans that
+        give "pool", else None.
+      expert: another response to each row's prompt; of plans that give "expert", else None.
+      top_tokens, top_log_probs: [B, R, K], as in `Generation`, or None.
       samples: responses per prompt, those of one prompt consecutive (static).
     """
 
@@ -61,6 +82,10 @@ class Rollout:
     rewards: Array
     clean_rewards: Array
     groups: Array
+    baseline: Array | None = None
+    expert: Expert | None = None
+    top_tokens: Array | None = None
+    top_log_probs: Array | None = None
     samples: int = struct.field(pytree_node=False, default=1)
 
 
@@ -88,11 +113,15 @@ class Loss(NamedTuple):
       per_token: [B, R], unreduced.
       mask: [B, R] where it counts; None for the mask of the batch.
       weight: Python float or [] array, its coefficient; the float 0.0 makes it a metric.
+      aggregation: of a loss of the policy, one of `ops.AGGREGATIONS` that holds whatever is
+        configured, such as "sequence_mean" where all tokens of a response have one number; None for
+        the configured one.
     """
 
     per_token: Array
     mask: Array | None = None
     weight: Any = 1.0
+    aggregation: str | None = None
 
 
 @struct.dataclass
@@ -127,6 +156,10 @@ class Batch:
       mask: [B, R] float32, 1 where the losses count.
       old_log_probs: [B, R] the old policy's log-probabilities at the sampling temperature.
       ref_log_probs: [B, R] the reference's, or None where no objective needs them.
+      behaviour_log_probs: [B, R] those that the tokens were drawn with, or None where no objective
+        needs them.
+      top_tokens: [B, R, K] int32, tokens that an objective compares distributions on, or None.
+      top_log_probs: [B, R, K] those that the sampler gave them, or None.
       importance: [B, R] truncated sampler-to-trainer weights (1 where switched off).
       advantages: [B, R].
       critic: the critic's own targets, or None.
@@ -140,6 +173,9 @@ class Batch:
     mask: Array
     old_log_probs: Array | None = None
     ref_log_probs: Array | None = None
+    behaviour_log_probs: Array | None = None
+    top_tokens: Array | None = None
+    top_log_probs: Array | None = None
     importance: Array | None = None
     advantages: Array | None = None
     critic: Any = None

@@ -81,6 +81,7 @@ rollout
 algorithms.config algorithms.presets
 algorithms.interface algorithms.needs algorithms.trunk
 algorithms.units algorithms.old_policy algorithms.sft
+algorithms.scores
 algorithms.compose
 algorithms
 contracts.measure

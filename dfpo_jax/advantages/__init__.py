@@ -7,12 +7,12 @@ from dfpo_jax.advantages.batch import Batch
 from dfpo_jax.advantages.check import check_advantage
 from dfpo_jax.advantages.gae import Gae, Risk
 from dfpo_jax.advantages.group import Group
-from dfpo_jax.advantages.interface import Advantage, View
+from dfpo_jax.advantages.interface import Advantage, Scores, View
 from dfpo_jax.advantages.rank import Rank
 from dfpo_jax.advantages.sigma import Sigma
 from dfpo_jax.settings import Choice
 
-__all__ = ["Advantage", "Advantages", "Risk", "View", "check_advantage"]
+__all__ = ["Advantage", "Advantages", "Risk", "Scores", "View", "check_advantage"]
 
 
 @dataclass(frozen=True)

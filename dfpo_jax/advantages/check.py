@@ -23,7 +23,7 @@ def check_advantage(advantage: Any, name: str) -> None:
       ValueError: it is no `Advantage`, its function fails or returns something else than it must;
         one line that names the class, the function and what is expected.
     """
-    trial.check_fields(advantage, Advantage, name, optional=(), names="needs")
+    trial.check_fields(advantage, Advantage, name, optional=("keep",), names="needs")
     if not isinstance(advantage.whole_response, bool):
         raise ValueError(
             f"{name}: whole_response is {advantage.whole_response!r}; it must be True or False"

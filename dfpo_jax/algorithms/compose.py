@@ -18,6 +18,7 @@ from dfpo_jax.algorithms.config import AlgorithmConfig
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Controls, Observed
 from dfpo_jax.algorithms.needs import check_parts
 from dfpo_jax.algorithms.old_policy import evaluate_old
+from dfpo_jax.algorithms.scores import scores
 from dfpo_jax.algorithms.trunk import (
     critic_states,
     hidden_states,
@@ -25,12 +26,13 @@ from dfpo_jax.algorithms.trunk import (
     join_sequence,
     response_states,
     token_statistics,
+    top_log_probs,
 )
 from dfpo_jax.algorithms.units import value_units
 from dfpo_jax.critics import Critic
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.objectives import Live, Objective
-from dfpo_jax.types import VALUE_UNITS, Array, ArrayTree, Loss, Rollout, Term, TrainState
+from dfpo_jax.types import VALUE_UNITS, Array, ArrayTree, Loss, Rollout, Steps, Term, TrainState
 
 
 class _Parts(NamedTuple):
@@ -79,6 +81,7 @@ def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> 
         adapt=bound(_adapt),
         networks=tuple(networks),
         keeps_reference=any("reference" in x.needs for x in objectives.values()),
+        top=max(objective.top for objective in objectives.values()),
     )
 
 
@@ -113,24 +116,32 @@ def _prepare(
         )
         reading = critic.read(head, states)
         returns = functools.partial(critic.returns, policy_key, reading, steps)
-        view = View(critic.law(reading), returns)
+        heads = None if critic.heads is None else critic.heads(reading)
+        view = View(critic.law(reading), returns, heads)
         targets = critic.targets(critic_key, reading, steps, config.critic.lambda_)
-    advantages = parts.advantage.estimate(view, steps, rollout)
-    if config.advantage.whiten:
-        advantages = ops.masked_whiten(advantages, steps.mask)
+    if "scores" in parts.advantage.needs:
+        inputs = (state.params["policy"], found, rollout, parts.temperature)
+        view = (view or View(None, None))._replace(scores=scores(parts.model, *inputs))
+    advantages = _advantages(parts, view, steps, rollout)
+    old = found.old
+    if view is not None and view.heads is not None:
+        old = old._replace(heads=view.heads[:, :-1])
     batch = Batch(
         row=jnp.arange(len(rollout.tokens)),
         sequence=found.sequence,
         valid=found.valid,
         tokens=rollout.tokens,
         mask=steps.mask,
-        old_log_probs=found.old.log_probs,
-        ref_log_probs=found.old.ref_log_probs,
+        old_log_probs=old.log_probs,
+        ref_log_probs=old.ref_log_probs,
+        behaviour_log_probs=_needed(parts, "behaviour", rollout.log_probs),
+        top_tokens=rollout.top_tokens,
+        top_log_probs=rollout.top_log_probs,
         importance=found.importance,
-        advantages=advantages * steps.mask,
+        advantages=advantages,
         critic=targets,
         own={
-            name: objective.prepare(found.old, rollout)
+            name: objective.prepare(old, rollout)
             for name, objective in parts.objectives.items()
             if objective.prepare is not None
         },
@@ -142,6 +153,21 @@ def _prepare(
         critic=jax.tree.map(jnp.copy, head),
     )
     return batch, context
+
+
+def _advantages(parts: _Parts, view: View | None, steps: Steps, rollout: Rollout) -> Array:
+    """Advantages [B, R], 0 outside the mask and where the advantage keeps none."""
+    advantages = parts.advantage.estimate(view, steps, rollout)
+    if parts.config.advantage.whiten:
+        advantages = ops.masked_whiten(advantages, steps.mask)
+    if parts.advantage.keep is not None:
+        advantages = advantages * parts.advantage.keep(view, steps)
+    return advantages * steps.mask
+
+
+def _needed(parts: _Parts, need: str, value: Array) -> Array | None:
+    """The value where an objective needs it."""
+    return value if any(need in x.needs for x in parts.objectives.values()) else None
 
 
 def _policy_scale(parts: _Parts, step: Array) -> Array:
@@ -164,22 +190,22 @@ def _loss(
 def _policy_terms(
     parts: _Parts, params: ArrayTree, hidden: Array, batch: Batch, context: Context
 ) -> dict[str, Term]:
+    inputs = (parts.model, params["policy"], response_states(hidden, batch.tokens.shape[1]))
     log_probs, entropy = token_statistics(
-        parts.model,
-        params["policy"],
-        response_states(hidden, batch.tokens.shape[1]),
-        batch.tokens,
-        parts.temperature,
-        parts.config.log_probs.chunk,
+        *inputs, batch.tokens, parts.temperature, parts.config.log_probs.chunk
     )
-    live = Live(hidden, log_probs, entropy)
+    top = None
+    if batch.top_tokens is not None:
+        top = top_log_probs(*inputs, batch.tokens, log_probs, batch.top_tokens, parts.temperature)
+    live = Live(hidden, log_probs, entropy, top)
     kl_old = ops.kl_estimate(log_probs, batch.old_log_probs, "k3")
     losses = {"kl_old": Loss(kl_old, weight=0.0)}
     for name, objective in parts.objectives.items():
         losses |= objective.terms(live, batch, context, params.get(name))
-    weights, count = ops.aggregate_weights(batch.mask, parts.config.objective.aggregation)
 
     def reduced(loss: Loss) -> Term:
+        mode = loss.aggregation or parts.config.objective.aggregation
+        weights, count = ops.aggregate_weights(batch.mask, mode)
         is_metric = isinstance(loss.weight, float) and loss.weight == 0.0
         weight = 0.0 if is_metric else loss.weight * context.policy_scale
         return Term(jnp.sum(loss.per_token * weights), count, weight)

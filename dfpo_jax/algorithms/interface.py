@@ -52,6 +52,7 @@ class Algorithm(NamedTuple):
       adapt: (controls, means of the iteration's terms by name) -> controls; after the updates.
       networks: keys of the params.
       keeps_reference: whether the state holds the policy's first parameters, to measure a KL.
+      top: K, of how many of its most probable tokens the sampler gives log-probabilities.
     """
 
     init: Callable[[Array, ArrayTree], ArrayTree]
@@ -64,3 +65,4 @@ class Algorithm(NamedTuple):
     adapt: Callable[[Controls, Mapping[str, float]], Controls] = _same
     networks: tuple[str, ...] = ("policy",)
     keeps_reference: bool = False
+    top: int = 0

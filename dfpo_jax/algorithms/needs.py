@@ -22,9 +22,9 @@ def check_parts(config: AlgorithmConfig, plan: Plans | None = None, samples: int
     if config.returns.overlong == "bootstrap":
         needs["returns.overlong 'bootstrap'"] = frozenset({"value"})
     needs |= {f"objective {name!r}": part.needs for name, part in objectives.items()}
-    given = frozenset({"reference"}).union(*gives.values())
+    given = frozenset({"reference", "behaviour", "scores"}).union(*gives.values())
     if plan is None:
-        given |= frozenset({"groups"})
+        given |= frozenset({"groups", "pool", "expert"})
     for who, wanted in needs.items():
         for need in sorted(wanted - given):
             raise ValueError(_missing(who, need, gives, config, plan))

@@ -46,32 +46,39 @@ def evaluate_old(
     rollout: Rollout,
     temperature: float,
 ) -> Evaluated:
-    """Evaluate the old policy and, where an objective needs it, the reference; shape the rewards.
+    """Evaluate the old policy and, where an objective needs them, reference and expert.
 
     The reward of a response sits on its last valid token; objectives add rewards of single tokens;
     all are brought to value units.
     """
     sequence, valid = join_sequence(rollout)
-    length, chunk = rollout.tokens.shape[1], config.log_probs.chunk
     policy = jax.tree.map(jax.lax.stop_gradient, state.params["policy"])
+    needs = frozenset().union(*(objective.needs for objective in objectives.values()))
 
-    def log_probs_of(params, hidden):
-        states = response_states(hidden, length)
-        return token_statistics(model, params, states, rollout.tokens, temperature, chunk)[0]
+    def log_probs_of(params, hidden, tokens):
+        states = response_states(hidden, tokens.shape[1])
+        chunk = config.log_probs.chunk
+        return token_statistics(model, params, states, tokens, temperature, chunk)[0]
 
     hidden = hidden_states(model, policy, sequence, valid)
-    log_probs, reference = rollout.log_probs, None
+    log_probs, reference, expert = rollout.log_probs, None, None
     if config.log_probs.recompute:
-        log_probs = log_probs_of(policy, hidden)
-    if any("reference" in objective.needs for objective in objectives.values()):
+        log_probs = log_probs_of(policy, hidden, rollout.tokens)
+    if "reference" in needs:
         start = lora.join(state.reference, lora.split(policy)[1])
-        reference = log_probs_of(start, hidden_states(model, start, sequence, valid))
+        reference = log_probs_of(
+            start, hidden_states(model, start, sequence, valid), rollout.tokens
+        )
+    if "expert" in needs:
+        theirs = rollout.replace(tokens=rollout.expert.tokens, mask=rollout.expert.mask)
+        states = hidden_states(model, policy, *join_sequence(theirs))
+        expert = log_probs_of(policy, states, theirs.tokens) * theirs.mask
     mask, bootstrap = rollout.mask, jnp.zeros_like(rollout.truncated)
     if config.returns.overlong == "mask":
         mask = mask * (1.0 - rollout.truncated[:, None].astype(jnp.float32))
     elif config.returns.overlong == "bootstrap":
         bootstrap = rollout.truncated
-    old = Old(hidden, log_probs, reference, mask, state.controls)
+    old = Old(hidden, log_probs, reference, mask, state.controls, expert)
     rewards = ops.place_at_last(jnp.asarray(rollout.rewards, jnp.float32), mask)
     for objective in objectives.values():
         if objective.reward is not None:

@@ -53,9 +53,35 @@ def token_statistics(
       temperature: divides the logits.
       chunk: time steps at once, see `vocabulary.token_statistics`.
     """
-    kernel = params["embedding"] if model.config.tie_embeddings else params["head"].T
-    states = states[:, :-1].astype(model.config.dtype)
-    return vocabulary.token_statistics(states, kernel, tokens, temperature, chunk)
+    inputs = (states[:, :-1].astype(model.config.dtype), _kernel(model, params))
+    return vocabulary.token_statistics(*inputs, tokens, temperature, chunk)
+
+
+def top_log_probs(
+    model: Transformer,
+    params: ArrayTree,
+    states: Array,
+    tokens: Array,
+    log_probs: Array,
+    others: Array,
+    temperature: float,
+) -> Array:
+    """Log-probabilities [B, R, K] of other tokens [B, R, K] than those of the response; stopped.
+
+    Args:
+      model, params, states, tokens, temperature: as of `token_statistics`.
+      log_probs: [B, R] of `tokens`.
+      others: [B, R, K].
+    """
+    inputs = (states[:, :-1].astype(model.config.dtype), _kernel(model, params))
+    return vocabulary.other_log_probs(
+        *jax.lax.stop_gradient((*inputs, tokens, log_probs)), others, temperature
+    )
+
+
+def _kernel(model: Transformer, params: ArrayTree) -> Array:
+    """The output projection [V, D]."""
+    return params["embedding"] if model.config.tie_embeddings else params["head"].T
 
 
 def init_critic(config: Critics, policy_params: ArrayTree, head_params: ArrayTree) -> ArrayTree:

@@ -27,7 +27,7 @@ def check_critic(critic: Any, name: str) -> None:
         something else than it must; one line that names the class, the function and what is
         expected.
     """
-    trial.check_fields(critic, Critic, name, optional=("paths",), names="gives")
+    trial.check_fields(critic, Critic, name, optional=("paths", "heads"), names="gives")
 
     def run(key, states, steps, per_row, keys):
         params = call_custom(name, "init", lambda: critic.init(key, _D))

@@ -35,8 +35,10 @@ class Critic(NamedTuple):
         differentiated by `params` and `states`, and stops gradients to `rows` and to `old_params`,
         those of `targets`. Row b draws from keys[b] alone, so that splitting a batch changes
         nothing. A mask of its own counts no token that `steps.mask` does not.
-      gives: what an advantage may read, "value" and, where `law` is a distribution, "law".
+      gives: what other parts may read, "value" and, where `law` is a distribution, "law"; "heads"
+        where there are some.
       paths: (reading) -> [17, B, T, M] positions of a flow at 17 times from 0 to 1, for plots.
+      heads: (reading) -> [B, T, N] values of several heads that learn apart.
     """
 
     init: Callable[[Array, int], ArrayTree]
@@ -47,6 +49,7 @@ class Critic(NamedTuple):
     losses: Callable[[ArrayTree, Array, Rows, ArrayTree, Array], dict[str, Loss]]
     gives: frozenset[str]
     paths: Callable[[Reading], Array] | None = None
+    heads: Callable[[Reading], Array] | None = None
 
 
 def init_head(head: Any, key: Array, *inputs: Any) -> ArrayTree:

@@ -52,6 +52,39 @@ def token_statistics(
     return tuple(jnp.moveaxis(x, 0, 1).reshape(batch, -1)[:, :length] for x in found)
 
 
+def other_log_probs(
+    hidden: Array,
+    kernel: Array,
+    tokens: Array,
+    log_probs: Array,
+    others: Array,
+    temperature: float,
+) -> Array:
+    """Log-probabilities [B, T, K] float32 of K other tokens, from those of `tokens`.
+
+        log p(k) = l[k] - l[y] + log p(y)
+
+    so that no sum over the vocabulary is taken again. Kernel rows of one time step at once exist.
+
+    Args:
+      hidden, kernel, tokens, temperature: as of `token_statistics`.
+      log_probs: [B, T] of `tokens`.
+      others: [B, T, K] integers.
+    """
+    chex.assert_rank([hidden, kernel, tokens, others], [3, 2, 2, 3])
+    chex.assert_equal_shape_prefix([hidden, tokens, others], 2)
+
+    def one(step):
+        states, token, log_prob, other = step
+        rows = kernel[jnp.concatenate([other, token[:, None]], axis=1)].astype(states.dtype)
+        logits = jnp.einsum("bkd,bd->bk", rows, states, preferred_element_type=jnp.float32)
+        logits = logits / temperature
+        return logits[:, :-1] - logits[:, -1:] + log_prob[:, None]
+
+    steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (hidden, tokens, log_probs, others))
+    return jnp.swapaxes(jax.lax.map(one, steps), 0, 1)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _statistics(hidden, kernel, tokens, temperature):
     """Statistics of P pieces of the time: [P, B, C, D], [V, D], [P, B, C] -> two of [P, B, C]."""

@@ -22,7 +22,8 @@ class Objectives(Choice):
     Attributes:
       name: the policy's loss, one of those below that are not added to it; or one of your own.
       custom: settings of one of your own.
-      aggregation: "token_mean" or "sequence_mean".
+      aggregation: "token_mean", "sequence_mean" or "constant_length", see
+        `ops.aggregate_weights`. A loss that is one number per response has its own.
       importance_cap: 0, or the cap of truncated importance weights between sampler and trainer.
       entropy, kl: added to the loss, each by its coefficient.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from dfpo_jax.ops.checks import check_choice
 from dfpo_jax.types import Array
 
-AGGREGATIONS = ("token_mean", "sequence_mean")
+AGGREGATIONS = ("token_mean", "sequence_mean", "constant_length")
 WHITEN_EPS = 1e-8
 
 
@@ -119,17 +119,20 @@ def aggregate_weights(mask: Array, mode: str) -> tuple[Array, Array]:
     loss = sum(x * weights) / max(count, 1); an empty mask gives 0.
       "token_mean": every valid token has the same weight; count = number of valid tokens.
       "sequence_mean": mean over non-empty sequences of their token means; count = their number.
-    In both modes, sums and counts of micro-batches add up to those of the whole batch.
+      "constant_length": mean over non-empty sequences of their token sums divided by T, so that a
+        token's weight depends on no length (Dr. GRPO, arXiv 2503.20783, section 3.2); count = the
+        number of non-empty sequences.
+    In all modes, sums and counts of micro-batches add up to those of the whole batch.
 
     Args:
       mask: [B, T], 1 on valid tokens.
-      mode: "token_mean" or "sequence_mean".
+      mode: one of them.
 
     Returns:
       ([B, T] weights, 0 outside the mask; [] count).
 
     Raises:
-      ValueError: if `mode` is not one of the two.
+      ValueError: if `mode` is another.
       AssertionError: if the mask is not of rank 2.
     """
     chex.assert_rank(mask, 2)
@@ -139,6 +142,8 @@ def aggregate_weights(mask: Array, mode: str) -> tuple[Array, Array]:
         return weights, jnp.sum(weights)
     lengths = jnp.sum(weights, axis=1, keepdims=True)
     non_empty = jnp.sum(lengths > 0, dtype=jnp.float32)
+    if mode == "constant_length":
+        return weights / max(mask.shape[1], 1), non_empty
     return weights / jnp.maximum(lengths, 1), non_empty
 
 

@@ -73,6 +73,9 @@ def guarded(plan: Plan, name: str) -> Plan:
             _check_round(name, items, each, round, next(rounds), count)
             return passing(draw, items, each, round)
 
+        def given(items: Sequence[Item], texts: Sequence[str]) -> Drawn:
+            return passing(draw.given, items, texts)
+
         def first(number: int) -> list[Item]:
             if not _is_count(number):
                 raise ValueError(
@@ -83,7 +86,7 @@ def guarded(plan: Plan, name: str) -> Plan:
 
         def run() -> Any:
             try:
-                return None, plan.collect(checked, first, count, samples)
+                return None, plan.collect(Draw(checked, given), first, count, samples)
             except Exception as error:
                 if any(error is one for one in outside):
                     return error, None
@@ -152,7 +155,11 @@ def _dry_run(plan: Plan, name: str, samples: int) -> tuple[list[tuple], list[int
         rounds.append(([item.index for item in items], each))
         return _zeros(items, each)
 
-    drawn, _ = guarded(plan, name).collect(draw, _prompts, _PROMPTS, samples)
+    def given(items: Sequence[Item], texts: Sequence[str]) -> Drawn:
+        rounds.append(([item.index for item in items], list(texts)))
+        return _zeros(items, 1)
+
+    drawn, _ = guarded(plan, name).collect(Draw(draw, given), _prompts, _PROMPTS, samples)
     return rounds, _answered(drawn)
 
 

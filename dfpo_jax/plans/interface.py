@@ -24,9 +24,24 @@ class Drawn(NamedTuple):
     items: Sequence[Item]
 
 
-# (items, responses per item, round) -> len(items) * responses rows, those of one item consecutive.
-# An iteration numbers its rounds 0, 1, 2, ...: rounds of one number have the same random numbers.
-Draw = Callable[[Sequence[Item], int, int], Drawn]
+class Draw(NamedTuple):
+    """Where the rows of a rollout come from; calling it samples.
+
+    Attributes:
+      sample: (items, responses per item, round) -> len(items) * responses rows, those of one item
+        consecutive. An iteration numbers its rounds 0, 1, 2, ...: rounds of one number have the
+        same random numbers.
+      given: (items, texts) -> a row for each item, whose response is the text with an end of
+        sequence, and whose log-probabilities and rewards are 0. Raises ValueError for a text that
+        does not fit.
+    """
+
+    sample: Callable[[Sequence[Item], int, int], Drawn]
+    given: Callable[[Sequence[Item], Sequence[str]], Drawn]
+
+    def __call__(self, items: Sequence[Item], samples: int, round: int) -> Drawn:
+        """`sample`."""
+        return self.sample(items, samples, round)
 
 
 class Plan(NamedTuple):
@@ -38,7 +53,8 @@ class Plan(NamedTuple):
         function, and those of a smaller n are the first of those of a larger one. `collect` is a
         pure function of what it draws, so that a resumed run repeats it. Every round should draw
         equally many rows, or one of few numbers: sampling is compiled anew for each.
-      gives: "groups" where samples >= 2 responses to one prompt are consecutive.
+      gives: "groups" where samples >= 2 responses to one prompt are consecutive; "pool" where the
+        rollout has a baseline, "expert" where it has other responses than the policy's.
     """
 
     collect: Callable[[Draw, Callable[[int], list[Item]], int, int], tuple[Drawn, dict[str, float]]]

@@ -8,6 +8,7 @@ import numpy as np
 
 from dfpo_jax.plans.interface import Drawn
 from dfpo_jax.rewards.interface import Link, Scored
+from dfpo_jax.rollout.demonstrations import demonstrations
 from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.sharding import gather_rows, own_rows
 from dfpo_jax.tasks.base import Item, Task, VerifierFailure
@@ -63,6 +64,32 @@ def score(
                 f"than verifier.most_failures={task.most_failures} allows; the first: {first}"
             )
     return rewards
+
+
+def given(sampler: Sampler, items: Sequence[Item], texts: Sequence[str]) -> Drawn:
+    """Responses that somebody wrote, one for each item: log-probabilities and rewards are 0.
+
+    Args:
+      sampler: encodes, with its numbers of prompt and response slots.
+      items: prompts.
+      texts: responses.
+
+    Raises:
+      ValueError: a prompt or a response does not fit; lengths are named.
+    """
+    rollout = demonstrations(
+        sampler.tokenizer,
+        items,
+        prompt_length=sampler.prompt_length,
+        response_length=sampler.config.max_new_tokens,
+        chat=sampler.chat,
+        eos_id=sampler.ends[0],
+        truncate_prompts=sampler.truncate_prompts,
+        begin=sampler.begin,
+        texts=texts,
+    )
+    zeros = np.zeros(len(items), np.float32)
+    return Drawn(rollout.replace(rewards=zeros, clean_rewards=zeros), list(texts), list(items))
 
 
 def draw(
@@ -122,6 +149,8 @@ def draw(
         rewards=rewards.apply(clean, scored),
         clean_rewards=clean,
         groups=np.repeat(np.arange(len(items), dtype=np.int32), num_samples),
+        top_tokens=generation.top_tokens,
+        top_log_probs=generation.top_log_probs,
         samples=num_samples,
     )
     return Drawn(rollout, texts, items)

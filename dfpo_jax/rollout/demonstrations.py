@@ -1,4 +1,4 @@
-"""The task's own answers as a rollout."""
+"""Responses that somebody wrote, such as the task's own answers, as a rollout."""
 
 from collections.abc import Sequence
 
@@ -22,8 +22,9 @@ def demonstrations(
     eos_id: int | None = None,
     truncate_prompts: bool = False,
     begin: str = "auto",
+    texts: Sequence[str] | None = None,
 ) -> Rollout:
-    """The task's own answers as a rollout, for supervised warm starts: answer, then eos.
+    """The task's own answers, or other texts, as a rollout: a row for each, then eos.
 
     Args:
       tokenizer: encodes.
@@ -34,6 +35,7 @@ def demonstrations(
       eos_id: ends an answer; the tokenizer's own by default.
       truncate_prompts: whether a prompt that is too long is cut, see `prompts.shortened_ids`.
       begin: how a prompt without a chat template begins.
+      texts: responses, one for each item; its answer by default.
 
     Raises:
       ValueError: a prompt or an answer (with its eos) does not fit; lengths are named.
@@ -41,11 +43,12 @@ def demonstrations(
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id if eos_id is None else eos_id
     ids = fitted_ids(tokenizer, chat, items, prompt_length, truncate=truncate_prompts, begin=begin)
     prompts, prompt_mask = left_pad(ids, prompt_length, pad)
-    answers = [[*encode(tokenizer, i.answer), eos] for i in items]
-    for item, row in zip(items, answers, strict=True):
+    texts = [item.answer for item in items] if texts is None else texts
+    answers = [[*encode(tokenizer, text), eos] for text in texts]
+    for text, row in zip(texts, answers, strict=True):
         if len(row) > response_length:
             raise ValueError(
-                f"answer {item.answer!r} has {len(row)} tokens with its end of sequence; "
+                f"answer {text!r} has {len(row)} tokens with its end of sequence; "
                 f"max_new_tokens is {response_length}"
             )
     tokens, mask = right_pad(answers, response_length, pad)

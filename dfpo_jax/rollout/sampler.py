@@ -123,7 +123,7 @@ class Sampler:
                 stops,
                 model=self.model,
                 config=config,
-                eos_ids=self._ends,
+                eos_ids=self.ends,
                 pad_id=self.tokenizer.pad_token_id,
                 num_samples=num_samples,
             )
@@ -131,7 +131,8 @@ class Sampler:
         return self._stopped(out) if self.stop else out
 
     @property
-    def _ends(self) -> tuple[int, ...]:
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a response."""
         return self.eos_ids or (self.tokenizer.eos_token_id,)
 
     def _stopped(self, generation: Generation) -> Generation:
@@ -168,7 +169,7 @@ class Sampler:
         tokens, mask = np.asarray(generation.tokens), np.asarray(generation.mask)
         texts = []
         for row, length in zip(tokens, mask.sum(axis=1).astype(int), strict=True):
-            ended = length > 0 and row[length - 1] in self._ends
+            ended = length > 0 and row[length - 1] in self.ends
             text = decode(self.tokenizer, row[: length - ended])
             texts.append(text.split(self.stop)[0] if self.stop else text)
         return texts

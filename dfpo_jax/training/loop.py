@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 from collections import Counter
@@ -12,9 +13,9 @@ import jax
 import numpy as np
 
 from dfpo_jax.algorithms.interface import Observed
-from dfpo_jax.plans import Drawn
+from dfpo_jax.plans import Draw, Drawn
 from dfpo_jax.published_files import read_json
-from dfpo_jax.rollout.collect import draw
+from dfpo_jax.rollout.collect import draw, given
 from dfpo_jax.training import distributed, failures
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed_returns
@@ -52,8 +53,9 @@ def iteration(
     def prompts(count):
         return run.train_task.batch(step, count)
 
+    source = Draw(drawn, functools.partial(given, sampler))
     collected, metrics = run.plan.collect(
-        drawn, prompts, config.train.prompts, config.train.samples
+        source, prompts, config.train.prompts, config.train.samples
     )
     rollout, sampled = collected.rollout, time.perf_counter()
     seen = Observed(rollout.rewards, run.reward_range, run.least_scale, first=step == 0)

@@ -15,7 +15,7 @@ from dfpo_jax.models import pretrained
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.plans import Plan
 from dfpo_jax.rewards import Link
-from dfpo_jax.rollout.demonstrations import demonstrations
+from dfpo_jax.rollout.collect import given
 from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks.base import Item, Task
@@ -289,21 +289,12 @@ def _check_items(config: Config, sampler: Sampler, task: Task, critic_items: lis
     if sampler.chat is not None:
         sampler.chat.check(items[0].conversation, items[0].answer or "0")
     if config.warm_start.steps > 0:
-        task_demonstrations(config, sampler, items[: config.warm_start.batch_size])
+        task_demonstrations(sampler, items[: config.warm_start.batch_size])
 
 
-def task_demonstrations(config: Config, sampler: Sampler, items: list[Item]) -> Rollout:
+def task_demonstrations(sampler: Sampler, items: list[Item]) -> Rollout:
     """The items' own answers as a rollout of the run's shapes."""
-    return demonstrations(
-        sampler.tokenizer,
-        items,
-        prompt_length=sampler.prompt_length,
-        response_length=config.sampling.max_new_tokens,
-        chat=sampler.chat,
-        eos_id=sampler.eos_ids[0],
-        truncate_prompts=sampler.truncate_prompts,
-        begin=sampler.begin,
-    )
+    return given(sampler, items, [item.answer for item in items]).rollout
 
 
 def _evaluation_set(section: TaskConfig, config: Config, sampler: Sampler) -> EvaluationSet:

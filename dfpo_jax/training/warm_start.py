@@ -61,7 +61,7 @@ def warm_start(run: Run, params: ArrayTree | None = None) -> ArrayTree:
     for step in range(config.steps):
         # Iterations of reinforcement learning draw from steps 0, 1, ...: stay clear of them.
         items = run.train_task.batch(2**30 + step, config.batch_size)
-        rollout = task_demonstrations(run.config, run.sampler, items)
+        rollout = task_demonstrations(run.sampler, items)
         state, metrics = learner.update(state, *learner.prepare(state, rollout))
         if step % 50 == 49 or step == config.steps - 1:
             loss = metrics["policy/cross_entropy"]

@@ -1,0 +1,48 @@
+"""How much every response weighs in the gradient of an off-policy update."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dfpo_jax.advantages import Scores
+from dfpo_jax.algorithms.old_policy import Evaluated
+from dfpo_jax.algorithms.trunk import hidden_states, response_states, token_statistics
+from dfpo_jax.models import lora
+from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.types import ArrayTree, Rollout
+
+
+def scores(
+    model: Transformer,
+    policy: ArrayTree,
+    found: Evaluated,
+    rollout: Rollout,
+    temperature: float,
+) -> Scores:
+    """Squared norms of grad log pi(y) and log pi(y) - log mu(y) of every response (VCPO).
+
+    The gradient, by all that trains in the policy, takes a backward pass for every response alone
+    (arXiv 2602.17616, whose code does so with micro-batches of one).
+
+    Args:
+      model: the policy.
+      policy: its parameters at the start of the iteration.
+      found: the rollout under them.
+      rollout: with the log-probabilities that it was drawn with.
+      temperature: divides the logits.
+    """
+    trained, rest = lora.split(policy)
+
+    def log_prob(trained, sequence, valid, tokens, mask):
+        params = lora.join(trained, rest)
+        hidden = hidden_states(model, params, sequence[None], valid[None])
+        states = response_states(hidden, len(tokens))
+        found, _ = token_statistics(model, params, states, tokens[None], temperature)
+        return jnp.sum(found[0] * mask)
+
+    def squared_norm(row):
+        return optax.tree.norm(jax.grad(log_prob)(trained, *row), squared=True)
+
+    mask = found.old.mask
+    norms = jax.lax.map(squared_norm, (found.sequence, found.valid, rollout.tokens, mask))
+    return Scores(norms, jnp.sum((found.old.log_probs - rollout.log_probs) * mask, axis=1))
