@@ -8,6 +8,7 @@ from dfpo_jax.advantages.check import check_advantage
 from dfpo_jax.advantages.gae import Gae, Risk
 from dfpo_jax.advantages.group import Group
 from dfpo_jax.advantages.interface import Advantage, Scores, View
+from dfpo_jax.advantages.pool import Pool
 from dfpo_jax.advantages.rank import Rank
 from dfpo_jax.advantages.sigma import Sigma
 from dfpo_jax.settings import Choice
@@ -32,6 +33,7 @@ class Advantages(Choice):
     sigma: Sigma = field(default_factory=Sigma)
     rank: Rank = field(default_factory=Rank)
     group: Group = field(default_factory=Group)
+    pool: Pool = field(default_factory=Pool)
     batch: Batch = field(default_factory=Batch)
 
     def build(self) -> Advantage:

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from dfpo_jax.plans.check import check_plan, guarded
+from dfpo_jax.plans.hybrid import Hybrid
 from dfpo_jax.plans.interface import Draw, Drawn, Plan, join, regroup
 from dfpo_jax.plans.elimination import Elimination
+from dfpo_jax.plans.pairs import Pairs
 from dfpo_jax.plans.refill import Refill
 from dfpo_jax.plans.uniform import Uniform
 from dfpo_jax.settings import Choice
@@ -31,6 +33,8 @@ class Plans(Choice):
     uniform: Uniform = field(default_factory=Uniform)
     refill: Refill = field(default_factory=Refill)
     elimination: Elimination = field(default_factory=Elimination)
+    hybrid: Hybrid = field(default_factory=Hybrid)
+    pairs: Pairs = field(default_factory=Pairs)
 
     def build(self, samples: int) -> Plan:
         """The plan for `samples` responses per prompt.

@@ -55,10 +55,16 @@ class Plan(NamedTuple):
         equally many rows, or one of few numbers: sampling is compiled anew for each.
       gives: "groups" where samples >= 2 responses to one prompt are consecutive; "pool" where the
         rollout has a baseline, "expert" where it has other responses than the policy's.
+      written: (item) -> the texts that the plan gives to `Draw.given` for an item; None where it
+        gives none. Raises ValueError for an item without them. A run reads all of them before it
+        starts.
+      range: of the rewards, where the plan says them itself; None for those of `Draw.sample`.
     """
 
     collect: Callable[[Draw, Callable[[int], list[Item]], int, int], tuple[Drawn, dict[str, float]]]
     gives: frozenset[str] = frozenset()
+    written: Callable[[Item], Sequence[str]] | None = None
+    range: tuple[float, float] | None = None
 
 
 def join(drawn: Sequence[Drawn]) -> Drawn:
