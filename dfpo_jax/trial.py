@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax.settings import call_custom
-from dfpo_jax.types import Array, ArrayTree, Loss, Rollout, Steps
+from dfpo_jax.types import Array, ArrayTree, Expert, Loss, Rollout, Steps
 
 SIZES = {"B": 2, "R": 3, "P": 2, "D": 8}
 """Sequences, response slots, prompt slots and width of the states in a trial."""
+HEADS = 3
+"""Heads of a critic in a trial."""
 _NEEDS_A_DEVICE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -39,9 +41,12 @@ def steps() -> Steps:
     return Steps(shape(_B, _R), shape(_B, _R), shape(_B, dtype=bool))
 
 
-def rollout(samples: int) -> Rollout:
-    """The rollout of a trial."""
+def rollout(samples: int, needs: frozenset[str]) -> Rollout:
+    """The rollout of a trial, with what is needed."""
+    expert = Expert(shape(_B, _R, dtype=jnp.int32), shape(_B, _R))
     return Rollout(
+        baseline=shape(_B) if "pool" in needs else None,
+        expert=expert if "expert" in needs else None,
         prompt_tokens=shape(_B, _P, dtype=jnp.int32),
         prompt_mask=shape(_B, _P),
         tokens=shape(_B, _R, dtype=jnp.int32),

@@ -10,7 +10,7 @@ import numpy as np
 
 from dfpo_jax import ops
 from dfpo_jax.settings import call_custom
-from dfpo_jax.types import Array, ArrayTree, Loss, Rollout
+from dfpo_jax.types import Array, ArrayTree, Expert, Loss, Rollout
 
 MASK = np.array(
     [
@@ -101,6 +101,8 @@ def rollout(random: np.random.Generator) -> Rollout:
         rewards=rewards,
         clean_rewards=rewards,
         groups=(np.arange(B) // 2).astype(np.int32),
+        baseline=random.uniform(size=B).astype(np.float32),
+        expert=Expert(random.integers(0, 9, (B, R)).astype(np.int32), MASK[::-1]),
         samples=2,
     )
 

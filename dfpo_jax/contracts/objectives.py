@@ -12,6 +12,7 @@ from dfpo_jax.contracts.measure import MASK, B, D, P, R, only
 from dfpo_jax.objectives.check import all_controls, check_controls, check_objective
 from dfpo_jax.objectives.interface import Live, Objective, Old
 from dfpo_jax.settings import call_custom
+from dfpo_jax.trial import HEADS
 from dfpo_jax.types import Batch, Context, Rollout
 
 
@@ -84,7 +85,8 @@ def _policy(
     """A random rollout under a policy, an older one and, where it is needed, the reference."""
     rollout = measure.rollout(random)
     hidden = random.normal(size=(2, B, P + R, D)).astype(np.float32)
-    log_probs = -random.uniform(0.5, 3.0, (4, B, R)).astype(np.float32)
+    log_probs = -random.uniform(0.5, 3.0, (5, B, R)).astype(np.float32)
+    top = -random.uniform(3.5, 6.0, (2, B, R, part.top)).astype(np.float32) if part.top else None
     reached = np.cumsum(MASK[:, ::-1], axis=1)[:, ::-1] > 0
     reference = log_probs[2] if "reference" in part.needs else None
     batch = Batch(
@@ -95,11 +97,23 @@ def _policy(
         mask=MASK,
         old_log_probs=log_probs[1],
         ref_log_probs=reference,
+        behaviour_log_probs=rollout.log_probs if "behaviour" in part.needs else None,
+        top_tokens=random.integers(0, 9, top[0].shape).astype(np.int32) if part.top else None,
+        top_log_probs=top[0] if part.top else None,
         importance=random.uniform(0.5, 1.5, (B, R)).astype(np.float32),
         advantages=(random.normal(size=(B, R)) * MASK).astype(np.float32),
     )
-    live = Live(hidden[0], log_probs[0], -log_probs[3])
-    return live, Old(hidden[1], log_probs[1], reference, MASK, controls), batch, rollout
+    live = Live(hidden[0], log_probs[0], -log_probs[3], top[1] if part.top else None)
+    old = Old(
+        hidden=hidden[1],
+        log_probs=log_probs[1],
+        ref_log_probs=reference,
+        mask=MASK,
+        controls=controls,
+        expert_log_probs=log_probs[4] * rollout.expert.mask if "expert" in part.needs else None,
+        heads=random.normal(size=(B, R, HEADS)).astype(np.float32),
+    )
+    return live, old, batch, rollout
 
 
 def _with_junk(
@@ -107,18 +121,26 @@ def _with_junk(
 ) -> tuple[Live, Old, Batch, Rollout]:
     """The same with other values where there is no token."""
     reference = None if batch.ref_log_probs is None else only(MASK, batch.ref_log_probs, -1.0)
-    live = Live(
-        only(batch.valid, live.hidden), only(MASK, live.log_probs, -5.0), only(MASK, live.entropy)
+    behaviour = batch.behaviour_log_probs
+    behaviour = None if behaviour is None else only(MASK, behaviour, -3.0)
+    live = live._replace(
+        hidden=only(batch.valid, live.hidden),
+        log_probs=only(MASK, live.log_probs, -5.0),
+        entropy=only(MASK, live.entropy),
     )
     old_log_probs = only(MASK, batch.old_log_probs, -2.0)
     old = old._replace(
-        hidden=only(batch.valid, old.hidden), log_probs=old_log_probs, ref_log_probs=reference
+        hidden=only(batch.valid, old.hidden),
+        log_probs=old_log_probs,
+        ref_log_probs=reference,
+        heads=only(MASK, old.heads),
     )
     batch = batch.replace(
         sequence=only(batch.valid, batch.sequence),
         tokens=only(MASK, batch.tokens),
         old_log_probs=old_log_probs,
         ref_log_probs=reference,
+        behaviour_log_probs=behaviour,
         importance=only(MASK, batch.importance),
     )
     return live, old, batch, measure.with_junk(rollout)

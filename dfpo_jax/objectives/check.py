@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from dfpo_jax import trial
 from dfpo_jax.objectives.interface import Live, Objective, Old
 from dfpo_jax.settings import call_custom
-from dfpo_jax.types import VALUE_UNITS, Array, Batch, Context
+from dfpo_jax.types import VALUE_UNITS, Array, Batch, Context, Expert, Rollout
 
 _B, _R, _P, _D = (trial.SIZES[letter] for letter in "BRPD")
 _METRICS = ("gradient_norm", "kl_old")  # of every policy; a loss or control becomes "policy/NAME"
@@ -58,18 +58,27 @@ def check_objective(
         if objective.reward is not None:
             found = call_custom(name, "reward", lambda: objective.reward(old))
             trial.check_array(found, name, "reward", B=_B, R=_R)
-        beside = _losses(others, live, batch, context)
+        beside = _losses(others, live, batch, context, old, rollout)
         taken = beside.union(_METRICS, *(other.controls for other in others.values()))
         found = _check_terms(objective, name, (live, batch, context, params), taken)
         losses.update(beside, found)
 
     log_probs = trial.shape(_B, _R)
-    live = Live(trial.shape(_B, _P + _R, _D), log_probs, log_probs)
-    batch = _batch("reference" in objective.needs)
+    top = trial.shape(_B, _R, objective.top) if objective.top else None
+    live = Live(trial.shape(_B, _P + _R, _D), log_probs, log_probs, top)
+    batch = _batch(objective)
     scalars = {key: trial.shape() for key in controls}
-    old = Old(live.hidden, log_probs, batch.ref_log_probs, batch.mask, scalars)
-    context = Context(scalars, trial.shape())
-    trial.trace(name, run, trial.keys(), live, batch, old, context, trial.rollout(2))
+    old = Old(
+        hidden=live.hidden,
+        log_probs=log_probs,
+        ref_log_probs=batch.ref_log_probs,
+        mask=batch.mask,
+        controls=scalars,
+        expert_log_probs=log_probs if "expert" in objective.needs else None,
+        heads=trial.shape(_B, _R, trial.HEADS) if "heads" in objective.needs else None,
+    )
+    context, rollout = Context(scalars, trial.shape()), trial.rollout(2, objective.needs)
+    trial.trace(name, run, trial.keys(), live, batch, old, context, rollout)
     check_controls(objective, name, controls, losses, trial.on_host)
     return frozenset(losses)
 
@@ -156,16 +165,30 @@ def _check_terms(objective: Objective, name: str, inputs: tuple, taken: set[str]
 
 
 def _losses(
-    others: Mapping[str, Objective], live: Live, batch: Batch, context: Context
+    others: Mapping[str, Objective],
+    live: Live,
+    batch: Batch,
+    context: Context,
+    old: Old,
+    rollout: Rollout,
 ) -> set[str]:
-    """Names of the losses that stand beside the objective's."""
-    full = batch.replace(ref_log_probs=batch.old_log_probs)
-    found = (other.terms(live, full, context, None) for other in others.values())
-    return {name for losses in found for name in losses}
+    """Names of the losses that stand beside the objective's, which get all that they need."""
+    per_token = batch.old_log_probs
+    names = set()
+    for name, other in others.items():
+        full = batch.replace(ref_log_probs=per_token, behaviour_log_probs=per_token)
+        if other.prepare is not None:
+            heads = jnp.zeros((_B, _R, trial.HEADS))
+            all_old = old._replace(ref_log_probs=per_token, expert_log_probs=per_token, heads=heads)
+            expert = Expert(rollout.tokens, rollout.mask)
+            everything = rollout.replace(expert=expert, baseline=rollout.rewards)
+            full = full.replace(own={name: other.prepare(all_old, everything)})
+        names.update(other.terms(live, full, context, None))
+    return names
 
 
-def _batch(reference: bool) -> Batch:
-    per_token = trial.shape(_B, _R)
+def _batch(objective: Objective) -> Batch:
+    per_token, needs, top = trial.shape(_B, _R), objective.needs, objective.top
     return Batch(
         row=trial.shape(_B, dtype=jnp.int32),
         sequence=trial.shape(_B, _P + _R, dtype=jnp.int32),
@@ -173,7 +196,10 @@ def _batch(reference: bool) -> Batch:
         tokens=trial.shape(_B, _R, dtype=jnp.int32),
         mask=per_token,
         old_log_probs=per_token,
-        ref_log_probs=per_token if reference else None,
+        ref_log_probs=per_token if "reference" in needs else None,
+        behaviour_log_probs=per_token if "behaviour" in needs else None,
+        top_tokens=trial.shape(_B, _R, top, dtype=jnp.int32) if top else None,
+        top_log_probs=trial.shape(_B, _R, top) if top else None,
         importance=per_token,
         advantages=per_token,
     )
