@@ -10,12 +10,14 @@ from dfpo_jax.advantages.interface import Advantage
 
 @dataclass(frozen=True)
 class Batch:
-    """The return from every token on: A_t = sum over k >= t of gamma^(k - t) r_k (arXiv 2501.03262).
+    """The return from every token on (arXiv 2501.03262); no settings.
+
+      A_t = sum over k >= t of gamma^(k - t) r_k
 
     The rewards of single tokens count, such as a KL in the reward: A_t = r - beta sum KL_k. With
     `advantage.whiten`, the mean and deviation over all tokens of the batch are its baseline and its
     unit, as published. A response that bootstraps goes on with the mean of the critic's law; no
-    other value is read. No settings.
+    other value is read.
     """
 
     def build(self) -> Advantage:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from dfpo_jax.plans.check import check_plan, guarded
+from dfpo_jax.plans.elimination import Elimination
 from dfpo_jax.plans.hybrid import Hybrid
 from dfpo_jax.plans.interface import Draw, Drawn, Plan, join, regroup
-from dfpo_jax.plans.elimination import Elimination
 from dfpo_jax.plans.pairs import Pairs
 from dfpo_jax.plans.refill import Refill
 from dfpo_jax.plans.uniform import Uniform

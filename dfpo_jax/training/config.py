@@ -301,6 +301,13 @@ class Config:
                 "ratio to cap, so it must be 0.0"
             )
         check_parts(self.algorithm_config(), self.plan, self.train.samples)
+        bounds = self.plan.build(self.train.samples).range
+        if bounds is not None and self.rewards != Rewards():
+            raise ValueError(
+                f"plan.name is {self.plan.name!r}, which gives rewards of its own, in {bounds}; "
+                "the section rewards acts on those of the verifier alone, so it must be left at "
+                "its defaults"
+            )
 
     def algorithm_config(self) -> AlgorithmConfig:
         """The sections that make the algorithm."""
