@@ -54,9 +54,10 @@ class Length:
         return Link(self._apply, self._range, f"responses {where} lost up to {self.scale:.3g}")
 
     def _apply(self, rewards: np.ndarray, scored: Scored) -> np.ndarray:
-        buffer = self.buffer or self.share * scored.limit
-        excess = np.asarray(scored.lengths, np.float32) - np.float32(scored.limit - buffer)
-        return rewards - np.float32(self.scale) * np.clip(excess / np.float32(buffer), 0.0, 1.0)
+        buffer = np.float32(self.buffer or self.share * scored.limit)
+        # In this order a response at the limit loses exactly `scale`.
+        excess = np.asarray(scored.lengths, np.float32) - scored.limit + buffer
+        return rewards - np.float32(self.scale) * np.clip(excess / buffer, 0.0, 1.0)
 
     def _range(self, bounds: Range | None) -> Range | None:
         if bounds is None:

@@ -38,6 +38,9 @@ def test_the_buffer_may_be_a_share_of_the_limit():
     np.testing.assert_allclose(share, buffer, atol=1e-6)
     found = apply(Length(share=0.25), np.ones(3), lengths=[7, 8, 10])  # C = 2.5
     np.testing.assert_allclose(found, [1.0, 0.8, 0.0], atol=1e-6)
+    for limit in range(1, 30):
+        responses = scored(np.ones(1), lengths=[limit])._replace(limit=limit)
+        assert Length(share=0.2).build().apply(responses.clean, responses) == 0.0
     assert Length(share=0.25, scale=0.5).build().range((0.0, 1.0)) == (-0.5, 1.0)
     with pytest.raises(ValueError, match="share is 0.2; buffer is 4, which replaces it, so it mus"):
         Length(buffer=4, share=0.2)
