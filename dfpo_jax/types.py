@@ -191,11 +191,13 @@ class Context:
       policy_scale: [] 1, or 0 while only the critic learns.
       critic: the critic head's parameters at the start of the iteration (never differentiated), or
         None.
+      explained_variance: [] of the iteration's returns by the critic's mean; None without a critic.
     """
 
     controls: dict[str, Array]
     policy_scale: Array
     critic: ArrayTree | None = None
+    explained_variance: Array | None = None
 
 
 VALUE_UNITS = {"value_shift": 0.0, "value_scale": 1.0}

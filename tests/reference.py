@@ -50,6 +50,8 @@ def aggregate(x, mask, mode):
     rows = [valid_elements(r, m) for r, m in zip(x, mask, strict=True)]
     if mode == "sequence_mean":
         rows = [[sum(r) / len(r)] for r in rows if r]
+    if mode == "constant_length":
+        rows = [[sum(r) / mask.shape[1]] for r in rows if r]
     kept = [v for r in rows for v in r]
     return sum(kept) / len(kept) if kept else 0.0
 

@@ -80,7 +80,7 @@ rollout.collect
 rollout
 algorithms.config algorithms.presets
 algorithms.interface algorithms.needs algorithms.trunk
-algorithms.units algorithms.old_policy algorithms.sft
+algorithms.units algorithms.old_policy algorithms.sft algorithms.warmup
 algorithms.scores
 algorithms.compose
 algorithms

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from dfpo_jax import ops
 from dfpo_jax.advantages import Advantage, View
+from dfpo_jax.algorithms import warmup
 from dfpo_jax.algorithms.config import AlgorithmConfig
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Controls, Observed
 from dfpo_jax.algorithms.needs import check_parts
@@ -30,6 +31,7 @@ from dfpo_jax.algorithms.trunk import (
 )
 from dfpo_jax.algorithms.units import value_units
 from dfpo_jax.critics import Critic
+from dfpo_jax.critics.scalar import lambda_returns
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.objectives import Live, Objective
 from dfpo_jax.types import VALUE_UNITS, Array, ArrayTree, Loss, Rollout, Steps, Term, TrainState
@@ -66,7 +68,9 @@ def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> 
         return functools.partial(function, parts) if wanted else None
 
     controls, networks = dict(VALUE_UNITS), ["policy"]
-    networks += [] if critic is None else ["critic"]
+    if critic is not None:
+        controls |= warmup.first_controls(config.critic)
+        networks.append("critic")
     for name, objective in objectives.items():
         controls |= objective.controls
         networks += [] if objective.init is None else [name]
@@ -146,11 +150,15 @@ def _prepare(
             if objective.prepare is not None
         },
     )
+    policy_scale = jnp.float32(1.0)
+    if critic is not None:
+        policy_scale = warmup.policy_scale(config.critic, state.step, state.controls)
     # The train step donates the state: without a copy, the context would share deleted buffers.
     context = Context(
         controls=jax.tree.map(jnp.copy, dict(state.controls)),
-        policy_scale=_policy_scale(parts, state.step),
+        policy_scale=policy_scale,
         critic=jax.tree.map(jnp.copy, head),
+        explained_variance=None if critic is None else _explained_variance(view, steps),
     )
     return batch, context
 
@@ -170,10 +178,10 @@ def _needed(parts: _Parts, need: str, value: Array) -> Array | None:
     return value if any(need in x.needs for x in parts.objectives.values()) else None
 
 
-def _policy_scale(parts: _Parts, step: Array) -> Array:
-    """0 while only the critic learns, 1 afterwards: [] float32."""
-    waits = 0 if parts.critic is None else parts.config.critic.warmup
-    return (step >= waits).astype(jnp.float32)
+def _explained_variance(view: View, steps: Steps) -> Array:
+    """[] of the observed returns by the mean of the critic's law."""
+    values = jnp.mean(view.law, axis=-1)
+    return ops.explained_variance(values[:, :-1], lambda_returns(values, steps, 1.0), steps.mask)
 
 
 def _loss(
@@ -224,7 +232,7 @@ def _critic_terms(
     # A row's key depends on its number alone, so that splitting a batch changes nothing.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.row)
     head = params["critic"]["head"]
-    terms = {}
+    terms = {warmup.METRIC: Term(context.explained_variance, jnp.float32(1.0))}
     for name, loss in parts.critic.losses(head, states, batch.critic, context.critic, keys).items():
         mask = batch.mask if loss.mask is None else loss.mask
         total, count = ops.masked_sum_and_count(loss.per_token, mask)
@@ -267,4 +275,6 @@ def _adapt(parts: _Parts, controls: Controls, means: Mapping[str, float]) -> Con
     for objective in parts.objectives.values():
         if objective.adapt is not None:
             controls = {**controls, **objective.adapt(controls, means)}
+    if parts.critic is not None:
+        controls = {**controls, **warmup.adapt(parts.config.critic, controls, means)}
     return controls

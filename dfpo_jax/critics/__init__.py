@@ -10,7 +10,7 @@ from dfpo_jax.critics.interface import Critic
 from dfpo_jax.critics.none import NoCritic
 from dfpo_jax.critics.quantile import Quantile
 from dfpo_jax.critics.scalar import Scalar
-from dfpo_jax.settings import Choice, check_choice, check_interval
+from dfpo_jax.settings import Choice, check_choice, check_interval, check_unread
 
 TRUNKS = ("own", "shared", "detached")
 __all__ = ["Critic", "Critics", "check_critic"]
@@ -27,7 +27,10 @@ class Critics(Choice):
         of the low-rank updates alone, beside the policy's kernels), "shared" (the policy's, critic
         gradients flow into it) or "detached" (the policy's, they do not).
       lambda_: lambda of the critic's targets.
-      warmup: iterations in which only the critic learns.
+      warmup: the most iterations in which only the critic learns.
+      warmup_patience: 0, or the iterations after which the warm-up ends early because the
+        explained variance of the returns has settled: it has not risen by `warmup_rise`.
+      warmup_rise: see there.
       loss_weight: coefficient of the critic's objective beside the policy's.
 
     Raises:
@@ -39,6 +42,8 @@ class Critics(Choice):
     trunk: str = "own"
     lambda_: float = 0.95
     warmup: int = 0
+    warmup_patience: int = 0
+    warmup_rise: float = 0.01
     loss_weight: float = 1.0
     none: NoCritic = field(default_factory=NoCritic)
     scalar: Scalar = field(default_factory=Scalar)
@@ -51,7 +56,10 @@ class Critics(Choice):
         super().__post_init__()
         check_choice(self, "trunk", TRUNKS)
         check_interval(self, "lambda_", low=0.0, high=1.0)
-        check_interval(self, "warmup", "loss_weight", low=0.0)
+        check_interval(self, "warmup", "loss_weight", "warmup_rise", low=0.0)
+        check_interval(self, "warmup_patience", low=0, high=self.warmup)
+        if self.warmup_patience == 0:
+            check_unread(self, "warmup_rise", because="warmup_patience is 0")
 
     def build(self) -> Critic | None:
         """The critic; None where there is none.

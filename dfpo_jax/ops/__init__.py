@@ -9,6 +9,7 @@ from dfpo_jax.ops.advantages import (
     gae,
     group_relative,
     length_adaptive_lambda,
+    min_variance,
     rloo,
 )
 from dfpo_jax.ops.channel import CORRECTIONS, channel_inverse, corrected_rewards
@@ -32,7 +33,9 @@ from dfpo_jax.ops.flow_matching import (
 from dfpo_jax.ops.masking import (
     AGGREGATIONS,
     aggregate_weights,
+    explained_variance,
     last_valid,
+    lowest_share,
     masked_mean,
     masked_sum_and_count,
     masked_var,

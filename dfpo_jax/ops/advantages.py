@@ -139,13 +139,56 @@ def group_relative(rewards: Array, group_size: int, *, normalize: bool = True) -
       AssertionError: if `rewards` is not a vector.
     """
     centred = _centred_groups(rewards, group_size)
-    if normalize:
-        variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True) / (group_size - 1)
-        # The root of 0 has an infinite gradient. A tied group is 0 whatever divides it.
-        tied = variance == 0
-        deviation = jnp.where(tied, 0, jnp.sqrt(jnp.where(tied, 1, variance)))
-        centred = centred / (deviation + GROUP_EPS)
-    return centred.reshape(-1)
+    relative = centred.reshape(-1)
+    return relative / (_deviation(centred) + GROUP_EPS) if normalize else relative
+
+
+def min_variance(
+    rewards: Array,
+    log_weights: Array,
+    squared_norms: Array,
+    group_size: int,
+    *,
+    normalize: bool = False,
+) -> Array:
+    """Reward minus the baseline of least variance under importance weights.
+
+    `b = sum_i w_i^2 ||g_i||^2 r_i / sum_i w_i^2 ||g_i||^2` over the group, with `w = exp(log w)`.
+    Source: the off-policy optimal baseline of VCPO, arXiv 2602.17616.
+
+    Args:
+      rewards: [B]; rows of a group are consecutive.
+      log_weights: [B] log pi(y) - log mu(y) (nats), as large as they may be: only their
+        differences within a group count.
+      squared_norms: [B] ||grad log pi(y)||^2; in a group where all are 0, each counts the same.
+      group_size: at least 2, divides B (static).
+      normalize: whether to divide by the standard deviation of the group's rewards plus 1e-6.
+
+    Returns:
+      [B] float32 or wider; exactly 0 in a group whose rewards are all equal.
+
+    Raises:
+      ValueError: if `group_size` is below 2 or does not divide B.
+      AssertionError: if shapes differ or are no vectors.
+    """
+    chex.assert_rank([rewards, log_weights, squared_norms], 1)
+    chex.assert_equal_shape([rewards, log_weights, squared_norms])
+    centred = _centred_groups(rewards, group_size)  # any shift of the rewards shifts the baseline
+    log_weights, norms = (as_float(x).reshape(centred.shape) for x in (log_weights, squared_norms))
+    share = jnp.exp(2 * (log_weights - jnp.max(log_weights, axis=1, keepdims=True))) * norms
+    total = jnp.sum(share, axis=1, keepdims=True)
+    share = jnp.where(total > 0, share / jnp.where(total > 0, total, 1), 1 / group_size)
+    relative = centred - jnp.sum(share * centred, axis=1, keepdims=True)
+    relative = relative.reshape(-1)
+    return relative / (_deviation(centred) + GROUP_EPS) if normalize else relative
+
+
+def _deviation(centred: Array) -> Array:
+    """[G, n] rewards less their group's mean -> [G * n] deviation of the group, 1 where tied."""
+    variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True) / (centred.shape[1] - 1)
+    # The root of 0 has an infinite gradient. A tied group is 0 whatever divides it.
+    deviation = jnp.sqrt(jnp.where(variance == 0, 1, variance))
+    return jnp.broadcast_to(deviation, centred.shape).reshape(-1)
 
 
 def rloo(rewards: Array, group_size: int) -> Array:

@@ -94,6 +94,53 @@ def masked_var(x: Array, mask: Array) -> Array:
     return total / jnp.maximum(count - 1, 1)
 
 
+def explained_variance(predicted: Array, observed: Array, mask: Array) -> Array:
+    """1 - Var(observed - predicted) / Var(observed) over the valid elements.
+
+    Args:
+      predicted: [...] values.
+      observed: [...] same shape, in the same units.
+      mask: [...] same shape.
+
+    Returns:
+      [], at most 1; 0 for predictions that say no more than their mean, and where `observed` has no
+      variance.
+
+    Raises:
+      AssertionError: if the shapes differ.
+    """
+    chex.assert_equal_shape([predicted, observed, mask])
+    variance = masked_var(observed, mask)
+    left = masked_var(observed - predicted, mask)
+    return jnp.where(variance > 0, 1.0 - left / jnp.where(variance > 0, variance, 1.0), 0.0)
+
+
+def lowest_share(x: Array, mask: Array, share: float) -> Array:
+    """1 on the given share of the valid elements, those whose `x` is smallest; 0 elsewhere.
+
+    Args:
+      x: [...] values.
+      mask: [...] same shape.
+      share: in [0, 1]; of n valid elements, floor(share n) are marked, and more where others equal
+        the largest of them.
+
+    Returns:
+      [...] float32.
+
+    Raises:
+      ValueError: if `share` is outside [0, 1].
+      AssertionError: if the shapes differ.
+    """
+    chex.assert_equal_shape([x, mask])
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"share is {share}; it must lie in [0, 1]")
+    valid = jnp.asarray(mask).astype(bool)
+    ordered = jnp.sort(jnp.where(valid, x, jnp.inf), axis=None)
+    count = jnp.floor(share * jnp.sum(valid, dtype=jnp.float32) + 1e-4).astype(jnp.int32)
+    marked = valid & (x <= ordered[jnp.maximum(count - 1, 0)]) & (count > 0)
+    return marked.astype(jnp.float32)
+
+
 def masked_whiten(x: Array, mask: Array) -> Array:
     """Shifts and scales the valid elements to mean 0 and variance 1.
 

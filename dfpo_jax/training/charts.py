@@ -122,7 +122,10 @@ CURVES = (
     Curve(
         "Critic: explained variance",
         "share of return variance",
-        {"eval/critic/explained_variance": "held out"},
+        {
+            "rollout/explained_variance": "training",
+            "eval/critic/explained_variance": "held out",
+        },
         zero_based=False,
     ),
     Curve(

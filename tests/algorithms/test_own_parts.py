@@ -170,7 +170,7 @@ def test_parts_of_the_users_own_are_composed(module):
     rollout = tiny.ragged_rollout()
     terms = jax.eval_shape(run, jax.random.key(0), tiny.markov_params(), rollout)
     expected = {"policy/loss", "policy/value", "policy/kl_old", "policy/entropy", "critic/mse"}
-    assert set(terms) == expected
+    assert set(terms) == expected | {"rollout/explained_variance"}
 
 
 def test_settings_of_the_users_own_are_converted(module):

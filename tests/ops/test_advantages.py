@@ -185,3 +185,37 @@ def test_bad_options_are_named(call, words):
 def test_wrong_shapes_are_refused(call):
     with pytest.raises(AssertionError):
         call()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_min_variance_against_numpy(variant, normalize):
+    rng = np.random.default_rng(5)
+    rewards, log_weights = rng.normal(size=(2, 12)).astype(np.float32)
+    norms = rng.uniform(0.1, 3.0, 12).astype(np.float32)
+    rewards[:3], norms[3:6] = 0.7, 0.0  # a tied group, and one without gradients
+    fun = variant(ops.min_variance, static_argnames=("group_size", "normalize"))
+    found = fun(rewards, log_weights + 80, norms, group_size=3, normalize=normalize)
+    for start in range(0, 12, 3):
+        group = slice(start, start + 3)
+        r, weights = rewards[group].astype(float), np.exp(2.0 * log_weights[group]) * norms[group]
+        weights = weights if weights.sum() > 0 else np.ones(3)
+        expected = r - (weights * r).sum() / weights.sum()
+        if normalize and np.std(r) > 0:
+            expected = expected / (np.std(r, ddof=1) + 1e-6)
+        np.testing.assert_allclose(found[group], expected, rtol=2e-4, atol=1e-6)
+    np.testing.assert_array_equal(found[:3], 0.0)
+
+
+def test_min_variance_is_the_best_baseline():
+    """Of all constants, it gives the estimate sum_i w_i g_i (r_i - b) the least variance."""
+    rng = np.random.default_rng(6)
+    rewards, weights, norms = rng.normal(size=8), rng.uniform(0.2, 4, 8), rng.uniform(0.1, 2, 8)
+    relative = ops.min_variance(rewards, np.log(weights), norms, 8)
+    best = rewards[0] - float(relative[0])
+
+    def second_moment(baseline):
+        return np.mean(weights**2 * norms * (rewards - baseline) ** 2)
+
+    assert all(second_moment(best) < second_moment(best + move) for move in (-0.05, 0.05))
+    with pytest.raises(ValueError, match="group_size is 3"):
+        ops.min_variance(rewards, rewards, norms, 3)

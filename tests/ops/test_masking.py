@@ -169,3 +169,39 @@ def test_bad_options_are_named(call, words):
 def test_wrong_shapes_and_types_are_refused(call):
     with pytest.raises(AssertionError):
         call()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_lowest_share_marks_the_smallest_valid_elements(variant, share):
+    rng = np.random.default_rng(3)
+    x, mask = rng.normal(size=(4, 5)), np.ones((4, 5))
+    mask[0], mask[1, ::2] = 0, 0
+    x[mask == 0] = -9.0  # smaller than any valid one
+    found = variant(ops.lowest_share, static_argnames="share")(
+        x.astype(np.float32), mask, share=share
+    )
+    count = int(share * mask.sum())
+    bound = np.sort(x[mask > 0])[: max(count, 1)].max()
+    np.testing.assert_array_equal(found, (x <= bound) * (mask > 0) * (count > 0))
+
+
+def test_lowest_share_of_nothing_and_of_equal_values():
+    zeros = np.zeros((2, 3), np.float32)
+    np.testing.assert_array_equal(ops.lowest_share(zeros, zeros, 0.5), zeros)
+    np.testing.assert_array_equal(ops.lowest_share(zeros, zeros + 1, 0.5), zeros + 1)
+    with pytest.raises(ValueError, match="share is 1.5"):
+        ops.lowest_share(zeros, zeros, 1.5)
+
+
+def test_explained_variance_against_numpy(variant):
+    rng = np.random.default_rng(4)
+    observed, mask = rng.normal(size=(6, 4)).astype(np.float32), np.ones((6, 4))
+    mask[2:, 3] = 0
+    predicted = (0.5 * observed + rng.normal(size=(6, 4))).astype(np.float32)
+    inside = mask > 0
+    expected = 1 - np.var((observed - predicted)[inside]) / np.var(observed[inside])
+    found = variant(ops.explained_variance)(predicted, observed, mask)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    constant = ops.explained_variance(predicted, np.ones_like(predicted), mask)
+    assert constant == 0.0  # returns without variance
+    np.testing.assert_allclose(ops.explained_variance(observed + 3, observed, mask), 1, atol=1e-6)

@@ -81,6 +81,7 @@ def full_rows(count):
         "critic/gradient_norm",
         "eval/in_domain/accuracy",
         "eval/out_of_domain/accuracy",
+        "rollout/explained_variance",
         "eval/critic/explained_variance",
         "eval/critic/wasserstein1",
         "eval/critic/crps",

@@ -24,7 +24,24 @@ def choosing(section, name):
     config[section].name = name
     if (section, name) == ("critic", "none"):
         config.advantage.name = "group"
+    for other, giver in givers(section, name):
+        config[other].name = giver
     return config
+
+
+def givers(section, name):
+    """The first parts that give what another part needs and the default ones do not."""
+    part = getattr(SECTIONS[section], name)
+    if section not in ("advantage", "objective"):
+        return
+    given = SECTIONS["critic"].build().gives | SECTIONS["plan"].build(2).gives
+    for need in part.build().needs - given - {"reference", "behaviour", "scores"}:
+        yield next(
+            (other, giver)
+            for other, inputs in (("critic", ()), ("plan", (2,)))
+            for giver, settings in SECTIONS[other].parts.items()
+            if (built := settings.build(*inputs)) is not None and need in built.gives
+        )
 
 
 def leaves(settings, path):
@@ -72,8 +89,9 @@ def test_only_the_chosen_part_has_settings_for_a_command_line(section, name):
             refuse_unread(parsed, flagged(config, path))
 
 
+SHARED = ("trunk", "lambda_", "warmup", "warmup_patience", "warmup_rise", "loss_weight")
 OF_CRITICS = [
-    *(f"critic.{name}" for name in ("trunk", "lambda_", "warmup", "loss_weight")),
+    *(f"critic.{name}" for name in SHARED),
     *leaves(Config().critic_optimizer, "critic_optimizer"),
     "evaluation.critic_prompts",
     "evaluation.critic_samples",
