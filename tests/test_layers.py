@@ -30,6 +30,8 @@ ops.quantiles
 ops.policy_gradients
 ops.divergences ops.sequences ops.trust_regions
 ops.flowrl
+ops.divergences
+ops.channel
 ops
 models.lora
 models.config

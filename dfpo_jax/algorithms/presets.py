@@ -124,6 +124,32 @@ PRESETS = {
         "advantage.group.normalize": False,
         "objective.name": "divergence",
         "objective.aggregation": "constant_length",
+    # arXiv 2501.03262. The coefficient is third-party documentation's, not read in the paper.
+    "reinforce_pp": {
+        "critic.name": "none",
+        "advantage.name": "batch",
+        "objective.kl.coefficient": 1e-3,
+        "objective.kl.estimator": "k1",
+        "objective.kl.where": "reward",
+    },
+    # arXiv 2510.04996, with the numbers of its code; 4 of up to 32 responses are kept.
+    "reinforce_ada": {
+        "critic.name": "none",
+        "plan.name": "elimination",
+        "advantage.name": "pool",
+        "advantage.whiten": False,
+        "objective.clip.high": 0.28,
+    },
+    # arXiv 2503.14476. Its rewards are -1 and 1 and its penalty at most 1: half their distance,
+    # which is 0.5 on the usual 0 and 1.
+    "dapo": {
+        "critic.name": "none",
+        "plan.name": "refill",
+        "advantage.name": "group",
+        "advantage.whiten": False,
+        "objective.clip.high": 0.28,
+        "rewards.length.share": 0.2,
+        "rewards.length.scale": 0.5,
     },
 }
 """Name -> settings. What a configuration file or a command line sets wins over them."""

@@ -12,6 +12,7 @@ from dfpo_jax.ops.advantages import (
     min_variance,
     rloo,
 )
+from dfpo_jax.ops.channel import CORRECTIONS, channel_inverse, corrected_rewards
 from dfpo_jax.ops.divergences import (
     KL_KINDS,
     adaptive_kl_update,

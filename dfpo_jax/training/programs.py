@@ -52,9 +52,10 @@ class Programs:
             prepare, update = self.learner.programs["prepare"], self.learner.programs["update"]
             if name == "prepare":
                 return prepare.lower(state, self.rollout(rows))
-            rollout = self.rollout(rows // self._minibatches)
-            batch, context = jax.eval_shape(prepare, state, rollout)
-            batch = self._placed(batch, batch_sharding(self.mesh))
+            batch, context = jax.eval_shape(prepare, state, self.rollout(rows))
+            batch = jax.tree.map(
+                lambda x: self.rows((x.shape[0] // self._minibatches, *x.shape[1:]), x.dtype), batch
+            )
             context = self._placed(context, replicated(self.mesh))
             return update.lower(state, batch, context)
 
@@ -68,17 +69,16 @@ class Programs:
         return -(-rows // parts) * parts
 
     def rollout(self, rows: int) -> Rollout:
-        """A rollout of so many responses."""
+        """A rollout of so many responses, with all that the plan gives."""
         prompt, response = self.config.train.prompt_length, self.config.sampling.max_new_tokens
-        gives = self.config.plan.build(self.config.train.samples).gives
-        expert = Expert(self.rows((rows, response), jnp.int32), self.rows((rows, response)))
+        samples = self.config.train.samples
+        gives, expert = self.config.plan.build(samples).gives, None
+        if "expert" in gives:
+            expert = Expert(self.rows((rows, response), jnp.int32), self.rows((rows, response)))
         top = (rows, response, self.learner.top)
         return Rollout(
-            baseline=self.rows((rows,)) if "pool" in gives else None,
-            expert=expert if "expert" in gives else None,
             top_tokens=self.rows(top, jnp.int32) if self.learner.top else None,
             top_log_probs=self.rows(top) if self.learner.top else None,
-            samples=self.config.train.samples,
             prompt_tokens=self.rows((rows, prompt), jnp.int32),
             prompt_mask=self.rows((rows, prompt)),
             tokens=self.rows((rows, response), jnp.int32),
@@ -88,6 +88,9 @@ class Programs:
             rewards=self.rows((rows,)),
             clean_rewards=self.rows((rows,)),
             groups=self.rows((rows,), jnp.int32),
+            baseline=self.rows((rows,)) if "pool" in gives else None,
+            expert=expert,
+            samples=samples,
         )
 
     def _sample(self, prompts: int, samples: int):
