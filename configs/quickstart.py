@@ -15,8 +15,12 @@ from dfpo_jax.training.config_argument import check_argument
 
 
 def get_config(arg=None):
-    """The run; `heavy_tail` replaces flipped rewards by rare large spikes."""
-    check_argument(__file__, arg, "heavy_tail")
+    """The run; `heavy_tail` replaces flipped rewards by rare large spikes.
+
+    `value_model` trains the critic of `--config.algorithm=gvm` on responses of the policy as the
+    warm start leaves it, which stays as it is.
+    """
+    check_argument(__file__, arg, "heavy_tail", "value_model")
     config = default_config()
     config.task.dataset = "spell_backward"
     config.task.parameters = {"min_word_len": 4, "max_word_len": 5}
@@ -54,6 +58,11 @@ def get_config(arg=None):
     config.critic.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
     config.evaluation.every = 26
     config.checkpoint.every = 26
+    if arg == "value_model":
+        config.algorithm = "ppo"
+        config.critic.update(trunk="own", warmup=0)
+        config.critic_optimizer.learning_rate = 1e-3  # of a whole transformer
+        config.train.update(frozen=("policy",), iterations=60)
     if arg == "heavy_tail":
         config.rewards.spike.probability = 0.1
         config.advantage.name = "rank"

@@ -158,7 +158,7 @@ def _prepare(
         controls=jax.tree.map(jnp.copy, dict(state.controls)),
         policy_scale=policy_scale,
         critic=jax.tree.map(jnp.copy, head),
-        explained_variance=None if critic is None else _explained_variance(view, steps),
+        explained_variance=_explained_variance(view, steps) if _has_outcome(parts) else None,
     )
     return batch, context
 
@@ -176,6 +176,11 @@ def _advantages(parts: _Parts, view: View | None, steps: Steps, rollout: Rollout
 def _needed(parts: _Parts, need: str, value: Array) -> Array | None:
     """The value where an objective needs it."""
     return value if any(need in x.needs for x in parts.objectives.values()) else None
+
+
+def _has_outcome(parts: _Parts) -> bool:
+    """Whether there are returns of responses and a critic to predict them."""
+    return parts.critic is not None and parts.config.returns.outcome
 
 
 def _explained_variance(view: View, steps: Steps) -> Array:
@@ -247,7 +252,9 @@ def _critic_terms(
     # A row's key depends on its number alone, so that splitting a batch changes nothing.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.row)
     head = params["critic"]["head"]
-    terms = {warmup.METRIC: Term(context.explained_variance, jnp.float32(1.0))}
+    terms = {}
+    if context.explained_variance is not None:
+        terms[warmup.METRIC] = Term(context.explained_variance, jnp.float32(1.0))
     for name, loss in parts.critic.losses(head, states, batch.critic, context.critic, keys).items():
         mask = batch.mask if loss.mask is None else loss.mask
         total, count = ops.masked_sum_and_count(loss.per_token, mask)
@@ -279,7 +286,8 @@ def _trajectories(parts: _Parts, state: TrainState, rollout: Rollout) -> Array:
 
 
 def _observe(parts: _Parts, controls: Controls, observed: Observed) -> Controls:
-    controls = {**controls, **value_units(controls, observed)}
+    if not parts.config.critic.source:  # a value model keeps its own
+        controls = {**controls, **value_units(controls, observed)}
     for objective in parts.objectives.values():
         if objective.observe is not None:
             controls |= objective.observe(controls)

@@ -14,6 +14,8 @@ class Returns:
 
     Attributes:
       discount: gamma.
+      outcome: whether the reward of a response counts. False leaves rewards of single tokens, such
+        as a KL, to a frozen critic that knows what is good (`critic.source`).
       overlong: what follows a response that was cut at the length limit: "terminal" (nothing: its
         return ends there), "bootstrap" (the critic's value) or "mask" (every loss leaves it out).
 
@@ -22,6 +24,7 @@ class Returns:
     """
 
     discount: float = 1.0
+    outcome: bool = True
     overlong: str = "terminal"
 
     def __post_init__(self):

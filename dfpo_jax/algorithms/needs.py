@@ -19,6 +19,8 @@ def check_parts(config: AlgorithmConfig, plan: Plans | None = None, samples: int
     if plan is not None:
         gives[f"plan {plan.name!r} with train.samples={samples}"] = plan.build(samples).gives
     needs = {f"advantage {config.advantage.name!r}": advantage.needs}
+    if not config.returns.outcome:
+        needs["returns.outcome False"] = frozenset({"value"})
     if config.returns.overlong == "bootstrap":
         needs["returns.overlong 'bootstrap'"] = frozenset({"value"})
     needs |= {f"objective {name!r}": part.needs for name, part in objectives.items()}
@@ -28,6 +30,11 @@ def check_parts(config: AlgorithmConfig, plan: Plans | None = None, samples: int
     for who, wanted in needs.items():
         for need in sorted(wanted - given):
             raise ValueError(_missing(who, need, gives, config, plan))
+    if not config.returns.outcome and not config.critic.source:
+        raise ValueError(
+            "returns.outcome is False and critic.source ''; nothing would know what is good, so "
+            "critic.source must name the work directory of a run that trained a value model"
+        )
     if advantage.whole_response:
         _check_whole_responses(config, objectives, critic is None)
 
@@ -52,6 +59,8 @@ def _check_whole_responses(config: AlgorithmConfig, objectives: dict, alone: boo
         raise ValueError(
             f"returns.discount is {config.returns.discount}; {reader}, so it must be 1.0"
         )
+    if not config.returns.outcome:
+        raise ValueError(f"returns.outcome is False; {reader}, so it must be True")
     for name, objective in objectives.items():
         if objective.reward is not None:
             raise ValueError(

@@ -79,18 +79,14 @@ def evaluate_old(
     elif config.returns.overlong == "bootstrap":
         bootstrap = rollout.truncated
     old = Old(hidden, log_probs, reference, mask, state.controls, expert)
+    shift, scale = state.controls["value_shift"], state.controls["value_scale"]
     rewards = ops.place_at_last(jnp.asarray(rollout.rewards, jnp.float32), mask)
+    if not config.returns.outcome:  # there is nothing to shift either
+        rewards, shift = 0.0 * rewards, 0.0
     for objective in objectives.values():
         if objective.reward is not None:
             rewards = rewards + objective.reward(old)
-    rewards = ops.normalise_rewards(
-        rewards,
-        mask,
-        bootstrap,
-        state.controls["value_shift"],
-        state.controls["value_scale"],
-        config.returns.discount,
-    )
+    rewards = ops.normalise_rewards(rewards, mask, bootstrap, shift, scale, config.returns.discount)
     importance = jnp.ones_like(mask)
     if config.objective.importance_cap > 0.0:
         importance = ops.truncated_importance_weights(

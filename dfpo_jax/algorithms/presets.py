@@ -1,11 +1,47 @@
-"""Published methods as presets: the settings, by dotted name, that differ from the defaults."""
+"""Published methods as presets: the settings, by dotted name, that differ from the defaults.
+
+Where a source is weak, the comment says what is reconstructed.
+"""
+
+_NO_CRITIC = {"critic.name": "none", "advantage.whiten": False}
+_GROUP = {**_NO_CRITIC, "advantage.name": "group"}
+_UNSCALED = {**_GROUP, "advantage.group.normalize": False}
+# Value Flows and FlowCritic integrate alike.
+_EULER = {
+    "critic.name": "flow",
+    "critic.flow.num_steps": 10,
+    "critic.flow.solver": "euler",
+    "critic.flow.first_step": 1.0,
+    "critic.flow.value_bound": 2.0,
+    "critic.flow.geometry_weight": 0.0,
+}
+# VC-PPO, arXiv 2503.01491: values learn observed returns, and first they learn alone. How many
+# iterations that may take, and when it has settled, is ours.
+_PRETRAINED_VALUE = {
+    "critic.name": "scalar",
+    "critic.lambda_": 1.0,
+    "critic.warmup": 50,
+    "critic.warmup_patience": 5,
+}
 
 PRESETS = {
     # arXiv 2602.05890. The defaults are DFPO's.
     "dfpo": {},
     # arXiv 1707.06347.
     "ppo": {"critic.name": "scalar"},
-    "hl_gauss": {"critic.name": "categorical"},  # arXiv 2403.03950
+    # --- critics -------------------------------------------------------------------------------
+    # arXiv 2403.03950, of every sample of the lambda-mixture instead of the mean: ours.
+    "hl_gauss": {"critic.name": "categorical"},
+    # arXiv 1707.06887, with targets by the lambda-mixture.
+    "c51": {
+        "critic.name": "categorical",
+        "critic.categorical.projection": "linear",
+        "critic.categorical.num_bins": 51,
+    },
+    # arXiv 1806.06923, in the form of DistRLVR, openreview 3e46ayVUgj.
+    "iqn": {"critic.name": "iqn"},
+    # openreview 3e46ayVUgj, from its code.
+    "distrlvr": {"critic.name": "iqn", "critic.lambda_": 0.9, "advantage.name": "tail_aware"},
     # arXiv 2512.03847, of which summaries and third-party code were read. From summaries of the
     # paper: 200 quantiles, and .1 as the best weight of the "risk interval", which is taken here
     # for that of every loss of risk and tails. From the code: 3 heads, the levels, kappa, the
@@ -27,14 +63,6 @@ PRESETS = {
         "critic.quantile.tail_curvature_weight": 0.1,
         "critic.quantile.head_consistency_weight": 1.0,
     },
-    # arXiv 1707.06887, with targets by the lambda-mixture.
-    "c51": {
-        "critic.name": "categorical",
-        "critic.categorical.projection": "linear",
-        "critic.categorical.num_bins": 51,
-    },
-    # arXiv 1806.06923, in the form of DistRLVR, openreview 3e46ayVUgj.
-    "iqn": {"critic.name": "iqn"},
     # The baseline of arXiv 2512.03847, which describes it in a sentence: reconstructed.
     "robust_bellman": {"critic.name": "robust"},
     # Value Flows, arXiv 2510.07650. For its two critics with averaged copies stands one critic and
@@ -43,87 +71,59 @@ PRESETS = {
     # Its `dcfm_base` is "shift", which is "keep" where the discount is 1 and only last tokens are
     # rewarded, and else starts from other noise than the critic is read from.
     "value_flows": {
-        "critic.name": "flow",
-        "critic.flow.num_steps": 10,
-        "critic.flow.solver": "euler",
-        "critic.flow.first_step": 1.0,
-        "critic.flow.value_bound": 2.0,
+        **_EULER,
         "critic.flow.inference": "euler",
         "critic.flow.noise": "shared",
         "critic.flow.dcfm_weight": 1.0,
-        "critic.flow.geometry_weight": 0.0,
         "critic.flow.uncertainty": "emphasize",
         "critic.flow.uncertainty_temperature": 0.3,
     },
     # FlowCritic, arXiv 2510.22686, from a third-party summary: the function of its weight is
     # reconstructed, and its truncation of noise and velocities is here the bound of values.
     "flowcritic": {
-        "critic.name": "flow",
-        "critic.flow.num_steps": 10,
-        "critic.flow.solver": "euler",
-        "critic.flow.first_step": 1.0,
-        "critic.flow.value_bound": 2.0,
+        **_EULER,
         "critic.flow.inference": "ode",
         "critic.flow.target_mode": "flowcritic",
         "critic.flow.dcfm_weight": 0.0,
-        "critic.flow.geometry_weight": 0.0,
         "critic.flow.uncertainty": "coefficient_of_variation",
     },
     # The control of arXiv 2603.04333, after floq: a flow to one number.
     "scalar_flow": {"critic.name": "scalar_flow"},
+    # arXiv 2503.01491.
+    "vc_ppo": _PRETRAINED_VALUE,
+    # arXiv 2504.05118, section 4; its 16 responses to a prompt are `train.samples`.
+    "vapo": {
+        **_PRETRAINED_VALUE,
+        "advantage.gae.length_adaptive_alpha": 0.05,
+        "objective.clip.high": 0.28,
+        "objective.positive.weight": 0.1,
+    },
+    # arXiv 2510.01656, from summaries: both shares of tokens and the bonus are ours.
+    "asyppo": {
+        "critic.name": "ensemble",
+        "critic.ensemble.disjoint": True,
+        "advantage.name": "agreement",
+        "objective.entropy.coefficient": 1e-3,
+        "objective.entropy.leave_out": 0.2,
+    },
+    # DVPO with a global value model, arXiv 2502.16944, from its code: the policy is rewarded for
+    # staying near its start alone, and the value model of `critic.source` knows what is good.
+    "gvm": {
+        "critic.name": "scalar",
+        "returns.outcome": False,
+        "train.frozen": ("critic",),
+        "objective.kl.where": "reward",
+        "objective.kl.estimator": "k1",
+        "objective.kl.coefficient": 0.2,
+        "objective.kl.target": 0.1,
+    },
+    # --- without a critic ------------------------------------------------------------------------
     # arXiv 2402.03300, section 4.1, without its KL to the reference, which `objective.kl` adds.
-    "grpo": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "objective.aggregation": "sequence_mean",
-    },
+    "grpo": {**_GROUP, "objective.aggregation": "sequence_mean"},
     # arXiv 2503.20783, section 3.
-    "dr_grpo": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "advantage.group.normalize": False,
-    },
+    "dr_grpo": _UNSCALED,
     # arXiv 2402.14740: REINFORCE with a leave-one-out baseline, on the clipped ratio.
-    "rloo": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "advantage.group.baseline": "leave_one_out",
-        "advantage.group.normalize": False,
-    },
-    # arXiv 2507.18071, with the normalised advantage of GRPO.
-    "gspo": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "objective.name": "sequence",
-        "objective.aggregation": "sequence_mean",
-    },
-    # arXiv 2506.13585, section 3.1.
-    "cispo": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "objective.name": "cispo",
-    },
-    # arXiv 2509.15207. Its objective reads no advantage.
-    "flowrl": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "objective.name": "flowrl",
-        "objective.aggregation": "sequence_mean",
-    },
-    # arXiv 2602.04879: binary total variation, threshold .15, ratios without a cap.
-    "dppo": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "advantage.group.normalize": False,
-        "objective.name": "divergence",
-        "objective.aggregation": "constant_length",
+    "rloo": {**_UNSCALED, "advantage.group.baseline": "leave_one_out"},
     # arXiv 2501.03262. The coefficient is third-party documentation's, not read in the paper.
     "reinforce_pp": {
         "critic.name": "none",
@@ -132,24 +132,48 @@ PRESETS = {
         "objective.kl.estimator": "k1",
         "objective.kl.where": "reward",
     },
-    # arXiv 2510.04996, with the numbers of its code; 4 of up to 32 responses are kept.
-    "reinforce_ada": {
-        "critic.name": "none",
-        "plan.name": "elimination",
-        "advantage.name": "pool",
-        "advantage.whiten": False,
-        "objective.clip.high": 0.28,
-    },
     # arXiv 2503.14476. Its rewards are -1 and 1 and its penalty at most 1: half their distance,
     # which is 0.5 on the usual 0 and 1.
     "dapo": {
-        "critic.name": "none",
+        **_GROUP,
         "plan.name": "refill",
-        "advantage.name": "group",
-        "advantage.whiten": False,
         "objective.clip.high": 0.28,
         "rewards.length.share": 0.2,
         "rewards.length.scale": 0.5,
+    },
+    # arXiv 2510.04996, with the numbers of its code; 4 of up to 32 responses are kept.
+    "reinforce_ada": {
+        **_NO_CRITIC,
+        "plan.name": "elimination",
+        "advantage.name": "pool",
+        "objective.clip.high": 0.28,
+    },
+    # arXiv 2507.18071, with the normalised advantage of GRPO.
+    "gspo": {**_GROUP, "objective.name": "sequence", "objective.aggregation": "sequence_mean"},
+    # arXiv 2506.13585, section 3.1.
+    "cispo": {**_GROUP, "objective.name": "cispo"},
+    # arXiv 2509.15207. Its objective reads no advantage.
+    "flowrl": {**_GROUP, "objective.name": "flowrl", "objective.aggregation": "sequence_mean"},
+    # arXiv 2602.04879: binary total variation, threshold .15, ratios without a cap.
+    "dppo": {
+        **_UNSCALED,
+        "objective.name": "divergence",
+        "objective.aggregation": "constant_length",
+    },
+    # arXiv 2602.17616, from its code. `train.behaviour_lag` makes it asynchronous.
+    "vcpo": {
+        **_NO_CRITIC,
+        "advantage.name": "min_variance",
+        "objective.name": "truncated",
+        "objective.aggregation": "sequence_mean",
+        "policy_optimizer.step_scaling": "sqrt",
+    },
+    # arXiv 2602.20197, from its code.
+    "calibrl": {
+        **_UNSCALED,
+        "plan.name": "hybrid",
+        "objective.clip.dual": 3.0,
+        "objective.expert.weight": 0.1,
     },
 }
 """Name -> settings. What a configuration file or a command line sets wins over them."""

@@ -36,6 +36,8 @@ class Critics(Choice):
         explained variance of the returns has settled: it has not risen by `warmup_rise`.
       warmup_rise: see there.
       loss_weight: coefficient of the critic's objective beside the policy's.
+      source: "" or the work directory of another run, whose critic this one starts as: its
+        parameters, in its units of value. Only with an own trunk.
 
     Raises:
       ValueError: a value outside its range, named with what is allowed.
@@ -49,6 +51,7 @@ class Critics(Choice):
     warmup_patience: int = 0
     warmup_rise: float = 0.01
     loss_weight: float = 1.0
+    source: str = ""
     none: NoCritic = field(default_factory=NoCritic)
     scalar: Scalar = field(default_factory=Scalar)
     quantile: Quantile = field(default_factory=Quantile)
@@ -68,6 +71,11 @@ class Critics(Choice):
         check_interval(self, "warmup_patience", low=0, high=self.warmup)
         if self.warmup_patience == 0:
             check_unread(self, "warmup_rise", because="warmup_patience is 0")
+        if self.source and self.trunk != "own":
+            raise ValueError(
+                f"source is {self.source!r} and trunk {self.trunk!r}; a critic that reads the "
+                "states of another policy means nothing, so trunk must be 'own'"
+            )
 
     def build(self) -> Critic | None:
         """The critic; None where there is none.

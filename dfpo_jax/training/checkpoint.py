@@ -43,7 +43,8 @@ def _abstract_storage(abstract: TrainState) -> dict:
     return _without_empty(like)
 
 
-def _described(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def described(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path -> shape and type of every array."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype
@@ -284,6 +285,23 @@ class Checkpointer:
         restored["key"] = jax.random.wrap_key_data(restored["key"])
         return TrainState(**restored)
 
+    def restore_part(self, like: dict) -> dict:
+        """Some arrays of the newest intact checkpoint, as nested dicts of a state's fields.
+
+        Args:
+          like: shapes, types and shardings.
+
+        Raises:
+          FileNotFoundError: no checkpoint is intact.
+        """
+        arguments = ocp.args.PyTreeRestore(
+            item=like,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+            partial_restore=True,
+        )
+        with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
+            return reader.restore(self._item(self.newest()), args=arguments)
+
     def _item(self, step: int) -> Path:
         return self.directory / str(step) / "default"
 
@@ -295,7 +313,7 @@ class Checkpointer:
         if self.latest_step() is None:
             return []
         saved = self.describe(self.latest_step())
-        wanted = _described(_abstract_storage(abstract))
+        wanted = described(_abstract_storage(abstract))
         return [
             f"{path} ({_shape(saved, path)} -> {_shape(wanted, path)})"
             for path in sorted(saved.keys() | wanted.keys())
@@ -305,7 +323,7 @@ class Checkpointer:
     def describe(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Path -> shape and type of every array in a checkpoint, read from its metadata."""
         tree = ocp.StandardCheckpointHandler().metadata(self._item(step))
-        return _described(getattr(tree, "tree", tree))
+        return described(getattr(tree, "tree", tree))
 
     def accuracy(self, step: int) -> float | None:
         """The accuracy that a checkpoint was saved with, or None."""

@@ -334,6 +334,16 @@ class Config:
                 "the section rewards acts on those of the verifier alone, so it must be left at "
                 "its defaults"
             )
+        if bounds is not None and "policy" not in self.train.frozen:
+            raise ValueError(
+                f"plan.name is {self.plan.name!r}, whose responses the policy did not sample, and "
+                f"train.frozen {self.train.frozen}; it must name 'policy'"
+            )
+        if not self.returns.outcome and "critic" not in self.train.frozen:
+            raise ValueError(
+                f"returns.outcome is False and train.frozen {self.train.frozen}; a critic that "
+                "trained would learn that nothing is good, so it must name 'critic'"
+            )
         self._check_step_scaling()
 
     def _check_step_scaling(self) -> None:

@@ -11,6 +11,7 @@ FIXED = (
     "model",
     "critic.name",
     "critic.trunk",
+    "critic.source",
     "train.frozen",
     "train.behaviour_lag",
     "evaluation.out_of_domain",  # accuracies before and after are of the same sets

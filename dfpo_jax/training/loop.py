@@ -27,6 +27,7 @@ from dfpo_jax.training.run_data import digests
 from dfpo_jax.training.run_log import RunLog
 from dfpo_jax.training.step_size import SQUARED, effective_samples
 from dfpo_jax.training.update import sampling_policy
+from dfpo_jax.training.value_model import with_value_model
 from dfpo_jax.training.warm_start import first_policy
 from dfpo_jax.training.workdir import BEFORE, write_json
 from dfpo_jax.types import Rollout, TrainState
@@ -155,6 +156,7 @@ def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[TrainSta
         _LOG.info("continuing from iteration %d", newest)
         return state, RunLog(run, workdir, newest)
     state = run.learner.start(jax.random.fold_in(run.key, INIT), first_policy(run))
+    state = with_value_model(run.config.critic.source, run.learner, state)
     metrics, details = evaluate(run, state)
     before = {"metrics": metrics, "details": details, "prompts": digests(run)}
     write_json(workdir / BEFORE, before)

@@ -24,6 +24,7 @@ from dfpo_jax.training.config import Config, TaskConfig
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.optim import make_optimizer
 from dfpo_jax.training.update import Optimizers, Schedule
+from dfpo_jax.training.value_model import check_value_model
 from dfpo_jax.types import Rollout
 
 _LOG = logging.getLogger(__name__)
@@ -152,6 +153,7 @@ def _check_training(run: Run) -> None:
     """Raises ValueError for rewards, a verifier or weights that no training could use."""
     config, bounds = run.config, run.reward_range
     run.train_task.trial()
+    check_value_model(config.critic.source, run.learner)
     if bounds is not None and bounds[0] >= bounds[1]:
         raise ValueError(
             f"config.rewards makes of the task's rewards, which lie in "

@@ -1,0 +1,70 @@
+"""A value model: the critic of another run, which `critic.source` names."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from dfpo_jax.sharding import replicated
+from dfpo_jax.training.checkpoint import Checkpointer, described
+from dfpo_jax.training.learner import Learner
+from dfpo_jax.types import VALUE_UNITS, TrainState
+
+
+def check_value_model(source: str, learner: Learner) -> None:
+    """See that the value model is there and fits; reads no weights.
+
+    Args:
+      source: a work directory, or "" for no value model.
+      learner: of the run that takes it over.
+
+    Raises:
+      ValueError: there is no such run, no intact checkpoint of one, or its critic is of another
+        kind or size; names what differs first.
+    """
+    if not source:
+        return
+    if not Path(source).is_dir():
+        raise ValueError(f"config.critic.source is {source!r}, and there is no such directory")
+    checkpoints = Checkpointer(source)
+    if not checkpoints.listed():
+        raise ValueError(f"config.critic.source is {source!r}, and it holds no checkpoint of a run")
+    saved = checkpoints.describe(checkpoints.newest())
+    wanted = described(_wanted(learner))
+    theirs = {path for path in saved if path.startswith("params/critic/")}
+    for path in sorted(theirs | wanted.keys()):
+        shapes = [tree[path].shape if path in tree else None for tree in (saved, wanted)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"config.critic.source is {source!r}, whose {path} is "
+                f"{shapes[0] or 'missing'}; this run's is {shapes[1] or 'missing'}: critic, model "
+                "and LoRA must be those of that run"
+            )
+
+
+def with_value_model(source: str, learner: Learner, state: TrainState) -> TrainState:
+    """The state with the critic of a value model and its units of value.
+
+    Args:
+      source: a work directory, or "" for no value model.
+      learner: of the run that takes it over.
+      state: of that run.
+
+    Raises:
+      OSError: the newest checkpoint is damaged.
+    """
+    if not source:
+        return state
+    found = Checkpointer(source).restore_part(_wanted(learner))
+    params = {**state.params, "critic": found["params"]["critic"]}
+    return state.replace(params=params, controls={**state.controls, **found["controls"]})
+
+
+def _wanted(learner: Learner) -> dict:
+    """Shapes and places of what is taken over."""
+    state, place = learner.abstract_state, replicated(learner.mesh)
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=place)
+    return {
+        "params": {"critic": state.params["critic"]},
+        "controls": dict.fromkeys(VALUE_UNITS, number),
+    }
