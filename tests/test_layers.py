@@ -19,6 +19,7 @@ types settings published_files template_dates
 sharding memory trial
 ops.checks
 ops.masking
+ops.histograms
 ops.ode
 ops.returns
 ops.advantages
@@ -29,6 +30,8 @@ ops.quantiles
 ops.policy_gradients
 ops.divergences ops.sequences ops.trust_regions
 ops.flowrl
+ops.divergences
+ops.channel
 ops
 models.lora
 models.config
@@ -42,8 +45,10 @@ models.partition
 models
 critics.interface
 critics.flow_inference
-critics.flow_losses
+critics.tails
+critics.flow_losses critics.ensemble
 critics.check
+critics.flow
 critics.*
 critics
 advantages.interface
@@ -89,6 +94,7 @@ contracts.measure
 contracts.*
 contracts
 training.sources training.moved_settings training.settings_dict training.unread
+training.step_size
 training.config_argument
 training.config_keys
 training.config training.config_diff

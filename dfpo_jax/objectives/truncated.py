@@ -36,25 +36,12 @@ class Truncated:
             raise ValueError(f"cap is {self.cap}; it must be above 0")
 
     def build(self) -> Objective:
-        """The objective: "loss", and the metrics "weight" and "squared_weight".
-
-        They are the means of w and w^2 over responses, before truncation, so that
-        weight^2 / squared_weight is the effective share of the batch, however it is split.
-        """
+        """The objective: "loss"."""
 
         def terms(live, batch, context, own):
             del context, own
             weight = ops.sequence_weight(live.log_probs, batch.behaviour_log_probs, batch.mask)
             gain = jnp.minimum(weight, self.cap)[:, None] * jax.lax.stop_gradient(batch.advantages)
-
-            def metric(value):
-                per_token = jnp.broadcast_to(value[:, None], gain.shape)
-                return Loss(per_token, weight=0.0, aggregation="sequence_mean")
-
-            return {
-                "loss": Loss(-gain * live.log_probs),
-                "weight": metric(weight),
-                "squared_weight": metric(jnp.square(weight)),
-            }
+            return {"loss": Loss(-gain * live.log_probs)}
 
         return Objective(terms, frozenset({"behaviour"}))

@@ -37,6 +37,13 @@ def check_plan(plan: Any, name: str, samples: int) -> None:
         )
     if not isinstance(plan.gives, frozenset) or not all(isinstance(x, str) for x in plan.gives):
         raise ValueError(f"{name}: gives is {plan.gives!r}; it must be a frozenset of names")
+    if plan.written is not None and not callable(plan.written):
+        raise ValueError(f"{name}: written is {plan.written!r}; it must be a function or None")
+    if not _is_range(plan.range):
+        raise ValueError(
+            f"{name}: range is {plan.range!r}; it must be None or (low, high), finite numbers in "
+            "this order"
+        )
     if _dry_run(plan, name, samples) != _dry_run(plan, name, samples):
         raise ValueError(
             f"{name}: collect did something else the second time; it must be a pure function of "
@@ -96,10 +103,18 @@ def guarded(plan: Plan, name: str) -> Plan:
         if error is not None:
             raise error
         drawn, metrics = _parted(found, name)
-        _check_rows(drawn, name, count, samples, "groups" in plan.gives)
+        _check_rows(drawn, name, count, samples, plan.gives)
         return drawn, metrics
 
     return plan._replace(collect=collect)
+
+
+def _is_range(x: Any) -> bool:
+    """Whether a plan may have this range: None, or two finite numbers in their order."""
+    if x is None:
+        return True
+    pair = isinstance(x, tuple) and len(x) == 2 and all(isinstance(y, numbers.Real) for y in x)
+    return pair and bool(np.isfinite(x).all()) and x[0] < x[1]
 
 
 def _is_count(x: Any) -> bool:
@@ -169,7 +184,7 @@ def _answered(drawn: Drawn) -> list[int]:
 
 
 def _prompts(count: int) -> list[Item]:
-    return [Item(f"prompt {i}", "", index=i) for i in range(count)]
+    return [Item(f"prompt {i}", f"answer {i}", index=i) for i in range(count)]
 
 
 def _zeros(items: Sequence[Item], samples: int) -> Drawn:
@@ -193,7 +208,7 @@ def _zeros(items: Sequence[Item], samples: int) -> Drawn:
     return Drawn(rollout, [""] * rows, list(items))
 
 
-def _check_rows(drawn: Drawn, name: str, count: int, samples: int, grouped: bool) -> None:
+def _check_rows(drawn: Drawn, name: str, count: int, samples: int, gives: frozenset[str]) -> None:
     """Raise ValueError unless there is a row for each of `samples` responses to `count` prompts."""
     rollout, rows = drawn.rollout, count * samples
     wanted = f"there must be {rows}, for {count} prompts with {samples} responses each"
@@ -211,7 +226,7 @@ def _check_rows(drawn: Drawn, name: str, count: int, samples: int, grouped: bool
             )
     if len(drawn.texts) != rows:
         raise ValueError(f"{name}: collect returned {len(drawn.texts)} texts; {wanted}")
-    for field, value in _arrays(rollout).items():
+    for field, value in _arrays(rollout, gives).items():
         if np.shape(value)[:1] != (rows,):
             raise ValueError(
                 f"{name}: collect returned rollout.{field} of shape {np.shape(value)}; {wanted}, "
@@ -224,7 +239,7 @@ def _check_rows(drawn: Drawn, name: str, count: int, samples: int, grouped: bool
             f"{name}: collect returned groups {_shown(groups.tolist())}; they must be "
             f"indices of the {len(drawn.items)} items"
         )
-    if not grouped:
+    if "groups" not in gives:
         return
     together = groups.reshape(count, samples)
     if samples < 2 or rollout.samples != samples or not (together == together[:, :1]).all():
@@ -235,7 +250,13 @@ def _check_rows(drawn: Drawn, name: str, count: int, samples: int, grouped: bool
         )
 
 
-def _arrays(rollout: Rollout) -> dict[str, Any]:
-    """The fields that every rollout has, an array with a row per response each."""
+def _arrays(rollout: Rollout, gives: frozenset[str]) -> dict[str, Any]:
+    """The fields that a rollout must have, an array with a row per response each."""
     fields = [f for f in dataclasses.fields(rollout) if f.default is dataclasses.MISSING]
-    return {field.name: getattr(rollout, field.name) for field in fields}
+    found = {field.name: getattr(rollout, field.name) for field in fields}
+    if "pool" in gives:
+        found["baseline"] = rollout.baseline
+    if "expert" in gives:
+        for name in ("tokens", "mask"):
+            found[f"expert.{name}"] = getattr(rollout.expert, name, None)
+    return found

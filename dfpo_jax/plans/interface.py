@@ -52,13 +52,19 @@ class Plan(NamedTuple):
         and metrics by name. `prompts(n)` gives the first n of the iteration's prompts; it is a pure
         function, and those of a smaller n are the first of those of a larger one. `collect` is a
         pure function of what it draws, so that a resumed run repeats it. Every round should draw
-        equally many rows: sampling is compiled anew for another number.
+        equally many rows, or one of few numbers: sampling is compiled anew for each.
       gives: "groups" where samples >= 2 responses to one prompt are consecutive; "pool" where the
         rollout has a baseline, "expert" where it has other responses than the policy's.
+      written: (item) -> the texts that the plan gives to `Draw.given` for an item; None where it
+        gives none. Raises ValueError for an item without them. A run reads all of them before it
+        starts.
+      range: of the rewards, where the plan says them itself; None for those of `Draw.sample`.
     """
 
     collect: Callable[[Draw, Callable[[int], list[Item]], int, int], tuple[Drawn, dict[str, float]]]
     gives: frozenset[str] = frozenset()
+    written: Callable[[Item], Sequence[str]] | None = None
+    range: tuple[float, float] | None = None
 
 
 def join(drawn: Sequence[Drawn]) -> Drawn:
@@ -94,3 +100,27 @@ def join(drawn: Sequence[Drawn]) -> Drawn:
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rollouts)
     texts = [text for one in drawn for text in one.texts]
     return Drawn(joined, texts, [item for one in drawn for item in one.items])
+
+
+def regroup(drawn: Drawn, rows: Sequence[int], items: Sequence[Item]) -> Drawn:
+    """Some rows, as equally many responses to each of the items, in this order.
+
+    Args:
+      drawn: rows of one round, or of several that are joined.
+      rows: N * n of them, by number.
+      items: the N prompts; those of the rows n * i to n * (i + 1) answer item i.
+
+    Raises:
+      ValueError: the rows are no multiple of the items.
+    """
+    rows = np.asarray(rows, np.int64)
+    samples, rest = divmod(len(rows), max(len(items), 1))
+    if rest or samples == 0:
+        raise ValueError(
+            f"{len(rows)} rows cannot be divided among {len(items)} items; regroup takes equally "
+            "many for each"
+        )
+    rollout = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], drawn.rollout)
+    groups = np.repeat(np.arange(len(items), dtype=np.int32), samples)
+    texts = [drawn.texts[row] for row in rows]
+    return Drawn(rollout.replace(groups=groups, samples=samples), texts, list(items))

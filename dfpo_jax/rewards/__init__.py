@@ -7,6 +7,7 @@ from typing import Any
 
 from dfpo_jax.rewards.check import check_link
 from dfpo_jax.rewards.clip import Clip
+from dfpo_jax.rewards.correction import Correction
 from dfpo_jax.rewards.flip import Flip
 from dfpo_jax.rewards.gaussian import Gaussian
 from dfpo_jax.rewards.interface import Link, Range, Scored, chain
@@ -17,6 +18,8 @@ from dfpo_jax.settings import call_custom, check_unread, load_part
 from dfpo_jax.tasks.base import Item
 
 __all__ = ["Link", "Range", "Rewards", "Scored", "chain", "check_link"]
+
+_TRIED = 4  # prompts
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Rewards:
       flip: flipped verdicts.
       gaussian: Gaussian noise.
       spike: heavy-tailed spikes.
+      correction: of known error rates of the verdicts so far.
       length: a penalty on long responses.
       scale: a factor.
       clip: an interval.
@@ -43,6 +47,7 @@ class Rewards:
     flip: Flip = field(default_factory=Flip)
     gaussian: Gaussian = field(default_factory=Gaussian)
     spike: Spike = field(default_factory=Spike)
+    correction: Correction = field(default_factory=Correction)
     length: Length = field(default_factory=Length)
     scale: Scale = field(default_factory=Scale)
     clip: Clip = field(default_factory=Clip)
@@ -59,19 +64,25 @@ class Rewards:
 
         Args:
           task_range: of the verifier's rewards; None where no bound is known.
-          items: some of the task's prompts, on which a link of your own is tried.
+          items: the task's prompts, all where they are a finite list. They decide the range of a
+            correction whose rates differ by prompt; on the first few a link of your own is tried.
 
         Raises:
-          ValueError: a link cannot work on such rewards, or one of your own is wrong; one line.
+          ValueError: a link cannot work on such rewards or prompts, or one of your own is wrong;
+            one line.
         """
         links = []
         if self.name:
             part = load_part(self.name, self.custom, "link")
             own = call_custom(self.name, "build", part.build)
-            own = check_link(own, self.name, task_range, items)
+            own = check_link(own, self.name, task_range, items[:_TRIED])
             links.append(own if own.words else own._replace(words=f"{self.name} changed them"))
         sections = (getattr(self, part.name) for part in dataclasses.fields(self))
-        built = (part.build() for part in sections if dataclasses.is_dataclass(part))
+        built = (
+            part.build(items) if isinstance(part, Correction) else part.build()
+            for part in sections
+            if dataclasses.is_dataclass(part)
+        )
         chained = chain([*links, *(link for link in built if link is not None)])
         chained.range(task_range)  # raises
         return chained

@@ -16,35 +16,48 @@ class Length:
     scale * min(0, (R - C - L) / C): 0 up to R - C tokens, -scale at the limit.
 
     Attributes:
-      buffer: C in tokens, at most R; 0 for no penalty.
+      buffer: C in tokens, at most R; 0 for no penalty, or for that of `share`.
       scale: in units of reward, >= 0.
+      share: C as a share of R, in [0, 1]; 0 for no penalty, or for that of `buffer`. DAPO's 4096
+        tokens of 20480 are 0.2.
 
     Raises:
-      ValueError: a field is outside its range, or a scale is set and there is no buffer.
+      ValueError: a field is outside its range, both buffer and share are set, or a scale is set and
+        neither is.
     """
 
     buffer: int = 0
     scale: float = 1.0
+    share: float = 0.0
 
     def __post_init__(self):
         """Check every field."""
         check_interval(self, "buffer", low=0)
+        check_interval(self, "share", low=0.0, high=1.0)
         check_interval(self, "scale", low=0.0, high=LARGEST)
-        if self.buffer == 0:
-            check_unread(self, "scale", because="nothing reads it while buffer is 0")
+        if self.buffer > 0:
+            check_unread(self, "share", because=f"buffer is {self.buffer}, which replaces it")
+        if not self._is_on:
+            check_unread(self, "scale", because="nothing reads it while buffer and share are 0")
+
+    @property
+    def _is_on(self) -> bool:
+        return self.buffer > 0 or self.share > 0.0
 
     def build(self) -> Link | None:
         """The link, or None where there is no penalty."""
-        if self.buffer == 0:
+        if not self._is_on:
             return None
-        words = (
-            f"responses within {self.buffer} tokens of the length limit lost up to {self.scale:.3g}"
-        )
-        return Link(self._apply, self._range, words)
+        where = f"within {self.buffer} tokens of the length limit"
+        if self.share > 0.0:
+            where = f"in the last {100 * self.share:.3g}% of the length limit"
+        return Link(self._apply, self._range, f"responses {where} lost up to {self.scale:.3g}")
 
     def _apply(self, rewards: np.ndarray, scored: Scored) -> np.ndarray:
-        excess = np.asarray(scored.lengths, np.float32) - (scored.limit - self.buffer)
-        return rewards - np.float32(self.scale) * np.clip(excess / self.buffer, 0.0, 1.0)
+        buffer = np.float32(self.buffer or self.share * scored.limit)
+        # In this order a response at the limit loses exactly `scale`.
+        excess = np.asarray(scored.lengths, np.float32) - scored.limit + buffer
+        return rewards - np.float32(self.scale) * np.clip(excess / buffer, 0.0, 1.0)
 
     def _range(self, bounds: Range | None) -> Range | None:
         if bounds is None:

@@ -5,6 +5,8 @@ import string
 from collections.abc import Mapping
 from typing import Any
 
+from dfpo_jax.tasks.base import Item
+
 
 def lookup(where: str, row: Any, name: str, namer: str = "") -> Any:
     """The value of a column, or a value nested in a column.
@@ -58,6 +60,26 @@ def _contents(value: Any) -> str:
     if isinstance(value, list):
         return f"is a list of {len(value)}"
     return f"is {_kind(value)} and contains nothing further"
+
+
+def column(item: Item, name: str, namer: str) -> Any:
+    """The value of a column of the row that an item was made of; see `lookup`.
+
+    Args:
+      item: a prompt of a JSONL file or of a data set on the hub; other tasks have no rows.
+      name: name of the column.
+      namer: the setting that names the column, for errors.
+
+    Raises:
+      ValueError: the item has no row, or its row no such column; names the prompt and the setting.
+    """
+    row = item.payload.get("row") if isinstance(item.payload, Mapping) else None
+    if not isinstance(row, Mapping):
+        raise ValueError(
+            f"{namer} is {name!r}; prompt {item.prompt!r} has no columns, as it comes from no "
+            "JSONL file and no data set on the hub"
+        )
+    return lookup(f"the row of prompt {item.prompt!r}", row, name, namer)
 
 
 def text_of(where: str, value: Any) -> str:

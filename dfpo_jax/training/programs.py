@@ -11,7 +11,7 @@ from dfpo_jax.rollout.generate import generate
 from dfpo_jax.sharding import batch_devices, batch_sharding, mesh_context, replicated
 from dfpo_jax.training.config import Config
 from dfpo_jax.training.learner import Learner
-from dfpo_jax.types import ArrayTree, Rollout
+from dfpo_jax.types import ArrayTree, Expert, Rollout
 
 
 def bytes_per_chip(tree: ArrayTree) -> int:
@@ -52,9 +52,10 @@ class Programs:
             prepare, update = self.learner.programs["prepare"], self.learner.programs["update"]
             if name == "prepare":
                 return prepare.lower(state, self.rollout(rows))
-            rollout = self.rollout(rows // self._minibatches)
-            batch, context = jax.eval_shape(prepare, state, rollout)
-            batch = self._placed(batch, batch_sharding(self.mesh))
+            batch, context = jax.eval_shape(prepare, state, self.rollout(rows))
+            batch = jax.tree.map(
+                lambda x: self.rows((x.shape[0] // self._minibatches, *x.shape[1:]), x.dtype), batch
+            )
             context = self._placed(context, replicated(self.mesh))
             return update.lower(state, batch, context)
 
@@ -68,9 +69,16 @@ class Programs:
         return -(-rows // parts) * parts
 
     def rollout(self, rows: int) -> Rollout:
-        """A rollout of so many responses."""
+        """A rollout of so many responses, with all that the plan gives."""
         prompt, response = self.config.train.prompt_length, self.config.sampling.max_new_tokens
+        samples = self.config.train.samples
+        gives, expert = self.config.plan.build(samples).gives, None
+        if "expert" in gives:
+            expert = Expert(self.rows((rows, response), jnp.int32), self.rows((rows, response)))
+        top = (rows, response, self.learner.top)
         return Rollout(
+            top_tokens=self.rows(top, jnp.int32) if self.learner.top else None,
+            top_log_probs=self.rows(top) if self.learner.top else None,
             prompt_tokens=self.rows((rows, prompt), jnp.int32),
             prompt_mask=self.rows((rows, prompt)),
             tokens=self.rows((rows, response), jnp.int32),
@@ -80,6 +88,9 @@ class Programs:
             rewards=self.rows((rows,)),
             clean_rewards=self.rows((rows,)),
             groups=self.rows((rows,), jnp.int32),
+            baseline=self.rows((rows,)) if "pool" in gives else None,
+            expert=expert,
+            samples=samples,
         )
 
     def _sample(self, prompts: int, samples: int):
@@ -91,6 +102,7 @@ class Programs:
             eos_ids=(0,),
             pad_id=0,
             num_samples=samples,
+            top=self.learner.top,
         )
         policy = self.learner.abstract_state.params["policy"]
         key = jax.eval_shape(lambda: jax.random.key(0))

@@ -30,6 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 # Folded into the run's key, one for each use.
 INIT, WARM_START, EVALUATE, CRITIC, ROLLOUT, LORA = range(6)
+_PIECE = 256  # given responses that are encoded at once
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Run:
     @property
     def reward_range(self) -> tuple[float, float] | None:
         """Range of the rewards the learner sees, or None where no bound is known."""
+        if self.plan.range is not None:
+            return self.plan.range
         return self.rewards.range(self.train_task.reward_range)
 
     @property
@@ -123,18 +126,21 @@ def build_run(config: Config, training: bool = True) -> Run:
         evaluations[name] = _evaluation_set(section, config, sampler)
     train_task = config.task.build("train", _accepts(config.task, sampler))
     critic_items = evaluations["in_domain"].items[: config.evaluation.critic_prompts]
-    _check_items(config, sampler, train_task, critic_items)
+    plan = config.plan.build(config.train.samples)
+    _check_items(config, sampler, train_task, critic_items, plan)
+    prompts = train_task.everything() or train_task.batch(0, config.train.prompts)
+    config.rewards.build(train_task.reward_range, critic_items)  # raises for a missing column
     learner = make_learner(config, model, mesh)
     run = Run(
         config=config,
         key=jax.random.key(config.seed),
         tokenizer=tokenizer,
-        sampler=sampler,
+        sampler=replace(sampler, top=learner.top),
         learner=learner,
         train_task=train_task,
         evaluations=evaluations,
-        rewards=config.rewards.build(train_task.reward_range, train_task.batch(0, 4)),
-        plan=config.plan.build(config.train.samples),
+        rewards=config.rewards.build(train_task.reward_range, prompts),
+        plan=plan,
         started=started,
     )
     if training:
@@ -189,6 +195,7 @@ def make_learner(
         schedule or Schedule(train.epochs, train.minibatches, train.microbatches),
         mesh,
         max_skipped=train.max_skipped,
+        behaviour_lag=train.behaviour_lag,
     )
 
 
@@ -275,8 +282,10 @@ def _eos_ids(config: Config, tokenizer, chat: Chat | None) -> tuple[int, ...]:
     return tuple(dict.fromkeys(end for end in ends if end is not None))
 
 
-def _check_items(config: Config, sampler: Sampler, task: Task, critic_items: list[Item]) -> None:
-    """Raises where a prompt does not fit, or the chat template parts from itself.
+def _check_items(
+    config: Config, sampler: Sampler, task: Task, critic_items: list[Item], plan: Plan
+) -> None:
+    """Raises where a prompt or a given response does not fit, or the template parts from itself.
 
     Looks at all prompts of a file, at the first batch of a generator, and at those held out for
     the critic.
@@ -288,6 +297,10 @@ def _check_items(config: Config, sampler: Sampler, task: Task, critic_items: lis
         sampler.chat.check(items[0].conversation, items[0].answer or "0")
     if config.warm_start.steps > 0:
         task_demonstrations(sampler, items[: config.warm_start.batch_size])
+    if plan.written is not None:
+        pairs = [(i, text) for i in task.everything() or items for text in plan.written(i)]
+        for start in range(0, len(pairs), _PIECE):
+            given(sampler, *zip(*pairs[start : start + _PIECE], strict=True))
 
 
 def task_demonstrations(sampler: Sampler, items: list[Item]) -> Rollout:

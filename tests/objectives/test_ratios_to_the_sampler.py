@@ -8,6 +8,7 @@ import reference
 from policy_batch import CONTEXT, random_batch
 
 from dfpo_jax import ops
+from dfpo_jax.algorithms.compose import weight_metrics
 from dfpo_jax.objectives import Cispo, Divergence, Flowrl, Objectives, Truncated
 
 
@@ -126,10 +127,11 @@ def test_vcpo_truncates_the_weight_of_a_response():
     np.testing.assert_allclose(gradient(settings, live, batch), -gain, rtol=1e-4)
     assert weights.max() > 1.2 > weights.min()
     # The metrics are of weights that are not truncated, over responses with a token.
+    metrics = weight_metrics(live.log_probs, batch)
     reduce, count = ops.aggregate_weights(batch.mask, "sequence_mean")
     there, means = batch.mask.any(axis=1), {}
     for name, power in (("weight", 1), ("squared_weight", 2)):
-        loss = found[name]
+        loss = metrics[name]
         assert (loss.weight, loss.aggregation) == (0.0, "sequence_mean")
         means[name] = float(jnp.sum(loss.per_token * reduce) / count)
         assert means[name] == pytest.approx(np.mean(weights[there] ** power), rel=1e-4)

@@ -6,49 +6,22 @@ import sys
 import jax
 import numpy as np
 import pytest
+from plan_draws import draw, given, prompts
 
-from dfpo_jax.plans import Plans, check_plan, join
+from dfpo_jax.plans import Draw, Plans, check_plan, join, regroup
 from dfpo_jax.plans.check import guarded
 from dfpo_jax.plans.interface import Drawn, Plan
-from dfpo_jax.tasks.base import Item
-from dfpo_jax.types import Rollout
 
 PLANS = [part.name for part in dataclasses.fields(Plans) if part.name not in ("name", "custom")]
+SAMPLES = {"refill": (2, 3), "elimination": (2, 3), "pairs": (2,)}  # of plans that take only some
+CASES = [(name, samples) for name in PLANS for samples in SAMPLES.get(name, (1, 2, 3))]
 
 
-def prompts(count):
-    return [Item("1" * (1 + i % 3), str(i), index=i) for i in range(count)]
-
-
-def draw(items, samples, round):
-    """Responses whose tokens name item, round and sample; prompts as long as the longest."""
-    slots = max(len(item.prompt) for item in items)
-    rows = [(item, sample) for item in items for sample in range(samples)]
-    tokens = np.array([[item.index, round, sample] for item, sample in rows], np.int32)
-    mask = np.array(
-        [[0.0] * (slots - len(i.prompt)) + [1.0] * len(i.prompt) for i, _ in rows], np.float32
-    )
-    rewards = np.array([(i.index + s) % 2 for i, s in rows], np.float32)
-    rollout = Rollout(
-        prompt_tokens=(7 * mask).astype(np.int32),
-        prompt_mask=mask,
-        tokens=tokens,
-        mask=np.ones(tokens.shape, np.float32),
-        log_probs=-np.ones(tokens.shape, np.float32),
-        truncated=np.zeros(len(rows), bool),
-        rewards=rewards,
-        clean_rewards=rewards,
-        groups=np.repeat(np.arange(len(items), dtype=np.int32), samples),
-        samples=samples,
-    )
-    return Drawn(rollout, [f"{i.index}.{round}.{s}" for i, s in rows], list(items))
-
-
-@pytest.mark.parametrize("samples", [1, 2, 3])
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize(("name", "samples"), CASES)
 def test_a_plan_gives_the_rows_it_owes_and_repeats_them(name, samples):
     plan = Plans(name=name).build(samples)
-    drawn, metrics = plan.collect(draw, prompts, 5, samples)
+    source = Draw(draw, given)
+    drawn, metrics = plan.collect(source, prompts, 5, samples)
     rollout, texts, items = drawn
     assert len(texts) == 5 * samples and {len(x) for x in jax.tree.leaves(rollout)} == {5 * samples}
     assert all(isinstance(name, str) and np.isfinite(value) for name, value in metrics.items())
@@ -59,10 +32,27 @@ def test_a_plan_gives_the_rows_it_owes_and_repeats_them(name, samples):
     if "groups" in plan.gives:
         groups = rollout.groups.reshape(-1, samples)
         assert rollout.samples == samples and (groups == groups[:, :1]).all()
-    again, same = plan.collect(draw, prompts, 5, samples)
+    assert ("pool" in plan.gives) == (rollout.baseline is not None)
+    assert ("expert" in plan.gives) == (rollout.expert is not None)
+    again, same = plan.collect(source, prompts, 5, samples)
     assert again.texts == texts and same == metrics
     jax.tree.map(np.testing.assert_array_equal, again.rollout, rollout)
-    check_plan(plan, f"plans:{name}", samples)
+    if name != "pairs":  # the prompts of the check have no columns
+        check_plan(plan, f"plans:{name}", samples)
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "said"),
+    [
+        ("refill", 1, "plan.name is 'refill' and train.samples 1; a group needs at least 2 resp"),
+        ("elimination", 1, r"'elimination' and train.samples 1; it must lie in \[2, .* is 8$"),
+        ("elimination", 9, r"'elimination' and train.samples 9; it must lie in \[2, .* is 8$"),
+        ("pairs", 4, "plan.name is 'pairs' and train.samples 4; it must be 2, the chosen and"),
+    ],
+)
+def test_a_number_of_samples_that_a_plan_cannot_use_is_refused(name, samples, said):
+    with pytest.raises(ValueError, match=said):
+        Plans(name=name).build(samples)
 
 
 def test_uniform_is_one_round_of_all_prompts():
@@ -88,6 +78,17 @@ def test_joined_rounds_are_their_rows_with_groups_of_their_own():
         np.testing.assert_array_equal(getattr(rollout, name), np.concatenate(parts))
         assert getattr(rollout, name).dtype == parts[0].dtype
     assert rounds[1].rollout.groups.tolist() == [0, 0, 1, 1, 2, 2]  # unchanged
+
+
+def test_rows_are_regrouped_under_the_items_that_they_answer():
+    one, items = draw(prompts(4), 3, 0), prompts(4)
+    found = regroup(one, [9, 11, 3, 4], [items[3], items[1]])
+    assert found.texts == ["3.0.0", "3.0.2", "1.0.0", "1.0.1"] and found.items == items[3::-2]
+    assert found.rollout.groups.tolist() == [0, 0, 1, 1] and found.rollout.samples == 2
+    np.testing.assert_array_equal(found.rollout.rewards, one.rollout.rewards[[9, 11, 3, 4]])
+    for rows in ([0, 1, 2], []):
+        with pytest.raises(ValueError, match=f"{len(rows)} rows cannot be divided among 2 items"):
+            regroup(one, rows, items[:2])
 
 
 def test_one_round_joined_is_that_round():
@@ -216,6 +217,17 @@ def impure():
             Plan(changed(groups=np.arange(8) % 4), frozenset({"groups"})),
             "gives has 'groups', and collect returned groups .* must be consecutive",
         ),
+        (
+            Plan(one_round, frozenset({"pool"})),
+            r"collect returned rollout.baseline of shape \(\); there must be 8",
+        ),
+        (
+            Plan(one_round, frozenset({"expert"})),
+            r"collect returned rollout.expert.tokens of shape \(\); there must be 8",
+        ),
+        (Plan(one_round, written=["a"]), r"written is \['a'\]; it must be a function or None"),
+        (Plan(one_round, range=(1.0, 1.0)), r"range is \(1.0, 1.0\); it must be None or \(low"),
+        (Plan(one_round, range=3), "range is 3; it must be None or"),
         (Plan(changed(samples=1), frozenset({"groups"})), "gives has 'groups', .* samples=1"),
         (Plan(same_round_twice), "collect drew round 0; rounds must be numbered .* the next is 1"),
         (Plan(lambda d, p, c, s: d(p(c)[:0], s, 0)), r"collect drew responses to \[\]; it must"),

@@ -31,6 +31,21 @@ def test_the_length_penalty_is_zero_then_linear_then_its_scale():
     assert Length(buffer=4).build().range(None) is None
 
 
+def test_the_buffer_may_be_a_share_of_the_limit():
+    """Of limits that it divides a share is a buffer; of others, DAPO's formula with a fraction."""
+    lengths = [0, 6, 7, 8, 10]
+    share, buffer = (apply(x, np.ones(5), lengths=lengths) for x in (Length(share=0.4), Length(4)))
+    np.testing.assert_allclose(share, buffer, atol=1e-6)
+    found = apply(Length(share=0.25), np.ones(3), lengths=[7, 8, 10])  # C = 2.5
+    np.testing.assert_allclose(found, [1.0, 0.8, 0.0], atol=1e-6)
+    for limit in range(1, 30):
+        responses = scored(np.ones(1), lengths=[limit])._replace(limit=limit)
+        assert Length(share=0.2).build().apply(responses.clean, responses) == 0.0
+    assert Length(share=0.25, scale=0.5).build().range((0.0, 1.0)) == (-0.5, 1.0)
+    with pytest.raises(ValueError, match="share is 0.2; buffer is 4, which replaces it, so it mus"):
+        Length(buffer=4, share=0.2)
+
+
 def test_a_factor_multiplies_rewards_range_and_unit():
     link = Scale(2.5).build()
     np.testing.assert_array_equal(apply(Scale(2.5), [-1.0, 0.0, 2.0]), [-2.5, 0.0, 5.0])
@@ -118,6 +133,8 @@ def test_words_say_what_acts():
         (Spike, "cut", -1.0),
         (Spike, "cut", float("inf")),
         (Length, "buffer", -1),
+        (Length, "share", -0.1),
+        (Length, "share", 1.5),
         (Length, "scale", -1.0),
         (Length, "scale", float("nan")),
         (Scale, "factor", -0.5),
@@ -140,7 +157,7 @@ def test_a_value_outside_its_range_is_named(section, field, value):
         (Spike, "scale", 3.0, "probability is 0"),
         (Spike, "cut", 3.0, "probability is 0"),
         (Spike, "seed", 3, "probability is 0"),
-        (Length, "scale", 3.0, "buffer is 0"),
+        (Length, "scale", 3.0, "buffer and share are 0"),
         (Rewards, "custom", {"a": 1}, "name is empty"),
     ],
 )

@@ -15,6 +15,7 @@ ON = {
     "flip": {"false_positive": 0.3, "false_negative": 0.3, "seed": 3},
     "gaussian": {"std": 0.3, "seed": 3},
     "spike": {"probability": 0.3, "seed": 3},
+    "correction": {"false_positive": 0.1, "false_negative": 0.3},
     "length": {"buffer": 7, "scale": 0.3},
     "scale": {"factor": 0.7},
     "clip": {"bound": 0.6},
@@ -122,7 +123,7 @@ def test_a_range_composes_with_any_other_link(first, bounds):
 @pytest.mark.parametrize("bounds", RANGES[:3])
 def test_the_ends_of_a_range_without_noise_are_reached(bounds):
     rewards = grid(bounds)
-    for name in ("length", "scale", "clip"):
+    for name in ("correction", "length", "scale", "clip"):
         link = build(name)
         low, high = link.range(bounds)
         rows = scored(rewards, bounds, lengths=np.full(len(rewards), 10))

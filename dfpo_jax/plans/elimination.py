@@ -1,0 +1,118 @@
+"""Reinforce-Ada: prompts are sampled in rounds until their pool of responses says enough."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dfpo_jax.plans.interface import Draw, Drawn, Plan, join, regroup
+from dfpo_jax.settings import check_choice, check_interval
+from dfpo_jax.tasks.base import Item
+
+_LEAST_SHARE = 8  # a round draws for at least 1/8 of the prompts
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """Successive elimination of prompts (Reinforce-Ada, arXiv 2510.04996).
+
+    A round draws `round_samples` responses to every prompt that is still active, into the prompt's
+    pool. The prompt then leaves, and its pool is closed, as soon as `exit` says. Of every pool
+    n = train.samples responses are kept, in the order in which they were drawn: the first n // 2
+    that are correct and the first of the others up to n; where a class is short, the other one
+    fills up. Pools of prompts that never leave are treated alike. `Rollout.baseline` is the mean
+    reward of the whole pool.
+
+    A round draws for the active prompts and, in addition, for prompts that have left, whose further
+    responses are dropped, up to all prompts of the iteration, a half, a quarter or an eighth of
+    them. So sampling is compiled for four sizes at most.
+
+    Rewards are those that the learner sees. The published code has another way to keep responses,
+    "positive_focused", which is not here.
+
+    Attributes:
+      exit: "balance" (at least n / 2 correct and n / 2 other responses) or "positive" (at least one
+        correct response).
+      round_samples: responses to a prompt in a round, at least train.samples.
+      most_rounds: of an iteration, >= 1.
+      correct_at: the reward from which a response counts as correct.
+
+    Raises:
+      ValueError: a field is outside its range.
+    """
+
+    exit: str = "balance"
+    round_samples: int = 8
+    most_rounds: int = 4
+    correct_at: float = 0.7
+
+    def __post_init__(self):
+        """Check every field."""
+        check_choice(self, "exit", ("balance", "positive"))
+        check_interval(self, "round_samples", low=2)
+        check_interval(self, "most_rounds", low=1)
+        check_interval(self, "correct_at", low=float("-inf"))
+
+    def build(self, samples: int) -> Plan:
+        """The plan for `samples` responses per prompt.
+
+        Raises:
+          ValueError: a round would draw fewer, or there is only one.
+        """
+        if not 2 <= samples <= self.round_samples:
+            raise ValueError(
+                f"plan.name is 'elimination' and train.samples {samples}; it must lie in [2, "
+                f"plan.elimination.round_samples], and that is {self.round_samples}"
+            )
+        return Plan(self._collect, frozenset({"groups", "pool"}))
+
+    def _collect(
+        self, draw: Draw, prompts: Callable[[int], list[Item]], count: int, samples: int
+    ) -> tuple[Drawn, dict[str, float]]:
+        items, active, rounds = prompts(count), list(range(count)), []
+        pools, rewards = [[] for _ in items], [[] for _ in items]
+        first = 0  # row of the round, once all are joined
+        while active and len(rounds) < self.most_rounds:
+            chosen = _padded(active, count)
+            one = draw([items[i] for i in chosen], self.round_samples, len(rounds))
+            found = np.asarray(one.rollout.rewards).reshape(len(chosen), -1)
+            for place, prompt in enumerate(chosen[: len(active)]):
+                start = first + place * self.round_samples
+                pools[prompt] += range(start, start + self.round_samples)
+                rewards[prompt] += found[place].tolist()
+            rounds.append(one)
+            first += found.size
+            active = [i for i in active if not self._leaves(rewards[i], samples)]
+        picked = [self._picked(found, samples) for found in rewards]
+        rows = [pool[i] for pool, places in zip(pools, picked, strict=True) for i in places]
+        drawn = regroup(join(rounds), rows, items)
+        means = np.array([np.mean(found) for found in rewards], np.float32)
+        rollout = drawn.rollout.replace(baseline=np.repeat(means, samples))
+        return drawn._replace(rollout=rollout), {
+            "plan/rounds": float(len(rounds)),
+            "plan/exited_share": 1.0 - len(active) / count,
+            "plan/pool_responses": float(np.mean([len(pool) for pool in pools])),
+        }
+
+    def _leaves(self, rewards: Sequence[float], samples: int) -> bool:
+        """Whether a prompt with these rewards needs no further responses."""
+        correct = int(np.sum(np.asarray(rewards) >= self.correct_at))
+        if self.exit == "positive":
+            return correct >= 1
+        return min(correct, len(rewards) - correct) >= samples / 2
+
+    def _picked(self, rewards: Sequence[float], samples: int) -> list[int]:
+        """Places in a pool of the responses that are kept."""
+        correct = np.asarray(rewards) >= self.correct_at
+        right, wrong = np.flatnonzero(correct), np.flatnonzero(~correct)
+        most = max(samples // 2, samples - len(wrong))
+        right = right[:most]
+        return sorted([*right.tolist(), *wrong[: samples - len(right)].tolist()])
+
+
+def _padded(active: Sequence[int], count: int) -> list[int]:
+    """The active prompts, and the first others up to the smallest size that holds them."""
+    sizes = [-(-count // share) for share in (_LEAST_SHARE, 4, 2, 1)]
+    size = next(n for n in sizes if n >= len(active))
+    others = [i for i in range(count) if i not in set(active)]
+    return [*active, *others[: size - len(active)]]
