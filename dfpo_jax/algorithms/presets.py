@@ -124,6 +124,7 @@ PRESETS = {
         "advantage.group.normalize": False,
         "objective.name": "divergence",
         "objective.aggregation": "constant_length",
+    },
     # arXiv 2501.03262. The coefficient is third-party documentation's, not read in the paper.
     "reinforce_pp": {
         "critic.name": "none",
