@@ -7,7 +7,7 @@ from dfpo_jax.advantages import Advantages, Gae, Risk
 from dfpo_jax.algorithms import AlgorithmConfig, Returns, compose
 from dfpo_jax.algorithms.needs import check_parts
 from dfpo_jax.critics import Critics
-from dfpo_jax.objectives import Kl, Objectives
+from dfpo_jax.objectives import Expert, Flowrl, Kl, Objectives
 from dfpo_jax.plans import Plans
 
 NONE, SCALAR, GROUP = Critics("none"), Critics("scalar"), Advantages("group")
@@ -69,6 +69,23 @@ def test_groups_need_several_responses_to_a_prompt():
         "train.samples=1 gives nothing; it is given by plan 'uniform' with train.samples of 2 or "
         "more"
     )
+
+
+def test_an_objective_too_may_need_groups():
+    """With an advantage that needs none; what every plan gives is never missing."""
+    objective = Objectives("flowrl", flowrl=Flowrl(importance="tis_clip"))
+    config = AlgorithmConfig(SCALAR, objective=objective)
+    check_parts(config)
+    check_parts(config, Plans(), samples=2)
+    with pytest.raises(ValueError, match="objective 'flowrl' needs groups; critic 'scalar' gives"):
+        check_parts(config, Plans(), samples=1)
+
+
+def test_an_expert_comes_from_the_plan():
+    config = AlgorithmConfig(SCALAR, objective=Objectives(expert=Expert(0.1)))
+    check_parts(config)
+    with pytest.raises(ValueError, match="objective 'expert' needs expert; critic 'scalar' gives"):
+        check_parts(config, Plans(), samples=2)
 
 
 def test_groups_beside_a_critic_may_have_discounts_but_no_rewards_of_tokens():

@@ -249,7 +249,7 @@ OWN = "or module:Class of your own"
         (
             "objective",
             {"name": "clipped"},
-            f"name is 'clipped'; it must be one of {{}} (the nearest is clip), {OWN}",
+            f"name is 'clipped'; it must be one of {{}} (the nearest is clip, cispo), {OWN}",
         ),
         ("objective", {"name": "xyz"}, f"name is 'xyz'; it must be one of {{}}, {OWN}"),
         (
