@@ -124,45 +124,6 @@ PRESETS = {
     "dr_grpo": _UNSCALED,
     # arXiv 2402.14740: REINFORCE with a leave-one-out baseline, on the clipped ratio.
     "rloo": {**_UNSCALED, "advantage.group.baseline": "leave_one_out"},
-    "rloo": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "advantage.group.baseline": "leave_one_out",
-        "advantage.group.normalize": False,
-    },
-    # arXiv 2507.18071, with the normalised advantage of GRPO.
-    "gspo": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "objective.name": "sequence",
-        "objective.aggregation": "sequence_mean",
-    },
-    # arXiv 2506.13585, section 3.1.
-    "cispo": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "objective.name": "cispo",
-    },
-    # arXiv 2509.15207. Its objective reads no advantage.
-    "flowrl": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "objective.name": "flowrl",
-        "objective.aggregation": "sequence_mean",
-    },
-    # arXiv 2602.04879: binary total variation, threshold .15, ratios without a cap.
-    "dppo": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "advantage.group.normalize": False,
-        "objective.name": "divergence",
-        "objective.aggregation": "constant_length",
-    },
     # arXiv 2501.03262. The coefficient is third-party documentation's, not read in the paper.
     "reinforce_pp": {
         "critic.name": "none",
