@@ -219,6 +219,8 @@ class TrainState:
         and "value_scale" (mu and sigma of the value units z = (G - mu) / sigma), and those of its
         objectives, such as "kl_coefficient".
       key: typed PRNG key, constant during a run; iteration n uses fold_in(key, n).
+      past: what trains in the policy, at the starts of the last `train.behaviour_lag` iterations;
+        the oldest first.
     """
 
     step: Array
@@ -228,3 +230,4 @@ class TrainState:
     reference: ArrayTree | None
     controls: dict[str, Array]
     key: Array
+    past: tuple[ArrayTree, ...] = ()

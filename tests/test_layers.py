@@ -29,6 +29,8 @@ ops.quantiles
 ops.policy_gradients
 ops.divergences
 ops.channel
+ops.divergences ops.sequences ops.trust_regions
+ops.flowrl
 ops
 models.lora
 models.config
@@ -38,6 +40,7 @@ models.transformer
 models.decode
 models.value_flow
 models.value_heads
+models.partition
 models
 critics.interface
 critics.flow_inference
@@ -88,6 +91,7 @@ contracts.measure
 contracts.*
 contracts
 training.sources training.moved_settings training.settings_dict training.unread
+training.step_size
 training.config_argument
 training.config_keys
 training.config training.config_diff

@@ -208,6 +208,8 @@ def _policy_terms(
     live = Live(hidden, log_probs, entropy, top)
     kl_old = ops.kl_estimate(log_probs, batch.old_log_probs, "k3")
     losses = {"kl_old": Loss(kl_old, weight=0.0)}
+    if batch.behaviour_log_probs is not None:
+        losses |= weight_metrics(log_probs, batch)
     for name, objective in parts.objectives.items():
         losses |= objective.terms(live, batch, context, params.get(name))
 
@@ -219,6 +221,19 @@ def _policy_terms(
         return Term(jnp.sum(loss.per_token * weights), count, weight)
 
     return {f"policy/{name}": reduced(loss) for name, loss in losses.items()}
+
+
+def weight_metrics(log_probs: Array, batch: Batch) -> dict[str, Loss]:
+    """Sequence weights w = pi(y) / mu(y) and their squares, as metrics (VCPO, arXiv 2602.17616).
+
+    (E w)^2 / E w^2 is the effective share of the samples, exact over micro-batches and devices.
+    """
+    weight = ops.sequence_weight(log_probs, batch.behaviour_log_probs, batch.mask)[:, None]
+    per_token = {"weight": weight, "squared_weight": jnp.square(weight)}
+    return {
+        name: Loss(x * jnp.ones_like(batch.mask), weight=0.0, aggregation="sequence_mean")
+        for name, x in per_token.items()
+    }
 
 
 def _critic_terms(

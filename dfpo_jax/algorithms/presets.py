@@ -28,6 +28,7 @@ PRESETS = {
         "advantage.group.baseline": "leave_one_out",
         "advantage.group.normalize": False,
     },
+<<<<<<< HEAD
     # arXiv 2501.03262. The coefficient is third-party documentation's, not read in the paper.
     "reinforce_pp": {
         "critic.name": "none",
@@ -54,6 +55,39 @@ PRESETS = {
         "objective.clip.high": 0.28,
         "rewards.length.share": 0.2,
         "rewards.length.scale": 0.5,
+=======
+    # arXiv 2507.18071, with the normalised advantage of GRPO.
+    "gspo": {
+        "critic.name": "none",
+        "advantage.name": "group",
+        "advantage.whiten": False,
+        "objective.name": "sequence",
+        "objective.aggregation": "sequence_mean",
+    },
+    # arXiv 2506.13585, section 3.1.
+    "cispo": {
+        "critic.name": "none",
+        "advantage.name": "group",
+        "advantage.whiten": False,
+        "objective.name": "cispo",
+    },
+    # arXiv 2509.15207. Its objective reads no advantage.
+    "flowrl": {
+        "critic.name": "none",
+        "advantage.name": "group",
+        "advantage.whiten": False,
+        "objective.name": "flowrl",
+        "objective.aggregation": "sequence_mean",
+    },
+    # arXiv 2602.04879: binary total variation, threshold .15, ratios without a cap.
+    "dppo": {
+        "critic.name": "none",
+        "advantage.name": "group",
+        "advantage.whiten": False,
+        "advantage.group.normalize": False,
+        "objective.name": "divergence",
+        "objective.aggregation": "constant_length",
+>>>>>>> main
     },
 }
 """Name -> settings. What a configuration file or a command line sets wins over them."""

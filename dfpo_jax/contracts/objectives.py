@@ -120,19 +120,23 @@ def _with_junk(
     live: Live, old: Old, batch: Batch, rollout: Rollout
 ) -> tuple[Live, Old, Batch, Rollout]:
     """The same with other values where there is no token."""
-    reference = None if batch.ref_log_probs is None else only(MASK, batch.ref_log_probs, -1.0)
-    behaviour = batch.behaviour_log_probs
-    behaviour = None if behaviour is None else only(MASK, behaviour, -3.0)
-    live = live._replace(
-        hidden=only(batch.valid, live.hidden),
-        log_probs=only(MASK, live.log_probs, -5.0),
-        entropy=only(MASK, live.entropy),
+
+    def junk(x, value=measure.JUNK):
+        return None if x is None else only(MASK, x, value)
+
+    reference = junk(batch.ref_log_probs, -1.0)
+    live = Live(
+        only(batch.valid, live.hidden),
+        junk(live.log_probs, -5.0),
+        junk(live.entropy),
+        junk(live.top_log_probs, -1.0),
     )
     old_log_probs = only(MASK, batch.old_log_probs, -2.0)
     old = old._replace(
         hidden=only(batch.valid, old.hidden),
         log_probs=old_log_probs,
         ref_log_probs=reference,
+        expert_log_probs=junk(old.expert_log_probs, -4.0),
         heads=only(MASK, old.heads),
     )
     batch = batch.replace(
@@ -140,7 +144,9 @@ def _with_junk(
         tokens=only(MASK, batch.tokens),
         old_log_probs=old_log_probs,
         ref_log_probs=reference,
-        behaviour_log_probs=behaviour,
+        behaviour_log_probs=junk(batch.behaviour_log_probs, -3.0),
+        top_tokens=junk(batch.top_tokens),
+        top_log_probs=junk(batch.top_log_probs, -1.5),
         importance=only(MASK, batch.importance),
     )
     return live, old, batch, measure.with_junk(rollout)

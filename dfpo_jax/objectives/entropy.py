@@ -46,7 +46,7 @@ class Entropy:
                 return {"entropy": Loss(jax.lax.stop_gradient(live.entropy), weight=0.0)}
             if self.leave_out == 0.0:
                 return {"entropy": Loss(live.entropy, weight=-self.coefficient)}
-            kept = live.entropy * batch.own["entropy"]
+            kept = live.entropy * jax.lax.stop_gradient(batch.own["entropy"])
             return {
                 "entropy": Loss(jax.lax.stop_gradient(live.entropy), weight=0.0),
                 "entropy_bonus": Loss(kept, weight=-self.coefficient),

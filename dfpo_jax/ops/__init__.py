@@ -30,6 +30,14 @@ from dfpo_jax.ops.flow_matching import (
     stratified_times,
     uncertainty_weights,
 )
+from dfpo_jax.ops.flowrl import (
+    FLOWRL_CLAMPS,
+    FLOWRL_WEIGHTS,
+    flowrl_clamp,
+    flowrl_log_z,
+    flowrl_residual,
+    flowrl_weights,
+)
 from dfpo_jax.ops.masking import (
     AGGREGATIONS,
     aggregate_weights,
@@ -44,7 +52,9 @@ from dfpo_jax.ops.masking import (
 )
 from dfpo_jax.ops.ode import SOLVERS, integrate, integrate_with_tangent, trajectory
 from dfpo_jax.ops.policy_gradients import (
+    cispo,
     clip_fraction,
+    expert_exploration,
     ppo_clip,
     token_log_probs,
     truncated_importance_weights,
@@ -69,4 +79,18 @@ from dfpo_jax.ops.risk import (
     upper_cvar,
     upper_gain_penalty,
 )
+from dfpo_jax.ops.sequences import (
+    effective_sample_size,
+    row_mean,
+    row_sum,
+    sequence_ratio,
+    sequence_weight,
+)
 from dfpo_jax.ops.targets import lambda_average, lambda_mixture
+from dfpo_jax.ops.trust_regions import (
+    DIVERGENCES,
+    binary_divergence,
+    divergence_mask,
+    top_k_divergence,
+    trust_region_mask,
+)

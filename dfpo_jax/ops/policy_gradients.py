@@ -156,3 +156,82 @@ def truncated_importance_weights(
     chex.assert_equal_shape([log_probs, behaviour_log_probs])
     check_positive("cap", cap)
     return jax.lax.stop_gradient(jnp.minimum(_ratio(log_probs, behaviour_log_probs), cap))
+
+
+def cispo(
+    log_probs: Array,
+    old_log_probs: Array,
+    advantages: Array,
+    *,
+    clip_low: float = 1.0,
+    clip_high: float = 2.0,
+) -> Array:
+    """Policy gradient whose importance weights are clipped; no token loses its gradient.
+
+    `loss = -sg(clip(rho, 1 - clip_low, 1 + clip_high)) A log_probs` with
+    rho = exp(log_probs - old_log_probs), exponent clamped to +-20, and sg the stopped gradient.
+    Source: CISPO, MiniMax-M1, arXiv 2506.13585, section 3.1.
+
+    Args:
+      log_probs: [B, T] of the policy being trained, nats.
+      old_log_probs: [B, T] at the start of the iteration; gradient stopped.
+      advantages: [B, T]; gradient stopped.
+      clip_low: in [0, 1]; 1 for no lower bound.
+      clip_high: at least 0.
+
+    Returns:
+      [B, T] unreduced loss, in units of the advantage times nats.
+
+    Raises:
+      ValueError: if a bound is outside its range.
+      AssertionError: if shapes differ.
+    """
+    chex.assert_equal_shape([log_probs, old_log_probs, advantages])
+    check_unit_interval("clip_low", clip_low)
+    check(clip_high >= 0, "clip_high", clip_high, "at least 0")
+    ratio = jnp.clip(_ratio(log_probs, old_log_probs), 1 - clip_low, 1 + clip_high)
+    return -jax.lax.stop_gradient(ratio * as_float(advantages)) * as_float(log_probs)
+
+
+def expert_exploration(
+    log_probs: Array,
+    expert_log_probs: Array,
+    correct: Array,
+    advantages: Array,
+    *,
+    slope: float = 0.5,
+) -> Array:
+    """CalibRL's guide: how likely the policy's tokens should be, against an expert's.
+
+    With d = log_probs - expert_log_probs and s = 1 for a correct response, -1 for a wrong one,
+      loss = |A| LeakyReLU(-s d),
+    whose slope below 0 is `slope`: a correct response that is less likely than the expert's is
+    raised with the full gradient and one that is likelier with `slope` times it; a wrong response
+    is lowered likewise.
+    Source: CalibRL, arXiv 2602.20197, its official code.
+
+    Args:
+      log_probs: [B, T] of the policy being trained, nats.
+      expert_log_probs: [B, T] of the expert's tokens at the same positions under the old policy,
+        nats, 0 where the expert has none; gradient stopped.
+      correct: [B] bool, whether the response is correct.
+      advantages: [B, T]; gradient stopped.
+      slope: positive, at most 1.
+
+    Returns:
+      [B, T] unreduced loss, in units of the advantage times nats.
+
+    Raises:
+      ValueError: if `slope` is not positive or above 1.
+      AssertionError: if shapes do not match.
+    """
+    chex.assert_equal_shape([log_probs, expert_log_probs, advantages])
+    chex.assert_rank([correct, log_probs], [1, 2])
+    chex.assert_equal_shape_prefix([correct, log_probs], 1)
+    check_positive("slope", slope)
+    check(slope <= 1, "slope", slope, "above 0 and at most 1")
+    expert = jax.lax.stop_gradient(as_float(expert_log_probs))
+    difference = as_float(log_probs) - expert
+    weights = jnp.abs(jax.lax.stop_gradient(as_float(advantages)))
+    sign = jnp.where(jnp.asarray(correct).astype(bool), 1.0, -1.0)[:, None]
+    return weights * jax.nn.leaky_relu(-sign * difference, slope)

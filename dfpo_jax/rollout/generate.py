@@ -13,7 +13,7 @@ from flax import struct
 
 from dfpo_jax.models import decode, lora
 from dfpo_jax.models.transformer import Transformer
-from dfpo_jax.rollout.sampling import SamplingConfig, draw
+from dfpo_jax.rollout.sampling import SamplingConfig, draw, most_probable
 from dfpo_jax.sharding import batch_devices
 from dfpo_jax.types import Array, ArrayTree, Generation
 
@@ -50,6 +50,7 @@ class _Slots:
       ended: [G, S] bool, whether its last token ended it.
       met: [G, S] number of characters of the stop text that it ends with.
       tokens, log_probs: [G, S, R]; step t writes column t mod R.
+      top_tokens, top_log_probs: [G, S, R, K], the same.
       queue: [G] index of the next response to start.
       step: [] number of steps so far.
     """
@@ -65,16 +66,20 @@ class _Slots:
     met: Array
     tokens: Array
     log_probs: Array
+    top_tokens: Array
+    top_log_probs: Array
     queue: Array
     step: Array
 
 
 @struct.dataclass
 class _Responses:
-    """Finished responses: tokens and log_probs [G, B, R], count and ended [G, B]."""
+    """Finished responses: tokens and log_probs [G, B, R], those of the K top ones, count, ended."""
 
     tokens: Array
     log_probs: Array
+    top_tokens: Array
+    top_log_probs: Array
     count: Array
     ended: Array
 
@@ -91,6 +96,7 @@ def generate(
     pad_id: int,
     num_samples: int = 1,
     stops: Array | None = None,
+    top: int = 0,
 ) -> Generation:
     """Sample responses. A pure function: jit it with every argument but the arrays static.
 
@@ -111,6 +117,7 @@ def generate(
       pad_id: fills the columns after the end of a response.
       num_samples: responses per prompt; rows of one prompt are consecutive.
       stops: None, or the table of a stop text, see `stops.stop_table`.
+      top: K, of how many of its most probable tokens every step gives log-probabilities.
 
     Returns:
       A `Generation` with N * num_samples rows.
@@ -136,8 +143,8 @@ def generate(
     def advance(state):
         return _advance(model, gathered, state, key, rows, config, eos_ids, stops)
 
-    state = start(_no_slots(model, prompt_tokens.shape[1], config, groups, slots))
-    responses = _decode(state, _no_responses(groups, rows, limit), start, advance)
+    state = start(_no_slots(model, prompt_tokens.shape[1], config, groups, slots, top))
+    responses = _decode(state, _no_responses(groups, rows, limit, top), start, advance)
     out = jax.tree.map(lambda x: x.reshape(groups * rows, *x.shape[2:]), responses)
     inside = jnp.arange(limit)[None] < out.count[:, None]
     return Generation(
@@ -145,6 +152,8 @@ def generate(
         mask=inside.astype(jnp.float32),
         log_probs=jnp.where(inside, out.log_probs, 0.0),
         truncated=~out.ended,
+        top_tokens=jnp.where(inside[..., None], out.top_tokens, pad_id) if top else None,
+        top_log_probs=jnp.where(inside[..., None], out.top_log_probs, 0.0) if top else None,
     )
 
 
@@ -215,17 +224,28 @@ def _decode(state: _Slots, responses: _Responses, start, advance) -> _Responses:
     return _store(responses, state)
 
 
-def _no_responses(groups: int, rows: int, limit: int) -> _Responses:
+def _no_responses(groups: int, rows: int, limit: int, top: int) -> _Responses:
     """Empty arrays for the `rows` responses of each group."""
     return _Responses(
-        tokens=jnp.zeros((groups, rows, limit), jnp.int32),
-        log_probs=jnp.zeros((groups, rows, limit), jnp.float32),
+        **_no_tokens((groups, rows, limit), top),
         count=jnp.zeros((groups, rows), jnp.int32),
         ended=jnp.zeros((groups, rows), bool),
     )
 
 
-def _no_slots(model, prefix: int, config: SamplingConfig, groups: int, slots: int) -> _Slots:
+def _no_tokens(shape: tuple[int, int, int], top: int) -> dict[str, Array]:
+    """Tokens with their log-probabilities, and those of the most probable ones."""
+    return {
+        "tokens": jnp.zeros(shape, jnp.int32),
+        "log_probs": jnp.zeros(shape, jnp.float32),
+        "top_tokens": jnp.zeros((*shape, top), jnp.int32),
+        "top_log_probs": jnp.zeros((*shape, top), jnp.float32),
+    }
+
+
+def _no_slots(
+    model, prefix: int, config: SamplingConfig, groups: int, slots: int, top: int
+) -> _Slots:
     """Free slots with empty caches: `prefix` columns for the prompt, then those of the response."""
     limit, shape = config.max_new_tokens, (groups, slots)
     columns = prefix + limit
@@ -240,8 +260,7 @@ def _no_slots(model, prefix: int, config: SamplingConfig, groups: int, slots: in
         count=zeros,
         ended=no,
         met=zeros,
-        tokens=jnp.zeros((*shape, limit), jnp.int32),
-        log_probs=jnp.zeros((*shape, limit), jnp.float32),
+        **_no_tokens((*shape, limit), top),
         queue=jnp.zeros(groups, jnp.int32),
         step=jnp.int32(0),
     )
@@ -305,6 +324,10 @@ def _advance(model, gathered, state: _Slots, key, rows: int, config, eos_ids, st
         number.reshape(-1), state.count.reshape(-1)
     )
     token, log_prob = (x.reshape(state.row.shape) for x in draw(keys, logits, config))
+    top = state.top_tokens.shape[-1]
+    top_tokens, top_log_probs = (
+        x.reshape(*state.row.shape, top) for x in most_probable(logits, config, top)
+    )
     count = jnp.where(state.alive, state.count + 1, state.count)
     ends = jnp.any(token[..., None] == jnp.asarray(eos_ids, jnp.int32).reshape(1, 1, -1), axis=-1)
     met = state.met
@@ -321,6 +344,8 @@ def _advance(model, gathered, state: _Slots, key, rows: int, config, eos_ids, st
         met=met,
         tokens=_column(state.tokens, token, place, state.alive),
         log_probs=_column(state.log_probs, log_prob, place, state.alive),
+        top_tokens=_column(state.top_tokens, top_tokens, place, state.alive),
+        top_log_probs=_column(state.top_log_probs, top_log_probs, place, state.alive),
         step=state.step + 1,
     )
 
@@ -328,7 +353,8 @@ def _advance(model, gathered, state: _Slots, key, rows: int, config, eos_ids, st
 def _column(x: Array, new: Array, place: Array, alive: Array) -> Array:
     """Writes `new` at `place` in slots that are alive; the others keep theirs until stored."""
     old = jax.lax.dynamic_index_in_dim(x, place, axis=2, keepdims=False)
-    new = jnp.where(alive, new, old)[..., None]
+    alive = alive.reshape(*alive.shape, *(1,) * (new.ndim - alive.ndim))
+    new = jnp.expand_dims(jnp.where(alive, new, old), 2)
     return jax.lax.dynamic_update_slice_in_dim(x, new, place, axis=2)
 
 
@@ -337,9 +363,15 @@ def _store(responses: _Responses, state: _Slots) -> _Responses:
     limit = state.tokens.shape[2]
     order = (state.start[..., None] + jnp.arange(limit)[None, None]) % limit
     row = jnp.where(state.alive, responses.count.shape[1], state.row)
+
+    def ordered(x):
+        return jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 3)), axis=2)
+
     found = _Responses(
-        tokens=jnp.take_along_axis(state.tokens, order, axis=2),
-        log_probs=jnp.take_along_axis(state.log_probs, order, axis=2),
+        tokens=ordered(state.tokens),
+        log_probs=ordered(state.log_probs),
+        top_tokens=ordered(state.top_tokens),
+        top_log_probs=ordered(state.top_log_probs),
         count=state.count,
         ended=state.ended,
     )

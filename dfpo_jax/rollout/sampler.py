@@ -38,6 +38,7 @@ class Sampler:
       stop: "" or a text that ends a response with the token that completes it, see `_stopped`.
       prompt_buckets: smaller numbers of slots, for prompts that all fit one.
       begin: how a prompt without a chat template begins, see `tokenizers.beginning`.
+      top: K, of how many of its most probable tokens a sampled response has log-probabilities.
     """
 
     model: Transformer
@@ -51,6 +52,7 @@ class Sampler:
     stop: str = ""
     prompt_buckets: tuple[int, ...] = ()
     begin: str = "auto"
+    top: int = 0
 
     def encode(self, item: Item) -> list[int]:
         """Token ids of an item's prompt."""
@@ -126,6 +128,7 @@ class Sampler:
                 eos_ids=self.ends,
                 pad_id=self.tokenizer.pad_token_id,
                 num_samples=num_samples,
+                top=0 if greedy else self.top,
             )
         out = jax.tree.map(lambda x: x[: rows * num_samples], to_host(out))
         return self._stopped(out) if self.stop else out
@@ -153,7 +156,7 @@ class Sampler:
                 key=lambda n: self.stop in decode(self.tokenizer, tokens[:n]),
             )
             mask[row, first:], truncated[row] = 0.0, False
-        return Generation(
+        return generation.replace(
             tokens=np.where(mask > 0, generation.tokens, self.tokenizer.pad_token_id),
             mask=mask,
             log_probs=np.asarray(generation.log_probs) * mask,
@@ -181,7 +184,9 @@ def _sample(params, prompt_tokens, prompt_mask, key, stops, *, model, **options)
 
 _checked_sample = Checked(
     "sampling",
-    jax.jit(_sample, static_argnames=("model", "config", "eos_ids", "pad_id", "num_samples")),
+    jax.jit(
+        _sample, static_argnames=("model", "config", "eos_ids", "pad_id", "num_samples", "top")
+    ),
     "set sampling.slots and sampling.prefill_rows (0 is all at once) or lower them, or lower "
     "sampling.max_new_tokens, train.prompts or evaluation.prompts",
 )

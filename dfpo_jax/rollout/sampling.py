@@ -140,3 +140,19 @@ def draw(keys: Array, logits: Array, config: SamplingConfig) -> tuple[Array, Arr
     place = jnp.argmax(inside + noise[:, :size], axis=1)[:, None]
     tokens = jnp.take_along_axis(columns, place, axis=1)[:, 0]
     return tokens.astype(jnp.int32), jnp.take_along_axis(inside, place, axis=1)[:, 0]
+
+
+def most_probable(logits: Array, config: SamplingConfig, count: int) -> tuple[Array, Array]:
+    """The most probable tokens of a row, in order: tokens [B, K] int32 and log-probabilities.
+
+    Args:
+      logits: [B, V] float.
+      config: temperature above 0, top_k, top_p: the distribution is that of `draw`.
+      count: K, at most V; tokens that truncation has removed have a log-probability of -1e30.
+    """
+    logits = logits.astype(jnp.float32)
+    if count == 0:
+        return jnp.zeros((len(logits), 0), jnp.int32), jnp.zeros((len(logits), 0))
+    highest, tokens = jax.lax.top_k(logits, count)
+    log_probs = _log_probs(highest, *_law(logits, config), config.temperature)
+    return tokens.astype(jnp.int32), log_probs

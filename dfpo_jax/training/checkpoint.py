@@ -27,7 +27,12 @@ def _to_storage(state: TrainState) -> dict:
     """The state as a plain dict of arrays, with the raw data of the typed key."""
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     fields["key"] = jax.random.key_data(state.key)
-    return fields
+    return _without_empty(fields)
+
+
+def _without_empty(fields: dict) -> dict:
+    """Without past policies where there are none, as states of earlier versions are stored."""
+    return fields if fields["past"] else {k: x for k, x in fields.items() if k != "past"}
 
 
 def _abstract_storage(abstract: TrainState) -> dict:
@@ -35,7 +40,7 @@ def _abstract_storage(abstract: TrainState) -> dict:
     like = {f.name: getattr(abstract, f.name) for f in dataclasses.fields(abstract)}
     data = jax.eval_shape(jax.random.key_data, abstract.key)
     like["key"] = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=abstract.step.sharding)
-    return like
+    return _without_empty(like)
 
 
 def _described(tree: Any) -> dict[str, jax.ShapeDtypeStruct]:

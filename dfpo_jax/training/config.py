@@ -7,6 +7,7 @@ dataclasses that the rest of the code reads.
 
 import dataclasses
 import itertools
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,10 +23,11 @@ from dfpo_jax.objectives import Objectives
 from dfpo_jax.plans import Plans
 from dfpo_jax.rewards import Rewards
 from dfpo_jax.rollout.sampling import SamplingConfig
-from dfpo_jax.settings import check_choice, check_interval, parse_section
+from dfpo_jax.settings import check_choice, check_interval, check_unread, parse_section
 from dfpo_jax.training.config_keys import moved_setting, unknown_setting
 from dfpo_jax.training.settings_dict import Settings, nested
 from dfpo_jax.training.sources import TaskConfig, TokenizerConfig, WeightsConfig
+from dfpo_jax.training.step_size import POWERS
 from dfpo_jax.training.unread import refuse_unread
 
 
@@ -47,6 +49,10 @@ class OptimizerConfig:
       b1, b2, eps: Adam's.
       weight_decay: decoupled weight decay.
       clip_norm: 0, or the global norm gradients are clipped to.
+      step_scaling: "none", or "sqrt" or "linear": steps shrink with the effective sample size, see
+        `step_size.scale_by_effective_samples`; of the policy, with an objective that reads the
+        log-probabilities of the sampler.
+      step_base: share of effective samples from which steps are whole.
     """
 
     name: str = "adamw"
@@ -60,6 +66,8 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    step_scaling: str = "none"
+    step_base: float = 1.0
 
     def __post_init__(self):
         """Check ranges."""
@@ -69,6 +77,10 @@ class OptimizerConfig:
         check_interval(self, "learning_rate", "weight_decay", "clip_norm", low=0.0)
         check_interval(self, "warmup_steps", "eps", low=0.0)
         check_interval(self, "b1", "b2", "final_fraction", low=0.0, high=1.0)
+        check_choice(self, "step_scaling", ("none", *POWERS))
+        check_interval(self, "step_base", low=1e-6, high=1.0)
+        if self.step_scaling == "none":
+            check_unread(self, "step_base", because="step_scaling is 'none'")
         for name in ("b1", "b2"):
             if getattr(self, name) == 1.0:
                 raise ValueError(f"{name} is 1.0; it must lie in [0, 1)")
@@ -114,6 +126,8 @@ class TrainConfig:
       max_skipped: updates in a row that may be skipped because a loss or gradient is not finite;
         one more stops the run.
       frozen: networks that do not train, such as ("critic",).
+      behaviour_lag: iterations by which the policy that samples is behind the one that trains, as
+        in asynchronous training; the state holds as many copies of what trains in the policy.
     """
 
     iterations: int = 100
@@ -126,12 +140,19 @@ class TrainConfig:
     microbatches: int = 1
     max_skipped: int = 3
     frozen: tuple[str, ...] = ()
+    behaviour_lag: int = 0
 
     def __post_init__(self):
         """Check ranges, that buckets increase, and that the batch divides."""
         for name in (item.name for item in dataclasses.fields(self)):
             if name not in ("prompt_buckets", "frozen"):
-                check_interval(self, name, low=0 if name in ("iterations", "max_skipped") else 1)
+                low = 0 if name in ("iterations", "max_skipped", "behaviour_lag") else 1
+                check_interval(self, name, low=low)
+        if self.behaviour_lag > 0 and self.behaviour_lag >= self.iterations:
+            raise ValueError(
+                f"behaviour_lag is {self.behaviour_lag}; it must be less than iterations, "
+                f"{self.iterations}: otherwise the first policy alone would sample"
+            )
         bounds = (0, *self.prompt_buckets, self.prompt_length)
         integers = all(type(slots) is int for slots in self.prompt_buckets)
         if not integers or any(low >= high for low, high in itertools.pairwise(bounds)):
@@ -300,13 +321,39 @@ class Config:
                 "log_probs.recompute False; without log-probabilities of the trainer there is no "
                 "ratio to cap, so it must be 0.0"
             )
+        if self.train.behaviour_lag > 0 and not self.log_probs.recompute:
+            raise ValueError(
+                f"train.behaviour_lag is {self.train.behaviour_lag} and log_probs.recompute False; "
+                "the sampler's log-probabilities are those of an older policy, so it must be True"
+            )
         check_parts(self.algorithm_config(), self.plan, self.train.samples)
+<<<<<<< HEAD
         bounds = self.plan.build(self.train.samples).range
         if bounds is not None and self.rewards != Rewards():
             raise ValueError(
                 f"plan.name is {self.plan.name!r}, which gives rewards of its own, in {bounds}; "
                 "the section rewards acts on those of the verifier alone, so it must be left at "
                 "its defaults"
+=======
+        self._check_step_scaling()
+
+    def _check_step_scaling(self) -> None:
+        for name in ("critic_optimizer", "warm_start.optimizer"):
+            scaling = operator.attrgetter(name)(self).step_scaling
+            if scaling != "none":
+                raise ValueError(
+                    f"{name}.step_scaling is {scaling!r}; only the policy has importance weights, "
+                    "so it must be 'none'"
+                )
+        objectives = self.objective.build().values()
+        if self.policy_optimizer.step_scaling != "none" and not any(
+            "behaviour" in objective.needs for objective in objectives
+        ):
+            raise ValueError(
+                f"policy_optimizer.step_scaling is {self.policy_optimizer.step_scaling!r}; "
+                f"objective {self.objective.name!r} does not weigh responses against the policy "
+                "that sampled, so it must be 'none'"
+>>>>>>> main
             )
 
     def algorithm_config(self) -> AlgorithmConfig:

@@ -12,6 +12,7 @@ FIXED = (
     "critic.name",
     "critic.trunk",
     "train.frozen",
+    "train.behaviour_lag",
     "evaluation.out_of_domain",  # accuracies before and after are of the same sets
 )
 # Of those, what only says how the same function is computed.

@@ -41,6 +41,7 @@ class Learner:
       schedule: updates per iteration.
       mesh: device mesh.
       max_skipped: updates in a row whose loss or gradient may be other than finite.
+      behaviour_lag: iterations by which the sampling policy is behind.
     """
 
     def __init__(
@@ -52,10 +53,13 @@ class Learner:
         mesh: jax.sharding.Mesh,
         *,
         max_skipped: int = 0,
+        behaviour_lag: int = 0,
     ):
         """Jit the programs; nothing compiles before the first call."""
         self.model, self.mesh, self.max_skipped = model, mesh, max_skipped
-        self._init = functools.partial(init_state, algorithm, optimizers)
+        self._init = functools.partial(
+            init_state, algorithm, optimizers, behaviour_lag=behaviour_lag
+        )
         self._algorithm = algorithm
         boxed = jax.eval_shape(lambda key: self._init(init_policy(model, key), key), _dummy_key())
         self.state_shardings = nn.unbox(shardings(boxed, mesh))
@@ -87,6 +91,11 @@ class Learner:
     def has_critic(self) -> bool:
         """Whether there are returns to predict."""
         return self._predict is not None
+
+    @property
+    def top(self) -> int:
+        """Of how many most probable tokens the sampler shall give log-probabilities."""
+        return self._algorithm.top
 
     @property
     def controls(self) -> tuple[str, ...]:

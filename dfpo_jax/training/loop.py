@@ -25,6 +25,8 @@ from dfpo_jax.training.report import CriticSnapshot, Example, write_report
 from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run
 from dfpo_jax.training.run_data import digests
 from dfpo_jax.training.run_log import RunLog
+from dfpo_jax.training.step_size import SQUARED, effective_samples
+from dfpo_jax.training.update import sampling_policy
 from dfpo_jax.training.warm_start import first_policy
 from dfpo_jax.training.workdir import BEFORE, write_json
 from dfpo_jax.types import Rollout, TrainState
@@ -43,10 +45,9 @@ def iteration(
     config, step, clock = run.config, int(state.step), time.perf_counter()
     sampler = run.sampler if step > 0 else dataclasses.replace(run.sampler, prompt_buckets=())
     key = jax.random.fold_in(jax.random.fold_in(run.key, ROLLOUT), step)
-    tally = Counter()
+    policy, tally = sampling_policy(state), Counter()
 
     def drawn(items, samples, round):
-        policy = state.params["policy"]
         options = {"num_samples": samples, "round": round, "tally": tally}
         return draw(sampler, policy, run.train_task, run.rewards, items, key, step, **options)
 
@@ -63,6 +64,8 @@ def iteration(
     state, means = run.learner.update(state, *run.learner.prepare(state, rollout))
     state = run.learner.adapt(state, means)
     metrics |= means | rollout_metrics(rollout, run.train_task.solved_at)
+    if SQUARED in means:
+        metrics["policy/effective_samples"] = effective_samples(means)
     metrics |= {name: float(count) for name, count in tally.items()}
     metrics |= {f"policy/{name}": float(state.controls[name]) for name in run.learner.controls}
     metrics["time/sample_seconds"] = sampled - clock

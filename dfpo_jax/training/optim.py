@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from dfpo_jax.training.config import OptimizerConfig
+from dfpo_jax.training.step_size import scale_by_effective_samples
 from dfpo_jax.types import ArrayTree
 
 
@@ -35,7 +36,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> Callable:
 def make_optimizer(
     config: OptimizerConfig, total_steps: int
 ) -> optax.GradientTransformationExtraArgs:
-    """Global-norm clipping, then AdamW or Adafactor with the schedule; computes in float32.
+    """Global-norm clipping, AdamW or Adafactor with the schedule, step scaling; in float32.
 
     Extra arguments reach the transformations that ask for them (`optax.with_extra_args_support`).
     Parameters of another type get float32 updates and moments (but for `moment_dtype`): in
@@ -46,6 +47,9 @@ def make_optimizer(
     if config.clip_norm > 0.0:
         optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
 
+    if config.step_scaling != "none":
+        scaled = scale_by_effective_samples(config.step_scaling, config.step_base)
+        optimizer = optax.chain(optimizer, scaled)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init(params):

@@ -135,7 +135,7 @@ def build_run(config: Config, training: bool = True) -> Run:
         config=config,
         key=jax.random.key(config.seed),
         tokenizer=tokenizer,
-        sampler=sampler,
+        sampler=replace(sampler, top=learner.top),
         learner=learner,
         train_task=train_task,
         evaluations=evaluations,
@@ -195,6 +195,7 @@ def make_learner(
         schedule or Schedule(train.epochs, train.minibatches, train.microbatches),
         mesh,
         max_skipped=train.max_skipped,
+        behaviour_lag=train.behaviour_lag,
     )
 
 

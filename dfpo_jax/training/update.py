@@ -33,6 +33,7 @@ def init_state(
     optimizers: Optimizers,
     policy_params: ArrayTree,
     key: Array,
+    behaviour_lag: int = 0,
 ) -> TrainState:
     """A fresh train state around given policy parameters; pure, boxes pass through.
 
@@ -41,22 +42,31 @@ def init_state(
       optimizers: by network; a network without one stays as it is.
       policy_params: starting point; also the KL reference where one is kept.
       key: typed PRNG key of the run.
+      behaviour_lag: iterations by which the sampling policy is behind.
     """
     params = algorithm.init(jax.random.fold_in(key, 0), policy_params)
     trained, _ = _split(params, optimizers)
-    reference = None
-    if algorithm.keeps_reference:
-        updates, _ = lora.split(policy_params)
-        reference = jax.tree.map(jnp.copy, updates)
+    updates, _ = lora.split(policy_params)
+
+    def copied():
+        return jax.tree.map(jnp.copy, updates)
+
     return TrainState(
         step=jnp.int32(0),
         skipped=jnp.int32(0),
         params=params,
         opt_state={name: optimizers[name].init(trained[name]) for name in trained},
-        reference=reference,
+        reference=copied() if algorithm.keeps_reference else None,
         controls={name: jnp.float32(value) for name, value in algorithm.controls.items()},
         key=jax.random.fold_in(key, 1),
+        past=tuple(copied() for _ in range(behaviour_lag)),
     )
+
+
+def sampling_policy(state: TrainState) -> ArrayTree:
+    """Parameters of the policy that samples: those of `train.behaviour_lag` iterations ago."""
+    policy = state.params["policy"]
+    return lora.join(state.past[0], lora.split(policy)[1]) if state.past else policy
 
 
 def init_policy(model: Transformer, key: Array) -> ArrayTree:
@@ -212,6 +222,7 @@ def update(
       not skipped; "finite", which gradients and terms were finite in every update.
     """
     rows = batch.tokens.shape[0]
+    first, _ = lora.split(state.params["policy"])
     key = jax.random.fold_in(state.key, state.step)
 
     def one_update(state, inputs):
@@ -257,4 +268,5 @@ def update(
         "applied": applied,
         "finite": jax.tree.map(lambda x: jnp.all(x, axis=0), finite),
     }
-    return state.replace(step=state.step + 1), metrics, report
+    past = (*state.past, first)[1:] if state.past else ()
+    return state.replace(step=state.step + 1, past=past), metrics, report

@@ -141,7 +141,51 @@ def test_importance_weights_match_loop_and_carry_no_gradient(variant):
         np.testing.assert_array_equal(grad, np.zeros((6, 8)))
 
 
+def test_cispo_clips_the_weight_and_not_the_gradient(variant):
+    log_probs, old, advantages = data(5)
+    fun = variant(ops.cispo, static_argnames=("clip_low", "clip_high"))
+    result = fun(log_probs, old, advantages, clip_low=0.3, clip_high=0.4)
+    ratio = np.exp(log_probs.astype(float) - old)
+    weights = np.clip(ratio, 0.7, 1.4)
+    np.testing.assert_allclose(result, -weights * advantages * log_probs, rtol=1e-4, atol=1e-6)
+
+    def total(*inputs):
+        return jnp.sum(ops.cispo(*inputs, clip_low=0.3, clip_high=0.4))
+
+    gradients = jax.grad(total, argnums=(0, 1, 2))(log_probs, old, advantages)
+    np.testing.assert_allclose(gradients[0], -weights * advantages, rtol=1e-4)
+    np.testing.assert_array_equal(gradients[1], np.zeros((6, 8)))
+    np.testing.assert_array_equal(gradients[2], np.zeros((6, 8)))
+    assert ((ratio < 0.7) | (ratio > 1.4)).any() and (np.asarray(gradients[0]) != 0).all()
+    # Without a lower bound a small ratio is itself.
+    np.testing.assert_allclose(ops.cispo(old - 3, old, 1 + 0 * old), -np.exp(-3) * (old - 3), 1e-5)
+
+
+def test_the_expert_guides_by_its_distance(variant):
+    log_probs, expert, advantages = data(6)
+    correct = np.array([True, False, True, False, False, True])
+    fun = variant(ops.expert_exploration, static_argnames="slope")
+    result = fun(log_probs, expert, correct, advantages, slope=0.3)
+    expected = np.zeros((6, 8))
+    for b, i in np.ndindex(6, 8):
+        x = float(log_probs[b, i] - expert[b, i]) * (-1 if correct[b] else 1)
+        expected[b, i] = abs(advantages[b, i]) * (x if x > 0 else 0.3 * x)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
+
+    def total(*inputs):
+        return jnp.sum(ops.expert_exploration(inputs[0], inputs[1], correct, inputs[2]))
+
+    gradients = jax.grad(total, argnums=(0, 1, 2))(log_probs, expert, advantages)
+    # Full where it must still move, half where it is already past the expert.
+    sign = np.where(correct, -1, 1)[:, None]
+    share = np.where(sign * (log_probs - expert) > 0, 1.0, 0.5)
+    np.testing.assert_allclose(gradients[0], sign * share * np.abs(advantages), rtol=1e-5)
+    np.testing.assert_array_equal(gradients[1], np.zeros((6, 8)))
+    np.testing.assert_array_equal(gradients[2], np.zeros((6, 8)))
+
+
 X = np.zeros((1, 2))
+CORRECT = np.ones(1, bool)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +195,10 @@ X = np.zeros((1, 2))
         (lambda: ops.ppo_clip(X, X, X, clip_high=-0.1), ["clip_high", "-0.1", "at least 0"]),
         (lambda: ops.ppo_clip(X, X, X, dual_clip=0.5), ["dual_clip", "0.5", "above 1"]),
         (lambda: ops.clip_fraction(X, X, X, clip_low=-1.0), ["clip_low", "-1.0", "[0, 1]"]),
+        (lambda: ops.cispo(X, X, X, clip_low=1.2), ["clip_low", "1.2", "[0, 1]"]),
+        (lambda: ops.cispo(X, X, X, clip_high=-0.1), ["clip_high", "-0.1", "at least 0"]),
+        (lambda: ops.expert_exploration(X, X, CORRECT, X, slope=0.0), ["slope", "positive"]),
+        (lambda: ops.expert_exploration(X, X, CORRECT, X, slope=1.5), ["slope", "1.5", "most 1"]),
         (lambda: ops.truncated_importance_weights(X, X, cap=0.0), ["cap", "0.0", "positive"]),
         (
             lambda: ops.token_log_probs(
@@ -171,6 +219,9 @@ def test_bad_options_are_named(call, words):
     [
         lambda: ops.ppo_clip(X, X, np.zeros((1, 1))),
         lambda: ops.clip_fraction(X, np.zeros((2,)), X),
+        lambda: ops.cispo(X, X, np.zeros((1, 1))),
+        lambda: ops.expert_exploration(X, X, np.ones(2, bool), X),
+        lambda: ops.expert_exploration(X, np.zeros((2,)), CORRECT, X),
         lambda: ops.truncated_importance_weights(X, np.zeros((2, 1))),
         lambda: ops.token_log_probs(np.zeros((1, 3, 4)), np.zeros((1, 2), np.int32)),
         lambda: ops.token_log_probs(np.zeros((1, 2, 4)), np.zeros((1, 2))),
