@@ -28,7 +28,6 @@ PRESETS = {
         "advantage.group.baseline": "leave_one_out",
         "advantage.group.normalize": False,
     },
-<<<<<<< HEAD
     # arXiv 2501.03262. The coefficient is third-party documentation's, not read in the paper.
     "reinforce_pp": {
         "critic.name": "none",
@@ -55,7 +54,7 @@ PRESETS = {
         "objective.clip.high": 0.28,
         "rewards.length.share": 0.2,
         "rewards.length.scale": 0.5,
-=======
+    },
     # arXiv 2507.18071, with the normalised advantage of GRPO.
     "gspo": {
         "critic.name": "none",
@@ -87,7 +86,6 @@ PRESETS = {
         "advantage.group.normalize": False,
         "objective.name": "divergence",
         "objective.aggregation": "constant_length",
->>>>>>> main
     },
 }
 """Name -> settings. What a configuration file or a command line sets wins over them."""

@@ -327,15 +327,17 @@ class Config:
                 "the sampler's log-probabilities are those of an older policy, so it must be True"
             )
         check_parts(self.algorithm_config(), self.plan, self.train.samples)
-<<<<<<< HEAD
+        self._check_plan_rewards()
+        self._check_step_scaling()
+
+    def _check_plan_rewards(self) -> None:
         bounds = self.plan.build(self.train.samples).range
         if bounds is not None and self.rewards != Rewards():
             raise ValueError(
                 f"plan.name is {self.plan.name!r}, which gives rewards of its own, in {bounds}; "
                 "the section rewards acts on those of the verifier alone, so it must be left at "
                 "its defaults"
-=======
-        self._check_step_scaling()
+            )
 
     def _check_step_scaling(self) -> None:
         for name in ("critic_optimizer", "warm_start.optimizer"):
@@ -353,7 +355,6 @@ class Config:
                 f"policy_optimizer.step_scaling is {self.policy_optimizer.step_scaling!r}; "
                 f"objective {self.objective.name!r} does not weigh responses against the policy "
                 "that sampled, so it must be 'none'"
->>>>>>> main
             )
 
     def algorithm_config(self) -> AlgorithmConfig:

@@ -71,16 +71,9 @@ class Programs:
     def rollout(self, rows: int) -> Rollout:
         """A rollout of so many responses, with all that the plan gives."""
         prompt, response = self.config.train.prompt_length, self.config.sampling.max_new_tokens
-<<<<<<< HEAD
-        samples = self.config.train.samples
-        gives, expert = self.config.plan.build(samples).gives, None
-        if "expert" in gives:
-            expert = Expert(self.rows((rows, response), jnp.int32), self.rows((rows, response)))
-=======
         gives = self.config.plan.build(self.config.train.samples).gives
         expert = Expert(self.rows((rows, response), jnp.int32), self.rows((rows, response)))
         top = (rows, response, self.learner.top)
->>>>>>> main
         return Rollout(
             baseline=self.rows((rows,)) if "pool" in gives else None,
             expert=expert if "expert" in gives else None,
@@ -96,9 +89,6 @@ class Programs:
             rewards=self.rows((rows,)),
             clean_rewards=self.rows((rows,)),
             groups=self.rows((rows,), jnp.int32),
-            baseline=self.rows((rows,)) if "pool" in gives else None,
-            expert=expert,
-            samples=samples,
         )
 
     def _sample(self, prompts: int, samples: int):
