@@ -84,6 +84,20 @@ def gae(rewards, values, mask, discount, lambda_, final_values=None):
     return advantages, returns
 
 
+def tail_aware_weights(returns, quantile, mask, temperature, tail, side):
+    """Gates of valid tokens over their mean, then clipped."""
+    gates = {}
+    for index in np.ndindex(mask.shape):
+        if mask[index] > 0:
+            excess = float(returns[index]) - float(quantile[index])
+            excess = excess if side == "upper" else -excess
+            gates[index] = 1.0 / (1.0 + math.exp(-excess / temperature)) / tail
+    out = np.zeros(mask.shape)
+    for index, gate in gates.items():
+        out[index] = min(max(gate * len(gates) / sum(gates.values()), 0.1), 10.0)
+    return out
+
+
 def group_relative(rewards, group_size, normalize):
     out = []
     for start in range(0, len(rewards), group_size):

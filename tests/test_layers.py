@@ -19,6 +19,7 @@ types settings published_files template_dates
 sharding memory trial
 ops.checks
 ops.masking
+ops.histograms
 ops.ode
 ops.returns
 ops.advantages
@@ -27,10 +28,10 @@ ops.flow_matching
 ops.risk
 ops.quantiles
 ops.policy_gradients
-ops.divergences
-ops.channel
 ops.divergences ops.sequences ops.trust_regions
 ops.flowrl
+ops.divergences
+ops.channel
 ops
 models.lora
 models.config
@@ -44,8 +45,10 @@ models.partition
 models
 critics.interface
 critics.flow_inference
-critics.flow_losses
+critics.tails
+critics.flow_losses critics.ensemble
 critics.check
+critics.flow
 critics.*
 critics
 advantages.interface

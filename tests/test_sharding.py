@@ -11,7 +11,14 @@ from jax.sharding import PartitionSpec as P
 from plain_logits import plain_logits
 from published_shapes import QWEN2P5_7B
 
-from dfpo_jax.models import PRESETS, QuantileHead, Transformer, ValueFlow
+from dfpo_jax.models import (
+    PRESETS,
+    EnsembleHead,
+    ImplicitQuantileHead,
+    QuantileHead,
+    Transformer,
+    ValueFlow,
+)
 from dfpo_jax.sharding import (
     LOGICAL_RULES,
     batch_sharding,
@@ -167,14 +174,19 @@ def test_layout_of_the_optimizer_states_of_8b(name):
         assert [str(x.spec) for x, _ in part] == [str(expected[k]) for k in sorted(expected)]
 
 
-@pytest.mark.parametrize("module", [ValueFlow(), QuantileHead(8)])
-def test_heads_have_a_layout(module):
-    inputs = (jnp.ones((2, 3, 8)),) + (
-        (jnp.ones((2, 3, 4)), 0.0, 0.0) if module == ValueFlow() else ()
-    )
-    abstract = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+@pytest.mark.parametrize(
+    ("module", "first", "inputs"),
+    [
+        (ValueFlow(), "trunk/kernel", (jnp.ones((2, 3, 4)), 0.0, 0.0)),
+        (QuantileHead(8), "output/kernel", ()),
+        (EnsembleHead(2), "output/kernel", ()),
+        (ImplicitQuantileHead(), "features/kernel", (jnp.ones(4),)),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_heads_have_a_layout(module, first, inputs):
+    abstract = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((2, 3, 8)), *inputs)
     found = specs(shardings(abstract, create_mesh(2, 2, 2))["params"])
-    first = "trunk/kernel" if isinstance(module, ValueFlow) else "output/kernel"
     assert found.pop(first) == P("fsdp", None)
     assert found and all(not any(spec) for spec in found.values())
 

@@ -13,6 +13,7 @@ from dfpo_jax.advantages.min_variance import MinVariance
 from dfpo_jax.advantages.pool import Pool
 from dfpo_jax.advantages.rank import Rank
 from dfpo_jax.advantages.sigma import Sigma
+from dfpo_jax.advantages.tail_aware import TailAware
 from dfpo_jax.settings import Choice
 
 __all__ = ["Advantage", "Advantages", "Risk", "Scores", "View", "check_advantage"]
@@ -36,6 +37,7 @@ class Advantages(Choice):
     rank: Rank = field(default_factory=Rank)
     agreement: Agreement = field(default_factory=Agreement)
     group: Group = field(default_factory=Group)
+    tail_aware: TailAware = field(default_factory=TailAware)
     pool: Pool = field(default_factory=Pool)
     batch: Batch = field(default_factory=Batch)
     min_variance: MinVariance = field(default_factory=MinVariance)

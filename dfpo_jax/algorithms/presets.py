@@ -6,6 +6,71 @@ PRESETS = {
     # arXiv 1707.06347.
     "ppo": {"critic.name": "scalar"},
     "hl_gauss": {"critic.name": "categorical"},  # arXiv 2403.03950
+    # arXiv 2512.03847, of which summaries and third-party code were read. From summaries of the
+    # paper: 200 quantiles, and .1 as the best weight of the "risk interval", which is taken here
+    # for that of every loss of risk and tails. From the code: 3 heads, the levels, kappa, the
+    # masses of the tails, and the weight of the heads' consistency.
+    "dvpo": {
+        "critic.name": "quantile",
+        "critic.quantile.num_quantiles": 200,
+        "critic.quantile.num_heads": 3,
+        "critic.quantile.levels": "right",
+        "critic.quantile.kappa": 1.0,
+        "critic.quantile.target_mode": "average",
+        "critic.quantile.tail_alpha": 0.1,
+        "critic.quantile.tail_beta": 0.1,
+        "critic.quantile.risk_weight": 0.1,
+        "critic.quantile.cvar_weight": 0.1,
+        "critic.quantile.upper_gain_weight": 0.1,
+        "critic.quantile.mean_shift_weight": 0.1,
+        "critic.quantile.tail_shape_weight": 0.1,
+        "critic.quantile.tail_curvature_weight": 0.1,
+        "critic.quantile.head_consistency_weight": 1.0,
+    },
+    # arXiv 1707.06887, with targets by the lambda-mixture.
+    "c51": {
+        "critic.name": "categorical",
+        "critic.categorical.projection": "linear",
+        "critic.categorical.num_bins": 51,
+    },
+    # arXiv 1806.06923, in the form of DistRLVR, openreview 3e46ayVUgj.
+    "iqn": {"critic.name": "iqn"},
+    # The baseline of arXiv 2512.03847, which describes it in a sentence: reconstructed.
+    "robust_bellman": {"critic.name": "robust"},
+    # Value Flows, arXiv 2510.07650. For its two critics with averaged copies stands one critic and
+    # its copy at the start of the iteration, for the one-step target the lambda-mixture, for one
+    # noise per token S of them, for the range of returns a bound; sizes of the network are ours.
+    # Its `dcfm_base` is "shift", which is "keep" where the discount is 1 and only last tokens are
+    # rewarded, and else starts from other noise than the critic is read from.
+    "value_flows": {
+        "critic.name": "flow",
+        "critic.flow.num_steps": 10,
+        "critic.flow.solver": "euler",
+        "critic.flow.first_step": 1.0,
+        "critic.flow.value_bound": 2.0,
+        "critic.flow.inference": "euler",
+        "critic.flow.noise": "shared",
+        "critic.flow.dcfm_weight": 1.0,
+        "critic.flow.geometry_weight": 0.0,
+        "critic.flow.uncertainty": "emphasize",
+        "critic.flow.uncertainty_temperature": 0.3,
+    },
+    # FlowCritic, arXiv 2510.22686, from a third-party summary: the function of its weight is
+    # reconstructed, and its truncation of noise and velocities is here the bound of values.
+    "flowcritic": {
+        "critic.name": "flow",
+        "critic.flow.num_steps": 10,
+        "critic.flow.solver": "euler",
+        "critic.flow.first_step": 1.0,
+        "critic.flow.value_bound": 2.0,
+        "critic.flow.inference": "ode",
+        "critic.flow.target_mode": "flowcritic",
+        "critic.flow.dcfm_weight": 0.0,
+        "critic.flow.geometry_weight": 0.0,
+        "critic.flow.uncertainty": "coefficient_of_variation",
+    },
+    # The control of arXiv 2603.04333, after floq: a flow to one number.
+    "scalar_flow": {"critic.name": "scalar_flow"},
     # arXiv 2402.03300, section 4.1, without its KL to the reference, which `objective.kl` adds.
     "grpo": {
         "critic.name": "none",
@@ -27,33 +92,6 @@ PRESETS = {
         "advantage.whiten": False,
         "advantage.group.baseline": "leave_one_out",
         "advantage.group.normalize": False,
-    },
-    # arXiv 2501.03262. The coefficient is third-party documentation's, not read in the paper.
-    "reinforce_pp": {
-        "critic.name": "none",
-        "advantage.name": "batch",
-        "objective.kl.coefficient": 1e-3,
-        "objective.kl.estimator": "k1",
-        "objective.kl.where": "reward",
-    },
-    # arXiv 2510.04996, with the numbers of its code; 4 of up to 32 responses are kept.
-    "reinforce_ada": {
-        "critic.name": "none",
-        "plan.name": "elimination",
-        "advantage.name": "pool",
-        "advantage.whiten": False,
-        "objective.clip.high": 0.28,
-    },
-    # arXiv 2503.14476. Its rewards are -1 and 1 and its penalty at most 1: half their distance,
-    # which is 0.5 on the usual 0 and 1.
-    "dapo": {
-        "critic.name": "none",
-        "plan.name": "refill",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "objective.clip.high": 0.28,
-        "rewards.length.share": 0.2,
-        "rewards.length.scale": 0.5,
     },
     # arXiv 2507.18071, with the normalised advantage of GRPO.
     "gspo": {
@@ -86,6 +124,33 @@ PRESETS = {
         "advantage.group.normalize": False,
         "objective.name": "divergence",
         "objective.aggregation": "constant_length",
+    },
+    # arXiv 2501.03262. The coefficient is third-party documentation's, not read in the paper.
+    "reinforce_pp": {
+        "critic.name": "none",
+        "advantage.name": "batch",
+        "objective.kl.coefficient": 1e-3,
+        "objective.kl.estimator": "k1",
+        "objective.kl.where": "reward",
+    },
+    # arXiv 2510.04996, with the numbers of its code; 4 of up to 32 responses are kept.
+    "reinforce_ada": {
+        "critic.name": "none",
+        "plan.name": "elimination",
+        "advantage.name": "pool",
+        "advantage.whiten": False,
+        "objective.clip.high": 0.28,
+    },
+    # arXiv 2503.14476. Its rewards are -1 and 1 and its penalty at most 1: half their distance,
+    # which is 0.5 on the usual 0 and 1.
+    "dapo": {
+        "critic.name": "none",
+        "plan.name": "refill",
+        "advantage.name": "group",
+        "advantage.whiten": False,
+        "objective.clip.high": 0.28,
+        "rewards.length.share": 0.2,
+        "rewards.length.scale": 0.5,
     },
 }
 """Name -> settings. What a configuration file or a command line sets wins over them."""

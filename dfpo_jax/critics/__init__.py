@@ -5,11 +5,15 @@ from typing import ClassVar
 
 from dfpo_jax.critics.categorical import Categorical
 from dfpo_jax.critics.check import check_critic
+from dfpo_jax.critics.ensemble import Ensemble
 from dfpo_jax.critics.flow import Flow
 from dfpo_jax.critics.interface import Critic
+from dfpo_jax.critics.iqn import Iqn
 from dfpo_jax.critics.none import NoCritic
 from dfpo_jax.critics.quantile import Quantile
+from dfpo_jax.critics.robust import Robust
 from dfpo_jax.critics.scalar import Scalar
+from dfpo_jax.critics.scalar_flow import ScalarFlow
 from dfpo_jax.settings import Choice, check_choice, check_interval, check_unread
 
 TRUNKS = ("own", "shared", "detached")
@@ -49,7 +53,11 @@ class Critics(Choice):
     scalar: Scalar = field(default_factory=Scalar)
     quantile: Quantile = field(default_factory=Quantile)
     categorical: Categorical = field(default_factory=Categorical)
+    iqn: Iqn = field(default_factory=Iqn)
+    ensemble: Ensemble = field(default_factory=Ensemble)
+    robust: Robust = field(default_factory=Robust)
     flow: Flow = field(default_factory=Flow)
+    scalar_flow: ScalarFlow = field(default_factory=ScalarFlow)
 
     def __post_init__(self):
         """Check ranges and names."""

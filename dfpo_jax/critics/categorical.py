@@ -1,4 +1,4 @@
-"""A categorical critic: a histogram of the return, learned by classification (HL-Gauss)."""
+"""Categorical critics: probabilities of the return, learned by classification (HL-Gauss, C51)."""
 
 import functools
 from dataclasses import dataclass
@@ -9,65 +9,61 @@ import jax.numpy as jnp
 from dfpo_jax import ops
 from dfpo_jax.critics.interface import Critic, at_successors, init_head, mixed_returns
 from dfpo_jax.models.value_heads import QuantileHead
-from dfpo_jax.settings import check_interval
+from dfpo_jax.settings import check_choice, check_interval, check_unread
 from dfpo_jax.types import Array, Loss
 
 
 @dataclass(frozen=True)
 class Categorical:
-    """Cross-entropy on a Gaussian-smoothed histogram (HL-Gauss, arXiv 2403.03950, section 3.1).
+    """Cross-entropy on a histogram of the return, or on atoms.
 
-    The paper smooths the mean return of a state; here every sample of the lambda-mixture is
-    smoothed, so that the histogram is the law of the return (ours).
+    "gaussian" is HL-Gauss (arXiv 2403.03950, section 3.1), whose paper smooths the mean return of a
+    state. Here every sample of the lambda-mixture is smoothed, so that the histogram is the law of
+    the return (ours). "linear" is C51 (arXiv 1707.06887), whose paper projects one-step targets.
+    Here it projects the same samples, as public code of DistRLVR (openreview 3e46ayVUgj) does.
 
     Attributes:
-      num_bins: K bins of equal width.
+      num_bins: K bins of equal width, or K atoms.
       support: the bins cover [-support, support] in value units, in which rewards of a known range
-        lie in [-1, 1]. Returns outside count as its ends.
+        lie in [-1, 1]; the first and the last atom lie at its ends. Returns outside count as them.
       smoothing: deviation of the Gaussian, in widths of a bin; the paper's 0.75 by default.
       num_quantiles: M, quantiles by which a state's distribution is read.
+      projection: what becomes of a sample: "gaussian" (a Gaussian over the bins) or "linear"
+        (shares of the two atoms around it).
 
     Raises:
-      ValueError: a value outside its range, named with what is allowed.
+      ValueError: a value outside its range, or a smoothing that nothing reads; named with what is
+        allowed.
     """
 
     num_bins: int = 101
     support: float = 2.0
     smoothing: float = 0.75
     num_quantiles: int = 32
+    projection: str = "gaussian"
 
     def __post_init__(self):
-        """Check ranges."""
+        """Check ranges and names."""
         check_interval(self, "num_bins", low=2)
         check_interval(self, "num_quantiles", low=3)
+        check_choice(self, "projection", ("gaussian", "linear"))
         for name in ("support", "smoothing"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be finite and above 0")
+        if self.projection == "linear":
+            check_unread(self, "smoothing", because="projection is 'linear'")
 
     def build(self) -> Critic:
-        """The critic; its reading is the bins' log-probabilities [B, T, K]."""
+        """The critic; its reading is the log-probabilities [B, T, K] of bins or atoms."""
         head = QuantileHead(self.num_bins)  # K linear outputs that start at 0
+        project, law = _HISTOGRAM if self.projection == "gaussian" else _ATOMS
+        project, law = functools.partial(project, self), functools.partial(law, self)
 
         def read(params, states):
             return jax.nn.log_softmax(head.apply({"params": params}, states))
 
-        def edges():
-            return jnp.linspace(-self.support, self.support, self.num_bins + 1)
-
-        def law(log_probs):
-            mass = jnp.cumsum(jnp.exp(log_probs), axis=-1)
-            mass = jnp.pad(mass, [(0, 0)] * (mass.ndim - 1) + [(1, 0)])
-            levels, ends = ops.quantile_levels(self.num_quantiles), edges()
-            inverse = functools.partial(jnp.interp, levels, fp=ends)
-            return jnp.vectorize(inverse, signature="(k)->(m)")(mass)
-
         def returns(key, log_probs, steps, lambda_):
             return mixed_returns(key, at_successors(law(log_probs), steps), steps, lambda_)
-
-        def targets(*inputs):
-            samples = returns(*inputs)
-            deviation = self.smoothing * 2.0 * self.support / self.num_bins
-            return jnp.mean(smoothed_histogram(samples, edges(), deviation), axis=-2)
 
         def losses(params, states, rows, old_params, keys):
             del old_params, keys
@@ -79,18 +75,54 @@ class Categorical:
             read=read,
             law=law,
             returns=returns,
-            targets=targets,
+            targets=lambda *inputs: project(returns(*inputs)),
             losses=losses,
             gives=frozenset({"value", "law"}),
         )
 
 
-def smoothed_histogram(samples: Array, edges: Array, deviation: float) -> Array:
-    """Bin probabilities [..., K] of N(sample, deviation^2) within the edges [K + 1].
+def _line(config: Categorical, num: int) -> Array:
+    return jnp.linspace(-config.support, config.support, num)
 
-    p_k = (Phi((e_{k+1} - y) / s) - Phi((e_k - y) / s)) / (Phi((e_K - y) / s) - Phi((e_0 - y) / s))
-    (arXiv 2403.03950, section 3.1), y the sample [...], cut to the edges.
+
+def _cumulative(x: Array) -> Array:
+    """[..., K] -> [..., K + 1] sums of the first 0 .. K."""
+    return jnp.pad(jnp.cumsum(x, axis=-1), [(0, 0)] * (x.ndim - 1) + [(1, 0)])
+
+
+def _binned(config: Categorical, samples: Array) -> Array:
+    """Probabilities [B, R, K] of the bins, averaged over the samples [B, R, S]."""
+    sigma = config.smoothing * 2.0 * config.support / config.num_bins
+    edges = _line(config, config.num_bins + 1)
+    return jnp.mean(ops.gaussian_histogram(samples, edges, sigma=sigma), axis=-2)
+
+
+def _histogram_law(config: Categorical, log_probs: Array) -> Array:
+    """Quantiles [B, T, M] at the midpoint levels, of mass spread evenly within each bin."""
+    levels, ends = ops.quantile_levels(config.num_quantiles), _line(config, config.num_bins + 1)
+    inverse = functools.partial(jnp.interp, levels, fp=ends)
+    return jnp.vectorize(inverse, signature="(k)->(m)")(_cumulative(jnp.exp(log_probs)))
+
+
+def _on_atoms(config: Categorical, samples: Array) -> Array:
+    """Probabilities [B, R, K] of the atoms, for equally heavy samples [B, R, S]."""
+    mass = jnp.full_like(samples, 1.0 / samples.shape[-1])
+    return ops.project_categorical(samples, mass, _line(config, config.num_bins))
+
+
+def _atom_law(config: Categorical, log_probs: Array) -> Array:
+    """Mean within each of M equal shares of the mass, in order: [B, T, M].
+
+    Their mean is the mean of the atoms. That of quantiles at M levels is not, because the quantile
+    function of atoms jumps.
     """
-    y = jnp.clip(samples, edges[0], edges[-1])[..., None]
-    below = jax.scipy.stats.norm.cdf(edges.reshape((1,) * samples.ndim + (-1,)), y, deviation)
-    return jnp.diff(below, axis=-1) / (below[..., -1:] - below[..., :1])
+    mass, num = jnp.exp(log_probs), config.num_quantiles
+    below = jnp.linspace(0.0, 1.0, num + 1)
+    lorenz = jnp.vectorize(functools.partial(jnp.interp, below), signature="(k),(k)->(m)")(
+        _cumulative(mass), _cumulative(mass * _line(config, config.num_bins).reshape(1, 1, -1))
+    )
+    return jnp.sort(num * jnp.diff(lorenz, axis=-1), axis=-1)
+
+
+_HISTOGRAM = (_binned, _histogram_law)
+_ATOMS = (_on_atoms, _atom_law)

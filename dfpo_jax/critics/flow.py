@@ -9,13 +9,18 @@ from flax import struct
 
 from dfpo_jax import ops
 from dfpo_jax.critics.flow_inference import INFERENCE, Reader
-from dfpo_jax.critics.flow_losses import Fields, flow_losses, return_samples
+from dfpo_jax.critics.flow_losses import (
+    TARGET_MODES,
+    Fields,
+    flow_losses,
+    return_samples,
+    uncertainty_weight,
+)
 from dfpo_jax.critics.interface import Critic, at_successors, init_head
+from dfpo_jax.critics.tails import TAILS, check_tails, tail_weights
 from dfpo_jax.models.value_flow import ValueFlow, ValueFlowConfig
 from dfpo_jax.settings import check_choice, check_interval, check_unread
 from dfpo_jax.types import Array, ArrayTree, Steps
-
-TAILS = ("cvar", "upper_gain", "mean_shift", "tail_shape", "tail_curvature")
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,15 @@ class Flow:
         units: targets and solver steps are clipped to it, so that neither an outlier nor an
         unstable step carries the critic away.
       num_quantiles: M, quantiles by which a state's distribution is read, also in the tail losses.
-      inference: "one_step" reads the flow map, "ode" integrates K steps.
-      target_mode: "mixture" (law of the lambda-mixture) or "average" (quantile by quantile).
+      inference: "one_step" reads the flow map, "ode" integrates K steps, "euler" reads the mean
+        alone, by one Euler step from M noises (Value Flows, arXiv 2510.07650; it takes one random
+        noise, of which this is the expectation). With "euler" the critic gives no law; its targets
+        integrate K steps.
+      target_mode: "mixture" (law of the lambda-mixture), "average" (quantile by quantile) or
+        "flowcritic" (the average of samples whose noises are independent from state to state;
+        FlowCritic, arXiv 2510.22686, from a third-party summary).
+      noise: "independent", or "shared": anchor and flow matching have one noise and one time, and
+        the noise is that from which the target sample came (Value Flows).
       anchor_weight: bootstrapped anchor.
       dcfm_weight: distributional flow matching between successive states.
       dcfm_base: "keep" or "shift".
@@ -45,8 +57,10 @@ class Flow:
       tail_targets: what they are compared with: "flow", the old field's K-step quantiles, or
         "returns", the sorted target samples.
       tail_alpha, tail_beta: mass of the lower and the upper tail.
-      uncertainty: weight on anchor and flow matching: "none", "emphasize" or "discount".
-      uncertainty_temperature: its temperature, in normalised value units.
+      uncertainty: weight on anchor and flow matching: "none", "emphasize", "discount" or
+        "coefficient_of_variation", see `ops.uncertainty_weights`.
+      uncertainty_temperature: its temperature, in normalised value units; a pure number with
+        "coefficient_of_variation".
 
     Raises:
       ValueError: a value outside its range, or one that no loss reads; named with what is allowed.
@@ -61,6 +75,7 @@ class Flow:
     num_quantiles: int = 32
     inference: str = "one_step"
     target_mode: str = "mixture"
+    noise: str = "independent"
     anchor_weight: float = 1.0
     dcfm_weight: float = 1.0
     dcfm_base: str = "keep"
@@ -83,17 +98,18 @@ class Flow:
         check_interval(self, "num_quantiles", low=3)
         check_choice(self, "solver", tuple(sorted(ops.SOLVERS)))
         check_choice(self, "inference", INFERENCE)
-        check_choice(self, "target_mode", ("mixture", "average"))
+        check_choice(self, "target_mode", TARGET_MODES)
+        check_choice(self, "noise", ("independent", "shared"))
         check_choice(self, "dcfm_base", ops.CFM_BASES)
         check_choice(self, "geometry", ops.GEOMETRY_MODES)
         check_choice(self, "tail_targets", ("flow", "returns"))
         check_choice(self, "uncertainty", ops.UNCERTAINTY_MODES)
         weights = [name for name in self.__dataclass_fields__ if name.endswith("_weight")]
         check_interval(self, *weights, "value_bound", low=0.0)
-        for name in ("first_step", "tail_alpha", "tail_beta", "uncertainty_temperature"):
+        for name in ("first_step", "uncertainty_temperature"):
             if getattr(self, name) <= 0.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        check_interval(self, "tail_alpha", "tail_beta", low=0.0, high=1.0)
+        check_tails(self)
         if self.inference == "one_step" and self.geometry_weight * (self.geometry == "map") == 0:
             raise ValueError(
                 'inference is "one_step", which reads the flow map; that needs geometry "map" with '
@@ -102,24 +118,18 @@ class Flow:
         self._refuse_unread()
 
     def _refuse_unread(self) -> None:
-        weights = self.tail_weights
-        lower = any(weights[name] for name in ("cvar", "tail_shape", "tail_curvature"))
-        upper = any(weights[name] for name in ("upper_gain", "tail_shape", "tail_curvature"))
-        if not lower:
-            check_unread(self, "tail_alpha", because="no loss of the lower tail has a weight")
-        if not upper:
-            check_unread(self, "tail_beta", because="no loss of the upper tail has a weight")
+        weights = tail_weights(self)
         if not any(weights[name] for name in TAILS if name != "tail_curvature"):
             check_unread(self, "tail_targets", because="no loss that has targets has a weight")
         if self.uncertainty == "none":
             check_unread(self, "uncertainty_temperature", because="uncertainty is 'none'")
         if self.dcfm_weight == 0.0:
             check_unread(self, "dcfm_base", because="dcfm_weight is 0.0")
-
-    @property
-    def tail_weights(self) -> dict[str, float]:
-        """Weights of the losses of risk and tails, by name."""
-        return {name: getattr(self, f"{name}_weight") for name in TAILS}
+        if self.anchor_weight == 0.0:
+            check_unread(self, "noise", because="anchor_weight is 0.0")
+        if self.target_mode == "flowcritic":
+            because = "target_mode 'flowcritic' mixes noises, so that no sample has one of its own"
+            check_unread(self, "noise", because=because)
 
     @property
     def reader(self) -> Reader:
@@ -144,28 +154,23 @@ class Flow:
 
         def law(reading):
             velocity = field(*reading)
-            return reader.quantiles(velocity, reading.condition.shape[:2], self.num_quantiles)
+            return reader.law(velocity, reading.condition.shape[:2], self.num_quantiles)
 
-        def returns(key, reading, steps, lambda_):
+        def samples(key, reading, steps, lambda_):
             now = field(reading.params, reading.condition[:, :-1])
             return return_samples(self, key, now, successors(reading, steps), steps, lambda_)
 
         def targets(key, reading, steps, lambda_):
-            weight = jnp.ones_like(steps.mask)
-            if self.uncertainty != "none":
-                now = field(reading.params, reading.condition[:, :-1])
-                weight = ops.uncertainty_weights(
-                    reader.spread(now, steps.mask.shape, self.num_samples),
-                    mode=self.uncertainty,
-                    temperature=self.uncertainty_temperature,
-                )
+            now = field(reading.params, reading.condition[:, :-1])
             last = ops.last_valid(steps.mask) * (1.0 - steps.bootstrap[:, None])
+            returns, noise = samples(key, reading, steps, lambda_)
             return FlowTargets(
-                samples=returns(key, reading, steps, lambda_),
+                samples=returns,
                 condition=reading.condition,
                 steps=steps,
                 has_successor=steps.mask * (1.0 - last),
-                weight=weight,
+                weight=uncertainty_weight(self, now, steps.mask),
+                noise=noise,
             )
 
         def losses(params, states, rows, old_params, keys):
@@ -177,9 +182,8 @@ class Flow:
                 old=field(old_params, rows.condition[:, :-1]),
                 next_old=successors(old, rows.steps),
             )
-            return flow_losses(
-                self, keys, fields, rows.samples, rows.steps, rows.has_successor, rows.weight
-            )
+            inputs = rows.samples, rows.steps, rows.has_successor, rows.weight, rows.noise
+            return flow_losses(self, keys, fields, *inputs)
 
         def paths(reading):
             return reader.paths(field(*reading), reading.condition.shape[:2], self.num_quantiles)
@@ -187,7 +191,10 @@ class Flow:
         def init(key, width):
             return init_head(head, key, jnp.zeros((1, 1, width)), jnp.zeros((1, 1, 1)), 0.0, 0.0)
 
-        gives = frozenset({"value", "law"})
+        def returns(*inputs):
+            return samples(*inputs)[0]
+
+        gives = frozenset({"value"} if self.inference == "euler" else {"value", "law"})
         return Critic(init, read, law, returns, targets, losses, gives, paths)
 
 
@@ -208,6 +215,7 @@ class FlowTargets:
       steps: the token MDP.
       has_successor: [B, R] 1 where the state after a token has a return of its own.
       weight: [B, R] uncertainty weight of anchor and flow matching.
+      noise: [B, R, S] the noise of anchor and flow matching, or None where each draws its own.
     """
 
     samples: Array
@@ -215,3 +223,4 @@ class FlowTargets:
     steps: Steps
     has_successor: Array
     weight: Array
+    noise: Array | None = None

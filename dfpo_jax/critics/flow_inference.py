@@ -12,7 +12,7 @@ from dfpo_jax import ops
 from dfpo_jax.models.value_flow import Velocity
 from dfpo_jax.types import Array
 
-INFERENCE = ("one_step", "ode")
+INFERENCE = ("one_step", "ode", "euler")
 
 
 def noise_grid(shape: tuple[int, ...], num: int) -> Array:
@@ -25,6 +25,17 @@ def one_step(velocity: Velocity, noise: Array) -> Array:
     """The flow map z_1 = noise + v(noise, 0, 1), [..., S] -> [..., S]: one evaluation."""
     zero = jnp.zeros((), noise.dtype)
     return noise + velocity(noise, zero, zero + 1)
+
+
+def euler_step(velocity: Velocity, noise: Array) -> Array:
+    """noise + v(noise, 0, 0), [..., S] -> [..., S]: one Euler step of the instantaneous field.
+
+    Its mean over N(0, 1) is the mean of the return, since the field at t = 0 is E[Z | noise] -
+    noise. It is no sample of the return: without a coupling every noise gives the mean itself
+    (Value Flows, arXiv 2510.07650).
+    """
+    zero = jnp.zeros((), noise.dtype)
+    return noise + velocity(noise, zero, zero)
 
 
 def solve(
@@ -50,7 +61,8 @@ class Reader:
     """How a flow is read.
 
     Attributes:
-      inference: "one_step" reads the flow map, "ode" integrates.
+      inference: "one_step" reads the flow map, "ode" integrates, "euler" integrates for samples,
+        and reads the value by one Euler step.
       num_steps, solver, first_step: of the integration.
       clip: the interval that values and solver states are clipped to, or None.
     """
@@ -92,6 +104,13 @@ class Reader:
         of few solver steps may cross, hence the sort.
         """
         return jnp.sort(self.samples(velocity, noise_grid(shape, num)), axis=-1)
+
+    def law(self, velocity: Velocity, shape: tuple[int, int], num: int) -> Array:
+        """`quantiles`; with "euler" the mean [*shape, 1] of one Euler step from `num` noises."""
+        if self.inference != "euler":
+            return self.quantiles(velocity, shape, num)
+        values = self.clipped(euler_step(velocity, noise_grid(shape, num)))
+        return jnp.mean(values, axis=-1, keepdims=True)
 
     def spread(self, velocity: Velocity, shape: tuple[int, int], num: int) -> Array:
         """sigma_hat = mean_s |dz_1/deps| by the solver's steps: [B, T] (algorithm section 5.5)."""

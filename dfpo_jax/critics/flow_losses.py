@@ -1,19 +1,23 @@
-"""DFPO's critic losses and targets as functions of velocities, which know no network.
+"""Critic losses and targets of value flows as functions of velocities, which know no network.
 
 Distributional Value Flow Policy Optimization, arXiv 2602.05890; the equations are a reconstruction,
 see the README. `config` is `critics.flow.Flow` everywhere.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from dfpo_jax import ops
-from dfpo_jax.critics.flow_inference import noise_grid, one_step
+from dfpo_jax.critics.flow_inference import Reader, noise_grid, one_step
 from dfpo_jax.critics.interface import draw, mixed_returns
+from dfpo_jax.critics.tails import risk_losses, tail_weights
 from dfpo_jax.models.value_flow import Velocity
 from dfpo_jax.types import Array, Loss, Steps
+
+TARGET_MODES = ("mixture", "average", "flowcritic")
 
 
 class Fields(NamedTuple):
@@ -37,37 +41,91 @@ def return_samples(
     next_velocity: Velocity,
     steps: Steps,
     lambda_: float | Array,
-) -> Array:
-    """Samples [B, R, S] of the return at every state, by the configured target mode.
+) -> tuple[Array, Array | None]:
+    """Samples of the return at every state, by the configured target mode, and their noise.
 
     Args:
-      config: number of samples, inference and target mode.
+      config: number of samples, inference, target mode and noise.
       key: PRNG key.
       velocity: old field at the states before tokens.
       next_velocity: old field at the states after tokens (the next valid ones).
       steps: rewards, mask, bootstraps and discount.
       lambda_: a number or [B].
+
+    Returns:
+      ([B, R, S], [B, R, S]). The noise is that which the old field carried to the bootstrap of a
+      sample; where a return ends without one, it belongs to no value. None where losses draw their
+      own.
     """
-    reader, mask = config.reader, steps.mask
+    reader, mask, shared = config.reader, steps.mask, config.noise == "shared"
     shape = (*steps.rewards.shape, config.num_samples)
     noise_key, mix_key = jax.random.split(key)
     if config.target_mode == "mixture":
-        samples = reader.samples(next_velocity, jax.random.normal(noise_key, shape))
-        return reader.clipped(mixed_returns(mix_key, samples, steps, lambda_))
+        noise = jax.random.normal(noise_key, shape)
+        samples = mixed_returns(mix_key, reader.samples(next_velocity, noise), steps, lambda_)
+        if shared:  # the same key, so that a noise goes wherever its value does
+            ones = jnp.ones_like(steps.bootstrap)
+            nothing = jnp.zeros_like(steps.rewards)
+            alone = steps.replace(rewards=nothing, bootstrap=ones, discount=1.0)
+            noise = mixed_returns(mix_key, noise, alone, lambda_)
+        return reader.clipped(samples), noise if shared else None
+    if config.target_mode == "flowcritic":
+        keys = noise_key, jax.random.fold_in(noise_key, 1)
+        noise, after = (jax.random.normal(key, shape) for key in keys)
+        samples = _averaged(reader, velocity, next_velocity, noise, after, steps, lambda_)
+        return reader.clipped(samples), None
     grid = noise_grid(mask.shape, config.num_samples)
-    last = ops.last_valid(mask)[..., None]
-    final = jnp.sum(reader.samples(next_velocity, grid) * last, axis=1)
-    targets = ops.lambda_average(
+    samples = _averaged(reader, velocity, next_velocity, grid, grid, steps, lambda_)
+    # Quantiles come in order and times are stratified along the same axis: break the tie.
+    shuffle = functools.partial(jax.random.permutation, mix_key, axis=-1, independent=True)
+    return reader.clipped(shuffle(samples)), shuffle(grid) if shared else None
+
+
+def _averaged(
+    reader: Reader,
+    velocity: Velocity,
+    next_velocity: Velocity,
+    noise: Array,
+    next_noise: Array,
+    steps: Steps,
+    lambda_: float | Array,
+) -> Array:
+    """The lambda-average [B, R, S] of what the field makes of noise, sample by sample.
+
+    With z(s, eps) the end of the flow, zeta_i = r_i + gamma z(s_i+1, eps_i+1) - z(s_i, eps_i) and
+    y_i = sum_l (gamma lambda)^l zeta_i+l + z(s_i, eps_i), which equals the recursion of
+    `ops.lambda_average`. One noise for all states averages quantile functions. Independent noises
+    (FlowCritic, arXiv 2510.22686) also average the noise away: for states with variances v and no
+    terminal token, Var y_i = sum_l (gamma^l (1 - lambda) lambda^(l-1))^2 v_i+l.
+    """
+    last = ops.last_valid(steps.mask)[..., None]
+    final = jnp.sum(reader.samples(next_velocity, next_noise) * last, axis=1)
+    return ops.lambda_average(
         steps.rewards,
-        reader.samples(velocity, grid),
-        mask,
+        reader.samples(velocity, noise),
+        steps.mask,
         discount=steps.discount,
         lambda_=lambda_,
         final_values=final * steps.bootstrap[:, None],
     )
-    # Quantiles come in order and times are stratified along the same axis: break the tie.
-    targets = jax.random.permutation(mix_key, targets, axis=-1, independent=True)
-    return reader.clipped(targets)
+
+
+def uncertainty_weight(config: Any, velocity: Velocity, mask: Array) -> Array:
+    """The weight [B, R] of anchor and flow matching, by the old field before tokens.
+
+    The spread is the mean of |dz_1/deps| over S noise quantiles (Value Flows takes one random
+    noise), and for the coefficient of variation the deviation of the S values themselves.
+    """
+    if config.uncertainty == "none":
+        return jnp.ones_like(mask)
+    mean, num = None, config.num_samples
+    if config.uncertainty == "coefficient_of_variation":
+        values = config.reader.integrated(velocity, noise_grid(mask.shape, num))
+        mean, spread = jnp.mean(values, axis=-1), jnp.std(values, axis=-1)
+    else:
+        spread = config.reader.spread(velocity, mask.shape, num)
+    options = {"mode": config.uncertainty, "temperature": config.uncertainty_temperature}
+    return ops.uncertainty_weights(spread, mean=mean, **options)
 
 
 def flow_losses(
@@ -78,6 +136,7 @@ def flow_losses(
     steps: Steps,
     has_successor: Array,
     weight: Array,
+    noise: Array | None = None,
 ) -> dict[str, Loss]:
     """Every critic loss that has a weight.
 
@@ -89,36 +148,39 @@ def flow_losses(
       steps: rewards and discount.
       has_successor: [B, R], 1 where the state after a token has a return of its own.
       weight: [B, R] uncertainty weight of anchor and flow matching.
+      noise: [B, R, S] the noise that anchor and flow matching share, with one time for both; None
+        where each draws its own.
     """
     shape, (live, old, next_old) = targets.shape, fields
     keys = jax.vmap(jax.random.split, (0, None), 1)(keys, 6)
     solver = {"num_steps": config.num_steps, "solver": config.solver, "clip": config.reader.clip}
     losses = {}
+
+    def pair(first):
+        if noise is not None:
+            return noise, draw(ops.stratified_times, keys[1], shape)
+        drawn = draw(jax.random.normal, keys[first], shape)
+        return drawn, draw(ops.stratified_times, keys[first + 1], shape)
+
     if config.anchor_weight > 0:
-        noise = draw(jax.random.normal, keys[0], shape)
-        times = draw(ops.stratified_times, keys[1], shape)
-        anchor = ops.anchor_loss(live, targets, noise, times)
+        anchor = ops.anchor_loss(live, targets, *pair(0))
         losses["anchor"] = Loss(anchor * weight, weight=config.anchor_weight)
     if config.dcfm_weight > 0:
-        noise = draw(jax.random.normal, keys[2], shape)
-        times = draw(ops.stratified_times, keys[3], shape)
         options = {**solver, "discount": steps.discount, "base": config.dcfm_base}
-        matching = ops.distributional_cfm_loss(
-            live, next_old, steps.rewards, noise, times, **options
-        )
+        matching = ops.distributional_cfm_loss(live, next_old, steps.rewards, *pair(2), **options)
         losses["dcfm"] = Loss(matching * weight, has_successor, config.dcfm_weight)
     if config.geometry_weight > 0:
-        noise = draw(jax.random.normal, keys[4], shape)
+        start = draw(jax.random.normal, keys[4], shape)
         times = draw(ops.stratified_times, keys[5], shape)
         options = {**solver, "mode": config.geometry, "first_step": config.first_step}
-        straight = ops.geometric_consistency_loss(live, old, noise, times, **options)
+        straight = ops.geometric_consistency_loss(live, old, start, times, **options)
         losses["geometry"] = Loss(straight, weight=config.geometry_weight)
     return losses | tail_losses(config, live, old, targets)
 
 
 def tail_losses(config: Any, velocity: Velocity, old: Velocity, targets: Array) -> dict[str, Loss]:
     """Conditional risk and tail shape of the one-step quantiles, those that have a weight (5.4)."""
-    weights = config.tail_weights
+    weights = tail_weights(config)
     if not any(weights.values()):
         return {}
     grid = noise_grid(targets.shape[:2], config.num_quantiles)
@@ -127,16 +189,4 @@ def tail_losses(config: Any, velocity: Velocity, old: Velocity, targets: Array) 
         goal = config.reader.integrated(old, grid)
     else:
         goal = jnp.sort(targets, axis=-1)
-    alpha, beta = config.tail_alpha, config.tail_beta
-    per_token = {
-        "cvar": lambda: ops.cvar_penalty(q, goal, alpha),
-        "upper_gain": lambda: ops.upper_gain_penalty(q, goal, beta),
-        "mean_shift": lambda: ops.mean_shift_penalty(q, goal),
-        "tail_shape": lambda: ops.tail_shape_penalty(q, goal, alpha, beta),
-        "tail_curvature": lambda: ops.tail_curvature_penalty(q, alpha, beta),
-    }
-    return {
-        name: Loss(per_token[name](), weight=weight)
-        for name, weight in weights.items()
-        if weight > 0.0
-    }
+    return risk_losses(weights, q, goal, config.tail_alpha, config.tail_beta)

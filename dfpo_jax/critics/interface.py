@@ -83,6 +83,19 @@ def mixed_returns(key: Array, after: Array, steps: Steps, lambda_: Array | float
     )
 
 
+def lambda_returns(values: Array, steps: Steps, lambda_: Array | float) -> Array:
+    """lambda-returns [B, R] of values [B, R + 1] at s_0 .. s_R, by GAE (arXiv 1506.02438)."""
+    _, returns = ops.gae(
+        steps.rewards,
+        values[:, :-1],
+        steps.mask,
+        discount=steps.discount,
+        lambda_=lambda_,
+        final_values=ops.final_values(values, steps.mask, steps.bootstrap),
+    )
+    return returns
+
+
 def draw(sampler: Callable, keys: Array, shape: tuple[int, ...]) -> Array:
     """`sampler(key, shape[1:])` for every row's own key: [B, ...]."""
     return jax.vmap(lambda key: sampler(key, shape[1:]))(keys)

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dfpo_jax import ops
-from dfpo_jax.critics.interface import Critic, init_head
+from dfpo_jax.critics.interface import Critic, init_head, lambda_returns
 from dfpo_jax.models.value_heads import ScalarHead
 from dfpo_jax.settings import check_interval
-from dfpo_jax.types import Array, Loss, Steps
+from dfpo_jax.types import Array, Loss
 
 
 @dataclass(frozen=True)
@@ -73,16 +72,3 @@ class ScalarTargets:
 
     returns: Array
     old_values: Array
-
-
-def lambda_returns(values: Array, steps: Steps, lambda_: Array | float) -> Array:
-    """lambda-returns [B, R] of values [B, R + 1] at s_0 .. s_R, by GAE (arXiv 1506.02438)."""
-    _, returns = ops.gae(
-        steps.rewards,
-        values[:, :-1],
-        steps.mask,
-        discount=steps.discount,
-        lambda_=lambda_,
-        final_values=ops.final_values(values, steps.mask, steps.bootstrap),
-    )
-    return returns

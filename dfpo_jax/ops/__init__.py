@@ -38,6 +38,7 @@ from dfpo_jax.ops.flowrl import (
     flowrl_residual,
     flowrl_weights,
 )
+from dfpo_jax.ops.histograms import gaussian_histogram, project_categorical
 from dfpo_jax.ops.masking import (
     AGGREGATIONS,
     aggregate_weights,
@@ -60,20 +61,29 @@ from dfpo_jax.ops.policy_gradients import (
     truncated_importance_weights,
 )
 from dfpo_jax.ops.quantiles import (
+    QUANTILE_LEVELS,
     cdf,
     crps,
+    head_consistency,
     noise_quantiles,
+    quantile_at,
     quantile_huber,
+    quantile_huber_by_level,
     quantile_levels,
     wasserstein1,
 )
 from dfpo_jax.ops.returns import final_values, normalise_rewards, successor_index
 from dfpo_jax.ops.risk import (
+    RISK_EMPHASES,
     RISK_MEASURES,
+    TAIL_SIDES,
     cvar,
     cvar_penalty,
     mean_shift_penalty,
     risk_value,
+    risk_weights,
+    robust_value,
+    tail_aware_weights,
     tail_curvature_penalty,
     tail_shape_penalty,
     upper_cvar,
@@ -86,7 +96,7 @@ from dfpo_jax.ops.sequences import (
     sequence_ratio,
     sequence_weight,
 )
-from dfpo_jax.ops.targets import lambda_average, lambda_mixture
+from dfpo_jax.ops.targets import distributional_gae, lambda_average, lambda_mixture
 from dfpo_jax.ops.trust_regions import (
     DIVERGENCES,
     binary_divergence,

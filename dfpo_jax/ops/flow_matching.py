@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax.ops import ode
-from dfpo_jax.ops.checks import check_choice, check_positive, check_unit_interval
+from dfpo_jax.ops.checks import check, check_choice, check_positive, check_unit_interval
 
 Array = chex.Array
 Velocity = Callable[[Array, Array, Array], Array]
 
 CFM_BASES = ("keep", "shift")
 GEOMETRY_MODES = ("map", "reflow", "straight")
-UNCERTAINTY_MODES = ("none", "emphasize", "discount")
+UNCERTAINTY_MODES = ("none", "emphasize", "discount", "coefficient_of_variation")
 
 
 def instantaneous(velocity: Velocity) -> ode.Field:
@@ -205,29 +205,54 @@ def geometric_consistency_loss(
     return jnp.mean(jnp.square(error), axis=-1)
 
 
-def uncertainty_weights(sigma: Array, *, mode: str = "none", temperature: float = 1.0) -> Array:
+def uncertainty_weights(
+    sigma: Array,
+    *,
+    mode: str = "none",
+    temperature: float = 1.0,
+    mean: Array | None = None,
+    floor: float = 0.1,
+) -> Array:
     """Weights of the flow-matching losses from the spread of the return.
 
         "none":       1
         "emphasize":  sigmoid(-temperature / sigma) + 1/2, in [1/2, 1): more weight on uncertain
                       states (Value Flows, arXiv 2510.07650)
         "discount":   1 / (1 + (sigma / temperature)^2), in (0, 1]: less weight on them (ours)
+        "coefficient_of_variation":
+                      the same of sigma / max(|mean|, floor), in (0, 1]: less weight on states whose
+                      spread is large beside their mean
+
+    That FlowCritic (arXiv 2510.22686) weights by the coefficient of variation, so that noisy
+    samples count less, is known from a third-party summary. The function is not: this one and its
+    floor are reconstructed. The coefficient depends on where 0 lies. Value units have it in the
+    middle of a known range of rewards, so a state that is as likely to succeed as to fail gets
+    almost no weight; so does every state of a new head, whose mean is 0 and spread 1.
 
     Args:
       sigma: [...] non-negative spread, e.g. the mean over samples of |dz_1/deps| from
         `ode.integrate_with_tangent`; stopped.
-      mode: "none", "emphasize" or "discount".
-      temperature: positive, in the units of sigma.
+      mode: "none", "emphasize", "discount" or "coefficient_of_variation".
+      temperature: positive, in the units of sigma; a pure number beside a mean.
+      mean: [...] of the same return, in the units of sigma; stopped. Only
+        "coefficient_of_variation" reads it, and needs it.
+      floor: positive, least size of a mean, in its units.
 
     Returns:
       Weights of sigma's shape, without gradient.
 
     Raises:
-      ValueError: `mode` or `temperature` is not allowed.
+      ValueError: `mode`, `temperature` or `floor` is not allowed, or the mean is missing.
+      AssertionError: mean and sigma have different shapes.
     """
     check_choice("mode", mode, UNCERTAINTY_MODES)
     check_positive("temperature", temperature)
+    check_positive("floor", floor)
     sigma = jax.lax.stop_gradient(sigma)
+    if mode == "coefficient_of_variation":
+        check(mean is not None, "mean", mean, "the mean of the return, which this mode reads")
+        chex.assert_equal_shape([sigma, mean])
+        sigma = sigma / jnp.maximum(jnp.abs(jax.lax.stop_gradient(mean)), floor)
     if mode == "none":
         return jnp.ones_like(sigma)
     if mode == "emphasize":

@@ -1,31 +1,39 @@
 """Quantile grids, quantile regression, and scores of a distribution given as quantiles.
 
-M quantiles belong to the levels (j - 1/2) / M, j = 1..M: the midpoints of M equal shares.
+M quantiles belong to the levels (j - 1/2) / M, j = 1..M, the midpoints of M equal shares, unless
+said.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from dfpo_jax.ops.checks import check
+from dfpo_jax.ops.checks import check, check_choice, check_unit_interval
 from dfpo_jax.ops.masking import as_float
 from dfpo_jax.types import Array
 
+MOST_PAIRS = 4096
+"""Pairs of a quantile and a target, per distribution, that exist at once in a loss."""
+QUANTILE_LEVELS = ("midpoint", "right")
 
-def quantile_levels(num: int) -> Array:
-    """Levels `(j - 1/2) / num`, j = 1..num.
+
+def quantile_levels(num: int, kind: str = "midpoint") -> Array:
+    """Levels of `num` quantiles, j = 1..num: `(j - 1/2) / num`, or `j / num`.
 
     Args:
       num: how many, at least 1 (static).
+      kind: where each lies in its share of the mass, one of `QUANTILE_LEVELS` (static): "midpoint",
+        or "right", its upper end, with which the last level is 1.
 
     Returns:
-      [num] increasing, in (0, 1).
+      [num] increasing, in (0, 1].
 
     Raises:
-      ValueError: if `num` is below 1.
+      ValueError: if `num` is below 1, or `kind` is not allowed.
     """
     check(num >= 1, "num", num, "at least 1")
-    return (jnp.arange(num, dtype=jnp.float32) + 0.5) / num
+    check_choice("kind", kind, QUANTILE_LEVELS)
+    return (jnp.arange(num, dtype=jnp.float32) + (0.5 if kind == "midpoint" else 1.0)) / num
 
 
 def noise_quantiles(num: int) -> Array:
@@ -47,6 +55,27 @@ def noise_quantiles(num: int) -> Array:
     return (noise - noise[::-1]) / 2
 
 
+def quantile_at(quantiles: Array, level: float) -> Array:
+    """The quantile at any level, linear between those given and constant beyond them.
+
+    Args:
+      quantiles: [..., M] ascending, at the levels (j - 1/2) / M.
+      level: in [0, 1] (static).
+
+    Returns:
+      [...] float32 or wider, in units of the quantiles.
+
+    Raises:
+      ValueError: `level` is outside [0, 1].
+    """
+    check_unit_interval("level", level)
+    quantiles, last = as_float(quantiles), quantiles.shape[-1] - 1
+    place = min(max(level * (last + 1) - 0.5, 0.0), float(last))
+    below = int(place)
+    share = place - below
+    return (1.0 - share) * quantiles[..., below] + share * quantiles[..., min(below + 1, last)]
+
+
 def quantile_huber(quantiles: Array, targets: Array, taus: Array, kappa: float = 1.0) -> Array:
     """Huber quantile-regression loss, averaged over all pairs of quantile and target.
 
@@ -58,7 +87,7 @@ def quantile_huber(quantiles: Array, targets: Array, taus: Array, kappa: float =
     Args:
       quantiles: [..., M] predictions.
       targets: [..., K] samples or quantiles of the target; stopped.
-      taus: [M] levels of the predictions.
+      taus: [M] levels of the predictions, or [..., M], those of each; stopped.
       kappa: at least 0, in the units of the quantiles (static).
 
     Returns:
@@ -68,20 +97,84 @@ def quantile_huber(quantiles: Array, targets: Array, taus: Array, kappa: float =
       ValueError: if `kappa` is negative.
       AssertionError: if shapes do not match.
     """
+    if quantiles.shape[-1] * targets.shape[-1] > MOST_PAIRS:
+        return jnp.mean(quantile_huber_by_level(quantiles, targets, taus, kappa), axis=-1)
+    return jnp.mean(_pair_losses(quantiles, targets, taus, kappa), axis=(-2, -1))
+
+
+def quantile_huber_by_level(
+    quantiles: Array, targets: Array, taus: Array, kappa: float = 1.0
+) -> Array:
+    """The terms of `quantile_huber` by quantile, averaged over the targets: [..., M].
+
+    Their mean over the quantiles is that loss, to which weights of quantiles can be given so.
+    Arguments, source and errors are those of `quantile_huber`.
+    """
+    num = quantiles.shape[-1]
+    chex.assert_axis_dimension(taus, -1, num)  # pieces of another number of levels might fit
+    at_once = max(1, MOST_PAIRS // targets.shape[-1])
+    if num <= at_once:
+        return jnp.mean(_pair_losses(quantiles, targets, taus, kappa), axis=-1)
+
+    # All pairs of 200 quantiles and 200 targets would take 160 kB per token, and gradients more.
+    @jax.checkpoint
+    def some(inputs):
+        return jnp.mean(_pair_losses(inputs[0], targets, inputs[1], kappa), axis=-1)
+
+    spare = -num % at_once
+
+    def pieces(x):
+        """[..., M] -> [pieces, ..., at_once]; the spare places repeat the last quantile."""
+        x = jnp.concatenate([x, jnp.repeat(x[..., -1:], spare, axis=-1)], axis=-1)
+        return jnp.moveaxis(x.reshape(*x.shape[:-1], -1, at_once), -2, 0)
+
+    found = jax.lax.map(some, (pieces(as_float(quantiles)), pieces(as_float(taus))))
+    found = jnp.moveaxis(found, 0, -2)
+    return found.reshape(*found.shape[:-2], -1)[..., :num]
+
+
+def _pair_losses(quantiles: Array, targets: Array, taus: Array, kappa: float) -> Array:
+    """[..., M, K] loss of every pair of quantile and target."""
     chex.assert_equal_shape_prefix([quantiles, targets], quantiles.ndim - 1)
     chex.assert_equal_rank([quantiles, targets])
-    chex.assert_shape(taus, (quantiles.shape[-1],))
+    if taus.ndim == 1:
+        chex.assert_shape(taus, (quantiles.shape[-1],))
+        taus = taus.reshape((1,) * (quantiles.ndim - 1) + (-1,))
+    else:
+        chex.assert_equal_shape([taus, quantiles])
     check(kappa >= 0, "kappa", kappa, "at least 0")
     targets = jax.lax.stop_gradient(as_float(targets))
     errors = targets[..., None, :] - as_float(quantiles)[..., :, None]
-    taus = as_float(taus).reshape((1,) * (quantiles.ndim - 1) + (-1, 1))
-    weights = jnp.abs(taus - (errors < 0).astype(errors.dtype))
+    weights = jnp.abs(as_float(taus)[..., None] - (errors < 0).astype(errors.dtype))
     size = jnp.abs(errors)
     if kappa > 0:
         # The error is clamped first, so that a huge one cannot overflow the square.
         inner = jnp.minimum(size, kappa)
         size = inner * (size - 0.5 * inner) / kappa
-    return jnp.mean(jax.lax.stop_gradient(weights) * size, axis=(-2, -1))
+    return jax.lax.stop_gradient(weights) * size
+
+
+def head_consistency(heads: Array) -> Array:
+    """Mean squared distance of two heads' quantiles, over all pairs of heads.
+
+    `2 / (N (N - 1)) sum_{i < k} sum_j (q_ij - q_kj)^2`, as `2 / (N - 1) sum_i |q_i - mean|^2`.
+    DVPO, arXiv 2512.03847, eq. 10, from third-party code; the paper was not read.
+
+    Args:
+      heads: [..., N, M], N heads of M quantiles each, N at least 2. No head is a target: gradients
+        reach all.
+
+    Returns:
+      [...] float32 or wider, in squared units of the quantiles.
+
+    Raises:
+      ValueError: if there are fewer than two heads.
+    """
+    num = heads.shape[-2]
+    check(num >= 2, "the number of heads", num, "at least 2")
+    heads = as_float(heads)
+    spread = jnp.square(heads - jnp.mean(heads, axis=-2, keepdims=True))
+    return 2.0 / (num - 1) * jnp.sum(spread, axis=(-2, -1))
 
 
 def wasserstein1(q: Array, q_target: Array) -> Array:

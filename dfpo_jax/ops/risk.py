@@ -10,11 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dfpo_jax.ops.checks import check, check_choice, check_level, check_unit_interval
+from dfpo_jax.ops.checks import (
+    check,
+    check_choice,
+    check_level,
+    check_positive,
+    check_unit_interval,
+)
+from dfpo_jax.ops.masking import as_float, masked_mean
 
 Array = chex.Array
 
 RISK_MEASURES = ("mean", "cvar", "mean_cvar", "wang")
+RISK_EMPHASES = ("lower", "upper", "mean_upper")
+TAIL_SIDES = ("upper", "lower")
 
 
 def _tail_mean(x: Array, level: float, *, upper: bool) -> Array:
@@ -168,6 +177,53 @@ def tail_curvature_penalty(q: Array, alpha: float, beta: float) -> Array:
     return jax.nn.relu(low) + jax.nn.relu(-high)
 
 
+def tail_aware_weights(
+    returns: Array,
+    quantile: Array,
+    mask: Array,
+    *,
+    temperature: float = 0.5,
+    tail: float = 0.25,
+    side: str = "upper",
+) -> Array:
+    """Weights of advantages by whether a return lies in the tail of its state's law.
+
+        upper:  g = sigmoid((returns - quantile) / temperature) / tail
+        lower:  g = sigmoid((quantile - returns) / temperature) / tail
+        w = clip(g / mean(g), 1/10, 10),   the mean over valid tokens
+
+    The division by the tail's mass cancels in the mean. Clipping comes last, so the mean of w is 1
+    only where no weight is clipped. DistRLVR, openreview 3e46ayVUgj, by its public code.
+
+    Args:
+      returns: [B, T] returns G, stopped.
+      quantile: [B, T] the law's quantile at level 1 - tail (upper) or tail (lower), in the units of
+        the returns; stopped.
+      mask: [B, T], 1 on valid tokens; what lies outside may have any value, even NaN.
+      temperature: positive, width of the gate in the units of the returns (static).
+      tail: mass of the tail, in (0, 1] (static).
+      side: "upper" or "lower" (static).
+
+    Returns:
+      [B, T] float32 or wider in [1/10, 10], 0 outside the mask, without gradient. Where no gate is
+      open as far as floats can tell, every valid weight is 1/10.
+
+    Raises:
+      ValueError: `temperature`, `tail` or `side` is not allowed.
+      AssertionError: shapes differ.
+    """
+    check_positive("temperature", temperature)
+    check_level("tail", tail)
+    check_choice("side", side, TAIL_SIDES)
+    chex.assert_rank(mask, 2)
+    chex.assert_equal_shape([returns, quantile, mask])
+    excess = as_float(returns) - as_float(quantile)
+    gate = jax.nn.sigmoid((excess if side == "upper" else -excess) / temperature) / tail
+    gate = gate / jnp.maximum(masked_mean(gate, mask), jnp.finfo(gate.dtype).tiny)
+    weights = jnp.where(jnp.asarray(mask).astype(bool), jnp.clip(gate, 0.1, 10.0), 0.0)
+    return jax.lax.stop_gradient(weights)
+
+
 def risk_value(
     quantiles: Array,
     *,
@@ -213,3 +269,59 @@ def risk_value(
     if measure == "mean":
         return mean
     return (1.0 - eta) * mean + eta * cvar(quantiles, alpha)
+
+
+def robust_value(quantiles: Array, *, radius: float, lowest: float) -> Array:
+    """The least mean over all laws within a total-variation distance of `radius`.
+
+        V = radius * lowest + (1/M) * (sum of the lowest (1 - radius) M values)
+
+    whose last term counts in part. The worst law takes the mass `radius` from the top and puts it
+    on the lowest value there is. With `lowest` 0 this is (1 - radius) times the mean of the lowest
+    1 - radius of the mass, at which the dual of RFQI (Panaganti et al. 2022, arXiv 2208.05129) is
+    maximal. That paper learns the dual variable; the closed form is ours.
+
+    Args:
+      quantiles: [..., M] ascending: quantiles, samples, or values of an ensemble.
+      radius: in [0, 1] (static); 0 gives the mean, 1 gives `lowest`.
+      lowest: the smallest value there can be, at most the smallest of the quantiles.
+
+    Returns:
+      [...].
+
+    Raises:
+      ValueError: `radius` is outside [0, 1].
+    """
+    check_unit_interval("radius", radius)
+    num = quantiles.shape[-1]
+    kept = np.clip((1.0 - radius) * num - np.arange(num), 0.0, 1.0) / num
+    return radius * lowest + _weighted_mean(quantiles, kept)
+
+
+def risk_weights(levels: Array, *, emphasis: str = "lower", rate: float = 1.0) -> Array:
+    """Weights omega_j of the quantiles at `levels` in a risk-weighted quantile loss (DVPO, eq. 4).
+
+        "lower":      exp(-rate * tau_j), which emphasises the lower tail
+        "upper":      exp(-rate * (1 - tau_j)), which emphasises the upper one
+        "mean_upper": the mean of "upper" for every j, which changes the size of the loss alone
+
+    "mean_upper" is what third-party code of DVPO (arXiv 2512.03847) computes: it averages the
+    quantile loss before it multiplies. Its comment announces an emphasis of the lower tail. The
+    paper's own form was not found.
+
+    Args:
+      levels: [M] tau_j in [0, 1].
+      emphasis: one of `RISK_EMPHASES`.
+      rate: how fast the weights fall, above 0.
+
+    Returns:
+      [M], without gradient.
+
+    Raises:
+      ValueError: `emphasis` or `rate` is not allowed.
+    """
+    check_choice("emphasis", emphasis, RISK_EMPHASES)
+    check_positive("rate", rate)
+    levels = jax.lax.stop_gradient(levels)
+    weights = jnp.exp(-rate * (levels if emphasis == "lower" else 1.0 - levels))
+    return jnp.full_like(weights, jnp.mean(weights)) if emphasis == "mean_upper" else weights

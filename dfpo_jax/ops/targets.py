@@ -117,7 +117,8 @@ def lambda_average(
 
     It averages quantile functions instead of mixing distributions, so the spread of independent
     outcomes shrinks at every bootstrap; with `lambda_mixture` it does not. The mean over quantiles
-    equals the lambda-return of the mean values. Distributional GAE of DVPO, arXiv 2512.03847.
+    equals the lambda-return of the mean values. The targets of DVPO, arXiv 2512.03847: quantiles
+    plus `distributional_gae`.
 
     Args:
       rewards: [B, T] float; ignored where mask is 0.
@@ -159,3 +160,45 @@ def lambda_average(
     init = (final, final, jnp.zeros((batch, 1), bool))
     _, targets = jax.lax.scan(step, init, inputs, reverse=True)
     return jax.lax.stop_gradient(jnp.swapaxes(targets, 0, 1))
+
+
+def distributional_gae(
+    rewards: Array,
+    quantiles: Array,
+    mask: Array,
+    *,
+    discount: float = 1.0,
+    lambda_: Array | float = 0.95,
+    final_values: Array | None = None,
+) -> Array:
+    """Advantages A of generalised advantage estimation for each quantile by itself.
+
+    For a valid token i, the next valid token i+ and quantile j,
+
+        delta_i^j = r_i + discount * q_{i+}^j - q_i^j
+        A_i^j     = delta_i^j + discount * lambda * A_{i+}^j.
+
+    After the last valid token q is `final_values` and A is 0. The mean over j is the scalar
+    advantage. The targets of the quantiles are q + A, which `lambda_average` gives without the
+    subtraction. DVPO, arXiv 2512.03847, eq. 2, from third-party code; the paper was not read.
+
+    Args:
+      rewards: [B, T] float; ignored where mask is 0.
+      quantiles: [B, T, Q] of the return from the state before token i; ignored where mask is 0.
+      mask: [B, T], 1 on response tokens; holes and empty rows are allowed.
+      discount: in [0, 1].
+      lambda_: in [0, 1], a float or one per row [B].
+      final_values: [B, Q] quantiles after the last valid token; None: 0.
+
+    Returns:
+      [B, T, Q] advantages, without gradient, 0 outside the mask.
+
+    Raises:
+      ValueError: `discount` or `lambda_` is a number outside [0, 1].
+      AssertionError: shapes do not match.
+    """
+    targets = lambda_average(
+        rewards, quantiles, mask, discount=discount, lambda_=lambda_, final_values=final_values
+    )
+    valid = jnp.asarray(mask).astype(bool)[..., None]
+    return jax.lax.stop_gradient(jnp.where(valid, targets - quantiles, 0))

@@ -327,10 +327,6 @@ class Config:
                 "the sampler's log-probabilities are those of an older policy, so it must be True"
             )
         check_parts(self.algorithm_config(), self.plan, self.train.samples)
-        self._check_plan_rewards()
-        self._check_step_scaling()
-
-    def _check_plan_rewards(self) -> None:
         bounds = self.plan.build(self.train.samples).range
         if bounds is not None and self.rewards != Rewards():
             raise ValueError(
@@ -338,6 +334,7 @@ class Config:
                 "the section rewards acts on those of the verifier alone, so it must be left at "
                 "its defaults"
             )
+        self._check_step_scaling()
 
     def _check_step_scaling(self) -> None:
         for name in ("critic_optimizer", "warm_start.optimizer"):

@@ -71,15 +71,14 @@ class Programs:
     def rollout(self, rows: int) -> Rollout:
         """A rollout of so many responses, with all that the plan gives."""
         prompt, response = self.config.train.prompt_length, self.config.sampling.max_new_tokens
-        gives = self.config.plan.build(self.config.train.samples).gives
-        expert = Expert(self.rows((rows, response), jnp.int32), self.rows((rows, response)))
+        samples = self.config.train.samples
+        gives, expert = self.config.plan.build(samples).gives, None
+        if "expert" in gives:
+            expert = Expert(self.rows((rows, response), jnp.int32), self.rows((rows, response)))
         top = (rows, response, self.learner.top)
         return Rollout(
-            baseline=self.rows((rows,)) if "pool" in gives else None,
-            expert=expert if "expert" in gives else None,
             top_tokens=self.rows(top, jnp.int32) if self.learner.top else None,
             top_log_probs=self.rows(top) if self.learner.top else None,
-            samples=self.config.train.samples,
             prompt_tokens=self.rows((rows, prompt), jnp.int32),
             prompt_mask=self.rows((rows, prompt)),
             tokens=self.rows((rows, response), jnp.int32),
@@ -89,6 +88,9 @@ class Programs:
             rewards=self.rows((rows,)),
             clean_rewards=self.rows((rows,)),
             groups=self.rows((rows,), jnp.int32),
+            baseline=self.rows((rows,)) if "pool" in gives else None,
+            expert=expert,
+            samples=samples,
         )
 
     def _sample(self, prompts: int, samples: int):

@@ -5,7 +5,7 @@ import pytest
 from wrong_parts import Given, refused
 
 from dfpo_jax import contracts
-from dfpo_jax.advantages import Advantage, Advantages, Gae, Group, Rank, Risk, Sigma
+from dfpo_jax.advantages import Advantage, Advantages, Gae, Group, Rank, Risk, Sigma, TailAware
 
 # Settings that take other branches than the default ones.
 OTHERS = {
@@ -13,6 +13,7 @@ OTHERS = {
     "gae, wang": Gae(lambda_=0.0, risk=Risk("wang")),
     "sigma, mean and cvar": Sigma(length_adaptive_alpha=0.2, risk=Risk("mean_cvar"), floor=0.01),
     "rank, adaptive": Rank(length_adaptive_alpha=0.2),
+    "tail aware, lower": TailAware(length_adaptive_alpha=0.2, tail=0.1, side="lower"),
     "group, not normalised": Group(normalize=False),
     "group, leave one out": Group("leave_one_out", normalize=False),
 }

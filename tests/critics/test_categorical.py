@@ -1,6 +1,4 @@
-"""The categorical critic: its histogram against a plain loop, and what it learns."""
-
-import math
+"""The categorical critic: how it is read, what its targets are, and what it learns."""
 
 import flax.linen as nn
 import jax
@@ -9,34 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from dfpo_jax.critics.categorical import Categorical, smoothed_histogram
+from dfpo_jax.critics.categorical import Categorical
 from dfpo_jax.types import Steps
-
-
-def plain_histogram(sample, edges, deviation):
-    """One sample, bin by bin, by the error function."""
-    y = min(max(sample, edges[0]), edges[-1])
-    phi = [0.5 * (1.0 + math.erf((edge - y) / deviation / math.sqrt(2.0))) for edge in edges]
-    total = phi[-1] - phi[0]
-    return [(after - before) / total for before, after in zip(phi, phi[1:], strict=False)]
-
-
-@pytest.mark.parametrize("deviation", [0.05, 0.4])
-def test_a_sample_becomes_a_gaussian_over_the_bins(deviation):
-    edges = np.linspace(-1.0, 1.0, 11)
-    samples = np.array([[-3.0, -1.0, -0.37], [0.0, 0.62, 1.7]], np.float32)
-    found = smoothed_histogram(jnp.asarray(samples), jnp.asarray(edges, jnp.float32), deviation)
-    expected = [[plain_histogram(y, edges, deviation) for y in row] for row in samples.tolist()]
-    np.testing.assert_allclose(found, expected, atol=2e-6)
-    np.testing.assert_allclose(found.sum(axis=-1), 1.0, atol=1e-5)
-
-
-def test_the_mean_is_within_half_a_bin_inside_the_support():
-    edges = jnp.linspace(-2.0, 2.0, 102)
-    samples = jnp.linspace(-1.5, 1.5, 301)
-    mass = smoothed_histogram(samples, edges, 0.75 * 4.0 / 101)
-    means = mass @ (0.5 * (edges[1:] + edges[:-1]))
-    np.testing.assert_allclose(means, samples, atol=2.0 / 101)
 
 
 def test_quantiles_invert_the_histogram():
@@ -46,9 +18,49 @@ def test_quantiles_invert_the_histogram():
     np.testing.assert_allclose(law, [[[-1.75, -1.25, 0.5, 1.5]]], atol=1e-6)
 
 
-def test_a_bimodal_return_is_learned():
+def test_shares_of_atoms_keep_their_mean():
+    critic = Categorical(num_bins=3, support=1.0, num_quantiles=4, projection="linear").build()
+    law = critic.law(jnp.log(jnp.array([[[0.125, 0.5, 0.375], [0.0, 0.9, 0.1]]])))
+    # Shares of a quarter: half of the first is the atom -1, half of the third the atom 1.
+    np.testing.assert_allclose(law[0, 0], [-0.5, 0.0, 0.5, 1.0], atol=1e-6)
+    np.testing.assert_allclose(law[0, 1], [0.0, 0.0, 0.0, 0.4], atol=1e-6)
+    np.testing.assert_allclose(law.mean(axis=-1), [[0.25, 0.1]], atol=1e-6)
+
+
+def test_the_law_of_a_histogram_has_its_mean_within_half_a_bin():
+    log_probs = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (4, 3, 101)))
+    centres = (np.arange(101) + 0.5) * 4 / 101 - 2
+    critic = Categorical().build()
+    means = np.exp(log_probs) @ centres
+    np.testing.assert_allclose(critic.law(log_probs).mean(axis=-1), means, atol=2 / 101)
+
+
+def test_one_step_targets_and_the_loss_of_atoms_equal_those_of_rlax():
+    """Atoms of equal mass are their own shares, so that targets at lambda 0 are C51's."""
+    rlax = pytest.importorskip("rlax")
+    num, gamma = 9, 0.7
+    critic = Categorical(num, support=1.5, num_quantiles=num, projection="linear").build()
+    old = nn.unbox(critic.init(jax.random.key(0), 3))
+    live = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(1), x.shape), old)
+    states = jax.random.normal(jax.random.key(2), (2, 4, 3))
+    rewards = jax.random.normal(jax.random.key(3), (2, 3))
+    steps = Steps(rewards, jnp.ones((2, 3)), jnp.array([True, False]), gamma)
+    rows = critic.targets(jax.random.key(4), critic.read(old, states), steps, 0.0)
+    found = critic.losses(live, states, rows, old, None)["loss"].per_token
+    atoms = jnp.linspace(-1.5, 1.5, num)
+    logits = np.asarray(states @ live["output"]["kernel"]) + np.asarray(live["output"]["bias"])
+    for b, i in np.ndindex(2, 3):
+        ends = i == 2 and not steps.bootstrap[b]
+        expected = rlax.categorical_td_learning(
+            atoms, logits[b, i], rewards[b, i], 0.0 if ends else gamma, atoms, jnp.zeros(num)
+        )
+        np.testing.assert_allclose(found[b, i], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("projection", ["gaussian", "linear"])
+def test_a_bimodal_return_is_learned(projection):
     """Returns of -1 and 1 from one state; at lambda 1 nothing is bootstrapped."""
-    critic, rows = Categorical(num_bins=21).build(), 256
+    critic, rows = Categorical(num_bins=21, projection=projection).build(), 256
     params = nn.unbox(critic.init(jax.random.key(0), 3))
     states, rewards = jnp.ones((rows, 2, 3)), jnp.where(jnp.arange(rows) % 4 < 3, 1.0, -1.0)
     steps = Steps(rewards[:, None], jnp.ones((rows, 1)), jnp.zeros(rows, bool))
@@ -77,6 +89,7 @@ def test_a_bimodal_return_is_learned():
     [
         ("num_bins", 1, "num_bins is 1; it must lie in [2, inf]"),
         ("num_quantiles", 2, "num_quantiles is 2"),
+        ("projection", "none", "projection is 'none'; it must be one of gaussian, linear"),
         ("support", 0.0, "support is 0.0; it must be finite and above 0"),
         ("smoothing", float("inf"), "smoothing is inf; it must be finite and above 0"),
     ],
@@ -85,3 +98,8 @@ def test_a_value_outside_its_range_is_named(field, value, said):
     with pytest.raises(ValueError) as error:
         Categorical(**{field: value})
     assert str(error.value).startswith(said)
+
+
+def test_a_smoothing_that_atoms_do_not_read_is_refused():
+    with pytest.raises(ValueError, match="smoothing is 0.5; projection is 'linear', so it must be"):
+        Categorical(projection="linear", smoothing=0.5)

@@ -8,7 +8,7 @@ import pytest
 from wrong_parts import Given, refused
 
 from dfpo_jax import contracts
-from dfpo_jax.critics import Critics, Flow, Quantile, Scalar
+from dfpo_jax.critics import Categorical, Critics, Flow, Quantile, Robust, Scalar
 from dfpo_jax.types import Loss
 
 SLOW = ("flow",)  # compiles for longer than five seconds
@@ -17,6 +17,11 @@ TAILS = {f"{name}_weight": 0.1 for name in ("cvar", "upper_gain", "mean_shift", 
 OTHERS = {
     "scalar, clipped": Scalar(value_clip=0.2),
     "quantile, average": Quantile(5, kappa=0.5, target_mode="average"),
+    "quantile, dvpo": Quantile(
+        5, 1.0, num_heads=3, levels="right", risk_weight=0.1, head_consistency_weight=1.0, **TAILS
+    ),
+    "categorical, atoms": Categorical(11, projection="linear"),
+    "robust, tv": Robust(kind="tv", disjoint=True),
     "flow, ode, average": Flow(
         num_samples=4,
         num_steps=2,
@@ -41,6 +46,26 @@ OTHERS = {
         tail_targets="returns",
         uncertainty="emphasize",
         **TAILS,
+    ),
+    "flow, euler, shared noise": Flow(
+        num_samples=4,
+        num_steps=2,
+        solver="euler",
+        num_quantiles=5,
+        inference="euler",
+        noise="shared",
+        geometry_weight=0.0,
+    ),
+    "flow, flowcritic": Flow(
+        num_samples=4,
+        num_steps=2,
+        solver="euler",
+        num_quantiles=5,
+        inference="ode",
+        target_mode="flowcritic",
+        dcfm_weight=0.0,
+        geometry_weight=0.0,
+        uncertainty="coefficient_of_variation",
     ),
 }
 REGISTERED = {name: part for name, part in Critics().parts.items() if part.build() is not None}

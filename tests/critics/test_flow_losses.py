@@ -15,6 +15,7 @@ from tiny import constant, widening
 from dfpo_jax import ops
 from dfpo_jax.critics import Flow, flow_losses
 from dfpo_jax.critics.flow_losses import Fields, tail_losses
+from dfpo_jax.critics.tails import tail_weights
 from dfpo_jax.types import Steps
 
 BATCH, TIME = 6, 4
@@ -78,7 +79,7 @@ def test_only_weighted_losses_are_returned_with_their_weights():
         shapes = jax.eval_shape(per_token, row_keys())
         assert {k: v.shape for k, v in shapes.items()} == {name: (BATCH, TIME)}
         assert weights == {name: 0.25}
-        tails = {k: v for k, v in config.tail_weights.items() if v}
+        tails = {k: v for k, v in tail_weights(config).items() if v}
         assert tails == ({} if name in ("anchor", "dcfm", "geometry") else {name: 0.25})
 
 

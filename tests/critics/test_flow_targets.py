@@ -35,7 +35,7 @@ def targets(config, lambda_, discount=1.0, seed=1, samples=4):
     out = jax.jit(
         lambda key: return_samples(
             config, key, constant(centres[:, :-1]), constant(after), steps, lambda_
-        )
+        )[0]
     )(jax.random.key(seed))
     return np.asarray(out), rewards, centres, after, mask, bootstrap
 
@@ -96,7 +96,7 @@ def test_targets_differ_by_key_and_carry_no_gradient():
     def total(centre, key):
         centre = jnp.broadcast_to(centre, (2, 3))
         fields = constant(centre), constant(centre)
-        return jnp.sum(return_samples(config, key, *fields, steps, 0.5))
+        return jnp.sum(return_samples(config, key, *fields, steps, 0.5)[0])
 
     (value, grad), (other, _) = (
         jax.jit(jax.value_and_grad(total))(jnp.float32(0.3), jax.random.key(seed))
@@ -117,7 +117,7 @@ def test_the_value_bound_holds_for_targets_and_losses():
         return 50.0 * z
 
     steps = Steps(rewards, ones, np.zeros(BATCH, bool))
-    found = return_samples(config, jax.random.key(0), steep, steep, steps, 1.0)
+    found, _ = return_samples(config, jax.random.key(0), steep, steep, steps, 1.0)
     expected = np.sign(rewards[:, -1:, None]) * np.full((BATCH, TIME, 4), 2.0, np.float32)
     np.testing.assert_array_equal(found, expected)
 

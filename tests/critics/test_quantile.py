@@ -106,6 +106,20 @@ def test_the_loss_equals_a_loop(kappa):
     [
         ({"num_quantiles": 0}, "num_quantiles is 0"),
         ({"kappa": -0.5}, "kappa is -0.5"),
+        ({"num_heads": 0}, "num_heads is 0"),
+        ({"levels": "left"}, "levels is 'left'; it must be one of midpoint, right"),
+        ({"risk_emphasis": "all"}, "risk_emphasis is 'all'; it must be one of lower, upper, mean"),
+        ({"risk_weight": -1.0}, "risk_weight is -1.0"),
+        ({"risk_weight": 1.0, "risk_rate": 0.0}, "risk_rate is 0.0; it must be above 0"),
+        ({"risk_rate": 2.0}, "risk_rate is 2.0; risk_weight is 0.0, so it must be left at 1.0"),
+        ({"tail_alpha": 0.2}, "tail_alpha is 0.2; no loss of the lower tail has a weight"),
+        ({"cvar_weight": 1.0, "tail_alpha": 0.0}, "tail_alpha is 0.0; it must be above 0"),
+        ({"cvar_weight": 1.0, "tail_alpha": 1.5}, "tail_alpha is 1.5; it must lie in"),
+        ({"head_consistency_weight": 1.0}, "head_consistency_weight is 1.0; num_heads is 1, so it"),
+        (
+            {"num_quantiles": 2, "tail_curvature_weight": 1.0},
+            "num_quantiles is 2; it must be at least 3 where tail_curvature_weight is above 0",
+        ),
         ({"target_mode": "both"}, "target_mode is 'both'; it must be one of mixture, average"),
     ],
 )

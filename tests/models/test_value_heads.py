@@ -4,7 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dfpo_jax.models.value_heads import QuantileHead, ScalarHead
+from dfpo_jax.models.value_heads import (
+    EnsembleHead,
+    ImplicitQuantileHead,
+    QuantileHead,
+    ScalarHead,
+)
 
 FEATURES = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
 
@@ -56,3 +61,28 @@ def test_features_learn_nothing_from_a_new_head_but_the_head_learns(head):
 def test_number_of_quantiles_is_checked():
     with pytest.raises(ValueError, match="num_quantiles is 0; it must be at least 1"):
         QuantileHead(0).init(jax.random.key(0), FEATURES)
+
+
+def test_heads_of_an_ensemble_are_linear_and_apart(variant):
+    head = EnsembleHead(3, 2, scale=0.1)
+    params = nn.unbox(head.init(jax.random.key(0), FEATURES))
+    layer = jax.tree.map(np.asarray, params["params"]["output"])
+    out = variant(head.apply)(params, FEATURES)
+    expected = (FEATURES @ layer["kernel"] + layer["bias"]).reshape(2, 3, 3, 2)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+    assert len(np.unique(layer["kernel"])) == layer["kernel"].size and not layer["bias"].any()
+    assert 0.0 < layer["kernel"].std() < 0.1
+
+
+def test_implicit_quantiles_at_shared_levels_are_those_at_each_ones_own(variant):
+    head, levels = ImplicitQuantileHead(8, 4), np.array([0.1, 0.5, 0.9], np.float32)
+    initial = nn.unbox(head.init(jax.random.key(0), FEATURES, levels))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), initial)
+    shared = variant(head.apply)(params, FEATURES, levels)
+    own = variant(head.apply)(params, FEATURES, np.tile(levels, (2, 3, 1)))
+    assert shared.shape == (2, 3, 3) and np.all(np.std(shared, axis=-1) > 0)
+    np.testing.assert_allclose(shared, own, rtol=1e-5, atol=1e-5)
+    assert not np.any(head.apply(initial, FEATURES, levels))
+    low = jnp.asarray(FEATURES, jnp.bfloat16)
+    assert head.apply(params, low, levels).dtype == jnp.float32

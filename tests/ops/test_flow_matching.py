@@ -313,6 +313,20 @@ def test_uncertainty_weights(variant):
     want = [1.0] + [1 / (1 + (s / 2.0) ** 2) for s in (0.5, 2.0, 1e6)]
     np.testing.assert_allclose(weights["discount"], want, rtol=1e-6)
     assert np.all(np.diff(weights["emphasize"]) > 0) and np.all(np.diff(weights["discount"]) < 0)
+    mean = jnp.array([[0.0, -0.05, 0.5, -4.0]])
+    varied = variant(
+        lambda s, m: ops.uncertainty_weights(
+            s, mode="coefficient_of_variation", temperature=2.0, mean=m, floor=0.25
+        )
+    )(sigma, mean)
+    want = [1 / (1 + (s / m / 2.0) ** 2) for s, m in ((0, 0.25), (0.5, 0.25), (2, 0.5), (1e6, 4))]
+    np.testing.assert_allclose(varied[0], want, rtol=1e-6)
+    options = {"mode": "coefficient_of_variation"}
+    slopes = jax.grad(
+        lambda s, m: ops.uncertainty_weights(s, mean=m, **options).sum(), argnums=(0, 1)
+    )
+    for gradient in slopes(sigma, mean):
+        np.testing.assert_array_equal(gradient, np.zeros((1, 4)))
     for mode in weights:
         gradient = jax.grad(lambda s, m=mode: ops.uncertainty_weights(s, mode=m).sum())(sigma)
         np.testing.assert_array_equal(gradient, np.zeros((1, 4)))
@@ -331,5 +345,11 @@ def test_bad_options():
         ops.uncertainty_weights(noise, mode="more")
     with pytest.raises(ValueError, match="temperature is 0.0"):
         ops.uncertainty_weights(noise, mode="discount", temperature=0.0)
+    with pytest.raises(ValueError, match="mean is None; allowed: the mean of the return"):
+        ops.uncertainty_weights(noise, mode="coefficient_of_variation")
+    with pytest.raises(ValueError, match="floor is 0.0"):
+        ops.uncertainty_weights(noise, floor=0.0)
+    with pytest.raises(AssertionError):
+        ops.uncertainty_weights(noise, mode="coefficient_of_variation", mean=noise[..., :2])
     with pytest.raises(AssertionError):
         ops.anchor_loss(v, targets[..., :2], noise, times)

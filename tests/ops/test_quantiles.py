@@ -19,6 +19,15 @@ def draws(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+@pytest.mark.parametrize("num", [1, 2, 9])
+@pytest.mark.parametrize("level", [0.0, 0.04, 0.25, 0.5, 0.75, 1.0])
+def test_a_quantile_at_any_level_matches_numpy(num, level, variant):
+    q = np.sort(draws(num, 2, 3, num))
+    found = variant(lambda x: ops.quantile_at(x, level))(q)
+    want = np.quantile(q.astype(float), level, axis=-1, method="hazen")
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("num", [1, 2, 65])
 def test_levels_and_noise_match_the_standard_library(num):
     levels = [(j + 0.5) / num for j in range(num)]
@@ -38,6 +47,63 @@ def test_quantile_huber_matches_loop(variant, kappa):
     for index in np.ndindex(2, 3):
         expected = reference.quantile_huber(quantiles[index], targets[index], taus, kappa)
         np.testing.assert_allclose(result[index], expected, rtol=1e-5)
+
+
+def test_right_levels_end_at_one():
+    np.testing.assert_allclose(ops.quantile_levels(4, "right"), [0.25, 0.5, 0.75, 1.0])
+
+
+def test_levels_may_differ_and_terms_stand_by_quantile(variant):
+    quantiles, targets = draws(0, 2, 3, 5), 2 * draws(1, 2, 3, 4)
+    taus = np.random.default_rng(2).uniform(size=quantiles.shape).astype(np.float32)
+    whole = variant(ops.quantile_huber)(quantiles, targets, taus)
+    terms = variant(ops.quantile_huber_by_level)(quantiles, targets, taus)
+    for index in np.ndindex(2, 3):
+        q, y, tau = quantiles[index], targets[index], taus[index]
+        expected = [
+            reference.quantile_huber(q[j : j + 1], y, tau[j : j + 1], 1.0) for j in range(5)
+        ]
+        np.testing.assert_allclose(terms[index], expected, rtol=1e-5)
+        np.testing.assert_allclose(whole[index], np.mean(expected), rtol=1e-5)
+    slopes = jax.grad(lambda *x: ops.quantile_huber_by_level(*x).sum(), argnums=(0, 1, 2))
+    live, *stopped = slopes(quantiles, targets, taus)
+    assert np.abs(live).max() > 0
+    for gradient in stopped:
+        np.testing.assert_array_equal(gradient, np.zeros(gradient.shape))
+
+
+@pytest.mark.parametrize("num", [9, 200])
+def test_many_pairs_are_computed_in_pieces_with_the_same_result(num, monkeypatch):
+    """70 quantiles, a multiple of no piece."""
+    quantiles, targets = draws(0, 2, 70), 2 * draws(1, 2, num)
+    taus, weights = ops.quantile_levels(70), draws(2, 2, 70)
+
+    def results():
+        def loss(q):
+            terms = ops.quantile_huber_by_level(q, targets, taus)
+            return ops.quantile_huber(q, targets, taus).sum() + (weights * terms).sum(), terms
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(quantiles)
+
+    monkeypatch.setattr(ops.quantiles, "MOST_PAIRS", 20 * num)
+    pieces = results()
+    monkeypatch.setattr(ops.quantiles, "MOST_PAIRS", 70 * num)
+    for one, other in zip(*map(jax.tree.leaves, (pieces, results())), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_head_consistency_is_the_mean_over_pairs(variant):
+    heads = draws(3, 2, 3, 4, 5)
+    found = variant(ops.head_consistency)(heads)
+    pairs = [(i, k) for i in range(4) for k in range(i + 1, 4)]
+    expected = np.mean(
+        [((heads[:, :, i] - heads[:, :, k]) ** 2).sum(axis=-1) for i, k in pairs], axis=0
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    gradient = jax.grad(lambda x: ops.head_consistency(x).sum())(heads)
+    assert np.all(np.any(gradient, axis=(0, 1, 3)))  # of every head
+    same = np.broadcast_to(heads[:, :, :1], heads.shape)
+    np.testing.assert_allclose(ops.head_consistency(same), np.zeros((2, 3)), atol=1e-6)
 
 
 @pytest.mark.parametrize("kappa", [0.0, 0.5, 1.0])
@@ -146,6 +212,8 @@ Q, Y = np.zeros((2, 3)), np.zeros((2,))
     ("call", "words"),
     [
         (lambda: ops.quantile_levels(0), ["num", "0", "at least 1"]),
+        (lambda: ops.quantile_levels(4, "left"), ["kind", "left", "midpoint, right"]),
+        (lambda: ops.head_consistency(Q[:1]), ["the number of heads", "1", "at least 2"]),
         (lambda: ops.noise_quantiles(-1), ["num", "-1", "at least 1"]),
         (lambda: ops.quantile_huber(Q, Q, np.ones(3), -1.0), ["kappa", "-1.0", "at least 0"]),
     ],
@@ -161,6 +229,7 @@ def test_bad_options_are_named(call, words):
     [
         lambda: ops.quantile_huber(Q, np.zeros((3, 3)), np.ones(3)),
         lambda: ops.quantile_huber(Q, Q, np.ones(2)),
+        lambda: ops.quantile_huber_by_level(Q, Q, np.ones((3, 3))),
         lambda: ops.wasserstein1(Q, np.zeros((2, 4))),
         lambda: ops.crps(Q, np.zeros(3)),
         lambda: ops.cdf(Q, np.zeros((2, 1))),
@@ -169,3 +238,8 @@ def test_bad_options_are_named(call, words):
 def test_wrong_shapes_are_refused(call):
     with pytest.raises(AssertionError):
         call()
+
+
+def test_a_level_outside_its_range_is_named():
+    with pytest.raises(ValueError, match="level is 1.5; allowed: a number in"):
+        ops.quantile_at(np.ones(3, np.float32), 1.5)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_critic as reference
+from reference import random_mask, tail_aware_weights, with_junk
 
 from dfpo_jax import ops
 
@@ -166,6 +167,101 @@ def test_tail_curvature_sign():
     assert ops.tail_curvature_penalty(outer, 0.25, 0.25) > 0.01
 
 
+def plain_robust(q, radius, lowest):
+    """Moves the mass `radius` from the top to the lowest value, value by value."""
+    mass, left = [1.0 / len(q)] * len(q), radius
+    for j in reversed(range(len(q))):
+        taken = min(mass[j], left)
+        mass[j], left = mass[j] - taken, left - taken
+    return radius * lowest + sum(m * float(x) for m, x in zip(mass, q, strict=True))
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.25, 0.37, 1.0])
+def test_the_robust_value_moves_mass_to_the_lowest_value(radius, variant):
+    q = quantiles(11, 2, 3, 7)
+    got = variant(lambda x: ops.robust_value(x, radius=radius, lowest=-9.0))(jnp.asarray(q))
+    want = rows(lambda x: plain_robust(x, radius, -9.0), q)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    grounded = ops.robust_value(jnp.asarray(q), radius=radius, lowest=0.0)
+    lower = 0.0 if radius == 1.0 else ops.cvar(jnp.asarray(q), 1.0 - radius)
+    np.testing.assert_allclose(grounded, (1.0 - radius) * lower, rtol=1e-5, atol=1e-6)
+
+
+def test_the_robust_value_is_the_maximum_of_rfqis_dual():
+    """max over eta of (1 - radius) eta - mean (eta - v)_+, for values and eta from 0 up."""
+    v, radius = np.sort(np.random.default_rng(0).uniform(0.0, 3.0, 7)), 0.3
+    etas = np.linspace(0.0, 4.0, 40_001)[:, None]
+    dual = (1.0 - radius) * etas[:, 0] - np.maximum(etas - v, 0.0).mean(axis=1)
+    got = ops.robust_value(jnp.asarray(v), radius=radius, lowest=0.0)
+    np.testing.assert_allclose(got, dual.max(), atol=1e-4)
+
+
+def test_risk_weights_and_what_they_emphasise(variant):
+    levels = ops.quantile_levels(5, "right")
+    found = {
+        kind: variant(lambda x, kind=kind: ops.risk_weights(x, emphasis=kind, rate=2.0))(levels)
+        for kind in ops.RISK_EMPHASES
+    }
+    lower = np.exp(-2.0 * np.array([0.2, 0.4, 0.6, 0.8, 1.0]))
+    upper = np.exp(-2.0 * np.array([0.8, 0.6, 0.4, 0.2, 0.0]))
+    np.testing.assert_allclose(found["lower"], lower, rtol=1e-5)
+    np.testing.assert_allclose(found["upper"], upper, rtol=1e-5)
+    np.testing.assert_allclose(found["mean_upper"], np.full(5, upper.mean()), rtol=1e-5)
+    gradient = jax.grad(lambda x: ops.risk_weights(x).sum())(levels)
+    np.testing.assert_array_equal(gradient, np.zeros(5))
+
+
+# --- weights of the tail -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["upper", "lower"])
+@pytest.mark.parametrize("temperature", [0.05, 2.0])
+def test_tail_aware_weights_match_loop(side, temperature, variant):
+    rng = np.random.default_rng(0)
+    mask = random_mask(rng, 7, 9)
+    returns, quantile = rng.normal(size=(2, 7, 9)).astype(np.float32)
+    options = {"temperature": temperature, "tail": 0.3, "side": side}
+    found = variant(lambda *x: ops.tail_aware_weights(*x, **options))(
+        with_junk(returns, mask), with_junk(quantile, mask, np.inf), mask
+    )
+    want = tail_aware_weights(returns, quantile, mask, temperature, 0.3, side)
+    np.testing.assert_allclose(found, want, rtol=1e-4)
+    if temperature == 2.0:  # no weight is clipped
+        np.testing.assert_allclose(np.asarray(found)[mask > 0].mean(), 1.0, rtol=1e-5)
+
+
+def test_tail_aware_weights_of_one_return_in_the_tail_and_of_none():
+    mask = jnp.ones((1, 30))
+    returns = jnp.zeros((1, 30)).at[0, 4].set(100.0)
+    found = ops.tail_aware_weights(returns, 50.0 * mask, mask, temperature=1.0)
+    want = np.full((1, 30), 0.1)
+    want[0, 4] = 10.0
+    np.testing.assert_allclose(found, want, rtol=1e-6)
+    none = ops.tail_aware_weights(-1e6 * mask, mask, mask)
+    np.testing.assert_allclose(none, np.full((1, 30), 0.1), rtol=1e-6)
+    np.testing.assert_array_equal(ops.tail_aware_weights(returns, mask, 0 * mask), 0 * mask)
+
+
+def test_tail_aware_weights_carry_no_gradient():
+    x = jnp.asarray(quantiles(0, 4, 5))
+    slope = jax.grad(lambda r, q: ops.tail_aware_weights(r, q, jnp.ones((4, 5))).sum(), (0, 1))
+    for gradient in slope(x, 0.5 * x):
+        np.testing.assert_array_equal(gradient, np.zeros((4, 5)))
+
+
+def test_bad_options_of_the_tail_are_named():
+    x = jnp.ones((1, 3))
+    for options, said in (
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"tail": 0.0}, "tail is 0.0; allowed: above 0 and at most 1"),
+        ({"side": "both"}, "side is 'both'; allowed: upper, lower"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ops.tail_aware_weights(x, x, x, **options)
+    with pytest.raises(AssertionError):
+        ops.tail_aware_weights(x, x[:, :2], x)
+
+
 def test_bad_options():
     q = jnp.arange(4.0)
     for level in (0.0, -0.1, 1.5):
@@ -181,5 +277,11 @@ def test_bad_options():
         ops.risk_value(q, measure="mean_cvar", eta=1.5)
     with pytest.raises(ValueError, match="the number of quantiles of q is 2; allowed: at least 3"):
         ops.tail_curvature_penalty(q[:2], 0.5, 0.5)
+    with pytest.raises(ValueError, match=r"radius is 1.5; allowed: a number in \[0, 1\]"):
+        ops.robust_value(q, radius=1.5, lowest=0.0)
+    with pytest.raises(ValueError, match="emphasis is 'middle'; allowed: lower, upper, mean_upper"):
+        ops.risk_weights(q, emphasis="middle")
+    with pytest.raises(ValueError, match="rate is 0.0; allowed: a positive number"):
+        ops.risk_weights(q, rate=0.0)
     with pytest.raises(AssertionError):
         ops.cvar_penalty(jnp.ones((2, 3)), jnp.ones((3, 3)), 0.5)

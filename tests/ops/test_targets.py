@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference as plain
 import reference_critic as reference
 from reference import random_mask
 
@@ -175,6 +176,25 @@ def test_average_matches_gae_per_quantile_and_on_means(with_final, variant):
         np.testing.assert_allclose(np.asarray(got[b]).mean(axis=-1), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("with_final", [False, True])
+def test_distributional_gae_is_gae_for_each_quantile(with_final, variant):
+    rng, mask, rewards, values = example(seed=7)
+    final = rng.normal(size=(6, 5)).astype(np.float32) if with_final else None
+    got = variant(
+        lambda r, v, m, f: ops.distributional_gae(
+            r, v, m, discount=0.9, lambda_=0.8, final_values=f
+        )
+    )(spoil(rewards, mask), spoil(values, mask), mask, final)
+    for j in range(5):
+        end = None if final is None else final[:, j]
+        want, _ = plain.gae(rewards, values[..., j], mask, 0.9, 0.8, end)
+        np.testing.assert_allclose(got[..., j], want, rtol=1e-5, atol=1e-5)
+    # The mean over the quantiles is the advantage of the mean values.
+    end = None if final is None else final.mean(axis=-1)
+    want, _ = plain.gae(rewards, values.mean(axis=-1), mask, 0.9, 0.8, end)
+    np.testing.assert_allclose(np.asarray(got).mean(axis=-1), want, rtol=1e-5, atol=1e-5)
+
+
 def test_known_gae_numbers():
     """Lambda 0, reward 5 at the end, values 1, 2, 3: returns 2, 3, 5."""
     returns = ops.lambda_average(
@@ -190,7 +210,8 @@ def test_targets_carry_no_gradient():
     _, mask, rewards, values = example()
     args = (jnp.asarray(rewards), jnp.asarray(values), jnp.asarray(mask))
     key = key_of(0)
-    for fn in (lambda *a: ops.lambda_mixture(key, *a), ops.lambda_average):
+    mixture = functools.partial(ops.lambda_mixture, key)
+    for fn in (mixture, ops.lambda_average, ops.distributional_gae):
         assert float(jnp.abs(fn(*args)).sum()) > 0
         slopes = jax.grad(lambda r, v, fn=fn: fn(r, v, args[2]).sum(), argnums=(0, 1))
         gradients = jax.jit(slopes)(*args[:2])
@@ -204,6 +225,8 @@ def test_bad_arguments():
         ops.lambda_mixture(key, ones, ones[..., None], ones, lambda_=1.5)
     with pytest.raises(ValueError, match=r"discount is -1; allowed"):
         ops.lambda_average(ones, ones[..., None], ones, discount=-1)
+    with pytest.raises(ValueError, match=r"lambda_ is -0.1; allowed"):
+        ops.distributional_gae(ones, ones[..., None], ones, lambda_=-0.1)
     with pytest.raises(AssertionError):  # whole-number rewards would turn 0.75 into 0
         ops.lambda_mixture(key, ones.astype(jnp.int32), ones[..., None], ones)
     with pytest.raises(AssertionError):
