@@ -327,13 +327,6 @@ class Config:
                 "the sampler's log-probabilities are those of an older policy, so it must be True"
             )
         check_parts(self.algorithm_config(), self.plan, self.train.samples)
-        bounds = self.plan.build(self.train.samples).range
-        if bounds is not None and self.rewards != Rewards():
-            raise ValueError(
-                f"plan.name is {self.plan.name!r}, which gives rewards of its own, in {bounds}; "
-                "the section rewards acts on those of the verifier alone, so it must be left at "
-                "its defaults"
-            )
         self._check_step_scaling()
 
     def _check_step_scaling(self) -> None:
