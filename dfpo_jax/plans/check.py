@@ -39,6 +39,11 @@ def check_plan(plan: Any, name: str, samples: int) -> None:
         raise ValueError(f"{name}: gives is {plan.gives!r}; it must be a frozenset of names")
     if plan.written is not None and not callable(plan.written):
         raise ValueError(f"{name}: written is {plan.written!r}; it must be a function or None")
+    if plan.round_samples is not None and not _is_count(plan.round_samples):
+        raise ValueError(
+            f"{name}: round_samples is {plan.round_samples!r}; it must be None or a whole number, "
+            "at least 1"
+        )
     if not _is_range(plan.range):
         raise ValueError(
             f"{name}: range is {plan.range!r}; it must be None or (low, high), finite numbers in "

@@ -64,7 +64,8 @@ class Elimination:
                 f"plan.name is 'elimination' and train.samples {samples}; it must lie in [2, "
                 f"plan.elimination.round_samples], and that is {self.round_samples}"
             )
-        return Plan(self._collect, frozenset({"groups", "pool"}))
+        gives = frozenset({"groups", "pool"})
+        return Plan(self._collect, gives, round_samples=self.round_samples)
 
     def _collect(
         self, draw: Draw, prompts: Callable[[int], list[Item]], count: int, samples: int

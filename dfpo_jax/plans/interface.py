@@ -59,12 +59,15 @@ class Plan(NamedTuple):
         gives none. Raises ValueError for an item without them. A run reads all of them before it
         starts.
       range: of the rewards, where the plan says them itself; None for those of `Draw.sample`.
+      round_samples: responses to a prompt in a round, by which sampling is compiled ahead; None for
+        as many as the rollout has.
     """
 
     collect: Callable[[Draw, Callable[[int], list[Item]], int, int], tuple[Drawn, dict[str, float]]]
     gives: frozenset[str] = frozenset()
     written: Callable[[Item], Sequence[str]] | None = None
     range: tuple[float, float] | None = None
+    round_samples: int | None = None
 
 
 def join(drawn: Sequence[Drawn]) -> Drawn:

@@ -327,6 +327,7 @@ class Config:
                 "the sampler's log-probabilities are those of an older policy, so it must be True"
             )
         check_parts(self.algorithm_config(), self.plan, self.train.samples)
+<<<<<<< HEAD
         bounds = self.plan.build(self.train.samples).range
         if bounds is not None and self.rewards != Rewards():
             raise ValueError(
@@ -344,6 +345,8 @@ class Config:
                 f"returns.outcome is False and train.frozen {self.train.frozen}; a critic that "
                 "trained would learn that nothing is good, so it must name 'critic'"
             )
+=======
+>>>>>>> h1
         self._check_step_scaling()
 
     def _check_step_scaling(self) -> None:

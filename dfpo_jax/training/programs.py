@@ -48,7 +48,7 @@ class Programs:
         rows = train.prompts * train.samples
         with mesh_context(self.mesh):
             if name == "sample":
-                return self._sample(train.prompts, train.samples)
+                return self._sample(train.prompts, self.round_samples)
             prepare, update = self.learner.programs["prepare"], self.learner.programs["update"]
             if name == "prepare":
                 return prepare.lower(state, self.rollout(rows))
@@ -58,6 +58,12 @@ class Programs:
             )
             context = self._placed(context, replicated(self.mesh))
             return update.lower(state, batch, context)
+
+    @property
+    def round_samples(self) -> int:
+        """Responses to a prompt that are sampled at once."""
+        samples = self.config.train.samples
+        return self.config.plan.build(samples).round_samples or samples
 
     def rows(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         """An array whose first axis is split over the mesh's data axes."""

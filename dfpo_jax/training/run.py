@@ -14,7 +14,7 @@ from dfpo_jax.chat import Chat
 from dfpo_jax.models import pretrained
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.plans import Plan
-from dfpo_jax.rewards import Link
+from dfpo_jax.rewards import Link, Rewards
 from dfpo_jax.rollout.collect import given
 from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.sharding import create_mesh
@@ -104,21 +104,7 @@ def build_run(config: Config, training: bool = True) -> Run:
     if training:
         check_division(config, mesh)
     model = Transformer(config.model)
-    chat = _chat(config.task, tokenizer)
-    beginning(tokenizer, config.tokenizer.begin)
-    sampler = Sampler(
-        model=model,
-        tokenizer=tokenizer,
-        prompt_length=config.train.prompt_length,
-        config=config.sampling,
-        mesh=mesh,
-        eos_ids=_eos_ids(config, tokenizer, chat),
-        chat=chat,
-        truncate_prompts=config.task.overlong == "truncate",
-        stop=config.task.stop,
-        prompt_buckets=config.train.prompt_buckets,
-        begin=config.tokenizer.begin,
-    )
+    sampler = _sampler(config, tokenizer, model, mesh)
     tasks = {"in_domain": config.task}
     if config.evaluation.out_of_domain:
         tasks["out_of_domain"] = config.out_of_domain
@@ -130,7 +116,6 @@ def build_run(config: Config, training: bool = True) -> Run:
     plan = config.plan.build(config.train.samples)
     _check_items(config, sampler, train_task, critic_items, plan)
     prompts = train_task.everything() or train_task.batch(0, config.train.prompts)
-    config.rewards.build(train_task.reward_range, critic_items)  # raises for a missing column
     learner = make_learner(config, model, mesh)
     run = Run(
         config=config,
@@ -147,6 +132,27 @@ def build_run(config: Config, training: bool = True) -> Run:
     if training:
         _check_training(run)
     return run
+
+
+def _sampler(
+    config: Config, tokenizer: PreTrainedTokenizerBase, model: Transformer, mesh: jax.sharding.Mesh
+) -> Sampler:
+    """The sampler of the training task."""
+    chat = _chat(config.task, tokenizer)
+    beginning(tokenizer, config.tokenizer.begin)
+    return Sampler(
+        model=model,
+        tokenizer=tokenizer,
+        prompt_length=config.train.prompt_length,
+        config=config.sampling,
+        mesh=mesh,
+        eos_ids=_eos_ids(config, tokenizer, chat),
+        chat=chat,
+        truncate_prompts=config.task.overlong == "truncate",
+        stop=config.task.stop,
+        prompt_buckets=config.train.prompt_buckets,
+        begin=config.tokenizer.begin,
+    )
 
 
 def _check_training(run: Run) -> None:
@@ -287,7 +293,7 @@ def _eos_ids(config: Config, tokenizer, chat: Chat | None) -> tuple[int, ...]:
 def _check_items(
     config: Config, sampler: Sampler, task: Task, critic_items: list[Item], plan: Plan
 ) -> None:
-    """Raises where a prompt or a given response does not fit, or the template parts from itself.
+    """Raises where prompts, given responses, the chat template or the rewards do not fit.
 
     Looks at all prompts of a file, at the first batch of a generator, and at those held out for
     the critic.
@@ -295,10 +301,18 @@ def _check_items(
     items = task.batch(0, max(config.train.prompts, config.warm_start.batch_size))
     sampler.prompts(task.everything() or items)
     sampler.prompts(critic_items)
+    if critic_items and config.critic.name != "none":
+        config.rewards.build(task.reward_range, critic_items)  # raises for a missing column
     if sampler.chat is not None:
         sampler.chat.check(items[0].conversation, items[0].answer or "0")
     if config.warm_start.steps > 0:
         task_demonstrations(sampler, items[: config.warm_start.batch_size])
+    if plan.range is not None and config.rewards != Rewards():
+        raise ValueError(
+            f"config.plan.name is {config.plan.name!r}, which gives rewards of its own, in "
+            f"{plan.range}; the section rewards acts on those of the verifier alone, so it must be "
+            "left at its defaults"
+        )
     if plan.written is not None:
         pairs = [(i, text) for i in task.everything() or items for text in plan.written(i)]
         for start in range(0, len(pairs), _PIECE):

@@ -64,10 +64,13 @@ def test_groups_need_several_responses_to_a_prompt():
     check_parts(config, Plans(), samples=2)
     with pytest.raises(ValueError) as error:
         check_parts(config, Plans(), samples=1)
+    givers = [
+        f"plan {name!r} with train.samples of 2{'' if name == 'pairs' else ' or more'}"
+        for name in Plans().parts
+    ]
     assert str(error.value) == (
         "advantage 'group' needs groups; critic 'none' gives nothing, plan 'uniform' with "
-        "train.samples=1 gives nothing; it is given by plan 'uniform' with train.samples of 2 or "
-        "more"
+        f"train.samples=1 gives nothing; it is given by {', '.join(givers)}"
     )
 
 

@@ -349,9 +349,9 @@ def test_an_objective_that_takes_a_name_is_refused(module):
 
 
 def test_what_no_part_gives_is_said(module):
-    source = {"advantage": {"name": "own_parts:Batch", "custom": {"needs": "pool"}}}
+    source = {"advantage": {"name": "own_parts:Batch", "custom": {"needs": "weather"}}}
     said = refused(
-        "config.advantage 'own_parts:Batch' needs pool; critic 'flow' ", parse_config, source
+        "config.advantage 'own_parts:Batch' needs weather; critic 'flow' ", parse_config, source
     )
     assert said.endswith("it is given by no part that is registered")
 

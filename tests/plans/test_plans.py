@@ -227,6 +227,7 @@ def impure():
         ),
         (Plan(one_round, written=["a"]), r"written is \['a'\]; it must be a function or None"),
         (Plan(one_round, range=(1.0, 1.0)), r"range is \(1.0, 1.0\); it must be None or \(low"),
+        (Plan(one_round, round_samples=0), "round_samples is 0; it must be None or a whole n"),
         (Plan(one_round, range=3), "range is 3; it must be None or"),
         (Plan(changed(samples=1), frozenset({"groups"})), "gives has 'groups', .* samples=1"),
         (Plan(same_round_twice), "collect drew round 0; rounds must be numbered .* the next is 1"),

@@ -13,6 +13,9 @@ from dfpo_jax.training.config import parse_config
 from dfpo_jax.training.config_diff import flatten
 from dfpo_jax.training.run import build_run
 
+CHOICES = ("plan", "critic", "advantage", "objective")
+CUSTOM = {f"{section}.custom" for section in CHOICES}  # {} too, and a setting
+
 
 @pytest.fixture(scope="module")
 def run():
@@ -29,7 +32,10 @@ def parted(config):
         "not read by this run:",
     ]
     found = [line.strip().split(" = ", 1) for line in lines if line.startswith("  ")]
-    settings = flatten(dataclasses.asdict(config)).keys() - {"critic.none", "plan.uniform"}
+    parts = dataclasses.asdict(config)
+    empty = {f"{section}.{part}" for section in CHOICES for part in parts[section]}
+    empty = {name for name in empty if flatten(parts).get(name) == {}} - CUSTOM
+    settings = flatten(parts).keys() - empty
     assert sorted(name for name, _ in found) == sorted(settings)
     cuts = [*heads, len(lines)]
     return [

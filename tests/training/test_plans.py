@@ -81,6 +81,13 @@ def test_tasks_without_columns_say_so():
         build_run(parse_config(config))
 
 
+def test_rewards_that_a_plan_does_not_read_are_refused(config):
+    config = with_pairs(config)
+    config.rewards.flip.false_positive = 0.1
+    with pytest.raises(ValueError, match=r"config.plan.name is 'pairs', which gives .*\(-1.0, 1.0"):
+        build_run(parse_config(config))
+
+
 def test_the_range_of_the_rewards_follows_from_all_rows_or_from_the_plan(config):
     config.rewards.correction.update(false_positive_column="fp", false_negative_column="fn")
     low, high = build_run(parse_config(config)).reward_range
@@ -102,14 +109,6 @@ def test_the_range_of_the_rewards_follows_from_all_rows_or_from_the_plan(config)
         (
             {"plan": {"name": "pairs"}},
             "config.plan.name is 'pairs' and train.samples 4; it must be",
-        ),
-        (
-            {
-                "plan": {"name": "pairs"},
-                "train": {"samples": 2},
-                "rewards": {"flip": {"false_positive": 0.1}},
-            },
-            r"config.plan.name is 'pairs', which gives rewards of its own, in \(-1.0, 1.0\); the",
         ),
         (
             {"algorithm": "reinforce_ada", "plan": {"name": "uniform"}},
@@ -142,6 +141,7 @@ def test_programs_take_what_the_plan_gives(config, algorithm, plan, there):
     for name in ("baseline", "expert"):
         leaves = jax.tree.leaves(getattr(rollout, name))
         assert (len(leaves) > 0) == (name == there) and all(len(x.shape) > 0 for x in leaves)
+    assert programs.round_samples == (8 if algorithm == "reinforce_ada" else 2)
     for name in ("prepare", "train"):
         programs.lower(name)
 

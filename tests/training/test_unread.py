@@ -24,6 +24,8 @@ def choosing(section, name):
     config[section].name = name
     if (section, name) == ("critic", "none"):
         config.advantage.name = "group"
+    if (section, name) == ("plan", "pairs"):
+        config.train.samples = 2
     for other, giver in givers(section, name):
         config[other].name = giver
     return config

@@ -48,7 +48,7 @@ class Lowering(Programs):
             if name == "prefill":
                 return self._prefill(train.prompts)
             if name == "decode":
-                return self._decode(train.prompts * train.samples)
+                return self._decode(train.prompts * self.round_samples)
         return super().lower(name)
 
     def resident(self, name: str) -> int:
