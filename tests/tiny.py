@@ -223,7 +223,8 @@ def make_state(algorithm, policy=None, step=0, kl_coefficient=0.2, shift=0.4, sc
         params={"policy": policy, **critic},
         opt_state=None,
         reference=randomised(policy, seed=2, scale=0.1),
-        controls={
+        controls={name: jnp.float32(value) for name, value in algorithm.controls.items()}
+        | {
             "value_shift": jnp.float32(shift),
             "value_scale": jnp.float32(scale),
             "kl_coefficient": jnp.float32(kl_coefficient),
