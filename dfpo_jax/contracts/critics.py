@@ -47,7 +47,7 @@ def critic(settings: Any) -> None:
     learns = any(np.any(x) for path, x in found["gradients"].items() if path.startswith("params"))
     require(learns, name, "losses must have a gradient with respect to params")
     junk = result(measure.only(STATES, states), measure.only(MASK, rewards))
-    for key in ("law", "returns"):
+    for key in ("law", "returns", *(["heads"] if part.heads else [])):
         measure.check_junk(name, key, found[key], junk[key])
     measure.check_losses_junk(name, found, junk)
 
@@ -68,8 +68,10 @@ def _program(part: Critic) -> Callable[..., dict]:
 
         rows = part.targets(key, reading, steps, 0.9)
         inputs = {"params": params, "rows": rows, "old_params": old}
+        heads = {} if part.heads is None else {"heads": part.heads(reading)[:, :-1]}
         return {
             "law": part.law(reading)[:, :-1],
+            **heads,
             "returns": part.returns(key, reading, steps, 1.0),
             **measure.evaluate(losses, inputs, steps.mask),
         }

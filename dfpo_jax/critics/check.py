@@ -28,6 +28,8 @@ def check_critic(critic: Any, name: str) -> None:
         expected.
     """
     trial.check_fields(critic, Critic, name, optional=("paths", "heads"), names="gives")
+    if "heads" in critic.gives and critic.heads is None:
+        raise ValueError(f"{name}: gives has 'heads', and heads is None; it must be a function")
 
     def run(key, states, steps, per_row, keys):
         params = call_custom(name, "init", lambda: critic.init(key, _D))
@@ -57,6 +59,9 @@ def _check_readings(critic: Critic, name: str, params: ArrayTree, states: Array)
         if critic.paths is not None:
             paths = call_custom(name, "paths", functools.partial(critic.paths, readings[-1]))
             trial.check_array(paths, name, "paths", times=17, B=_B, T=time, M=None)
+        if critic.heads is not None:
+            heads = call_custom(name, "heads", functools.partial(critic.heads, readings[-1]))
+            trial.check_array(heads, name, "heads", B=_B, T=time, N=None)
     if "law" in critic.gives and quantiles == 1:
         raise ValueError(
             f"{name}: gives has 'law', and law returned {law.dtype} {law.shape}; one quantile is "

@@ -35,6 +35,7 @@ def test_the_law_of_a_histogram_has_its_mean_within_half_a_bin():
     np.testing.assert_allclose(critic.law(log_probs).mean(axis=-1), means, atol=2 / 101)
 
 
+@pytest.mark.filterwarnings("ignore:Rlax categorical_cross_entropy")
 def test_one_step_targets_and_the_loss_of_atoms_equal_those_of_rlax():
     """Atoms of equal mass are their own shares, so that targets at lambda 0 are C51's."""
     rlax = pytest.importorskip("rlax")

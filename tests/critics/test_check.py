@@ -105,6 +105,14 @@ def test_a_right_critic_passes(critic):
         (losses(weight=jnp.ones(2)), "losses returned float32 (2,) as weight of 'loss'; it must"),
         ({"losses": while_loop}, "the gradient of losses raised ValueError: Reverse-mode differe"),
         (
+            {"gives": frozenset({"value", "heads"})},
+            "gives has 'heads', and heads is None; it must be a function",
+        ),
+        (
+            {"heads": lambda v: v},
+            "heads returned float32 (2, 4); it must return floats [B, T, N] (here (2, 4, N))",
+        ),
+        (
             {"paths": lambda v: v},
             "paths returned float32 (2, 4); it must return floats [times, B, ",
         ),

@@ -125,6 +125,10 @@ def shifted(quantiles):
 
 WRONG = {
     "law descends": (QUANTILE._replace(law=lambda q: -q), "law must be sorted ascending"),
+    "heads of another state": (
+        SCALAR._replace(heads=lambda v: jnp.roll(v, -1, axis=1)[..., None]),
+        "heads must not change with what lies",
+    ),
     "law of another state": (QUANTILE._replace(law=shifted), "law must not change with what lies"),
     "returns forget lambda": (
         SCALAR._replace(returns=lambda k, r, s, _: SCALAR.returns(k, r, s, 0.5)),
