@@ -35,6 +35,9 @@ PRESETS = {
     },
     # arXiv 1806.06923, in the form of DistRLVR, openreview 3e46ayVUgj.
     "iqn": {"critic.name": "iqn"},
+    # DistRLVR, openreview 3e46ayVUgj, from its public code; of its critics the implicit quantiles.
+    # Its lambda of targets is 0.9; its eight samples per target are here the critic's M.
+    "distrlvr": {"critic.name": "iqn", "critic.lambda_": 0.9, "advantage.name": "tail_aware"},
     # The baseline of arXiv 2512.03847, which describes it in a sentence: reconstructed.
     "robust_bellman": {"critic.name": "robust"},
     # Value Flows, arXiv 2510.07650. For its two critics with averaged copies stands one critic and
@@ -124,6 +127,7 @@ PRESETS = {
         "advantage.group.normalize": False,
         "objective.name": "divergence",
         "objective.aggregation": "constant_length",
+    },
     # arXiv 2501.03262. The coefficient is third-party documentation's, not read in the paper.
     "reinforce_pp": {
         "critic.name": "none",
