@@ -234,7 +234,7 @@ OWN = "or module:Class of your own"
         (
             "critic",
             {"name": "flwo"},
-            f"name is 'flwo'; it must be one of {{}} (the nearest is flow), {OWN}",
+            f"name is 'flwo'; it must be one of {{}} (the nearest is flow, scalar_flow), {OWN}",
         ),
         (
             "critic",

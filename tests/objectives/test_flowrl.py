@@ -38,7 +38,7 @@ def case(settings, seed=4):
 
 
 def params_of(objective, seed=0):
-    params = nn.unbox(objective.init(jax.random.key(seed), D))
+    params = nn.unbox(jax.jit(objective.init, static_argnums=1)(jax.random.key(seed), D))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
 
@@ -76,7 +76,7 @@ def test_the_gradient_reaches_the_network_and_the_prompts_states_but_no_other():
         found = objective.terms(live._replace(hidden=hidden), batch, CONTEXT, params)
         return jnp.sum(found["loss"].per_token * MASK)
 
-    of_hidden, of_params = jax.grad(total, (0, 1))(live.hidden, params_of(objective))
+    of_hidden, of_params = jax.jit(jax.grad(total, (0, 1)))(live.hidden, params_of(objective))
     read = np.concatenate([ROLLOUT.prompt_mask * THERE[:, None], 0 * MASK], axis=1) > 0
     assert np.array_equal(np.any(of_hidden != 0, axis=-1), read)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(of_params))
@@ -94,7 +94,7 @@ def test_loss_and_gradient_are_0_at_the_optimum():
         found = objective.terms(live._replace(log_probs=log_probs), batch, CONTEXT, params)
         return jnp.sum(found["loss"].per_token * MASK)
 
-    loss, gradients = jax.value_and_grad(total, (0, 1))(live.log_probs, params)
+    loss, gradients = jax.jit(jax.value_and_grad(total, (0, 1)))(live.log_probs, params)
     assert float(loss) < 1e-9
     for leaf in jax.tree.leaves(gradients):
         np.testing.assert_allclose(leaf, 0, atol=1e-5)
