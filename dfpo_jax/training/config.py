@@ -327,15 +327,8 @@ class Config:
                 "the sampler's log-probabilities are those of an older policy, so it must be True"
             )
         check_parts(self.algorithm_config(), self.plan, self.train.samples)
-<<<<<<< HEAD
-        bounds = self.plan.build(self.train.samples).range
-        if bounds is not None and self.rewards != Rewards():
-            raise ValueError(
-                f"plan.name is {self.plan.name!r}, which gives rewards of its own, in {bounds}; "
-                "the section rewards acts on those of the verifier alone, so it must be left at "
-                "its defaults"
-            )
-        if bounds is not None and "policy" not in self.train.frozen:
+        own_rewards = self.plan.build(self.train.samples).range is not None
+        if own_rewards and "policy" not in self.train.frozen:
             raise ValueError(
                 f"plan.name is {self.plan.name!r}, whose responses the policy did not sample, and "
                 f"train.frozen {self.train.frozen}; it must name 'policy'"
@@ -345,8 +338,6 @@ class Config:
                 f"returns.outcome is False and train.frozen {self.train.frozen}; a critic that "
                 "trained would learn that nothing is good, so it must name 'critic'"
             )
-=======
->>>>>>> h1
         self._check_step_scaling()
 
     def _check_step_scaling(self) -> None:
