@@ -12,6 +12,15 @@ python experiments/train.py --config=configs/jsonl.py --workdir=runs/mine \\
     --config.task.prompt="{problem} End with the number." \\
     --config.task.verifier.name=number --config.task.verifier.extract=last_number
 
+A value model for `--config.algorithm=gvm`, from preferences such as {"prompt": "2 + 3?", "chosen":
+"5", "rejected": "6"}; the policy's own run names its directory:
+
+python experiments/train.py --config=configs/jsonl.py:value_model --workdir=runs/value_model \\
+    --config.task.dataset=preferences.jsonl
+python experiments/train.py --config=configs/jsonl.py --workdir=runs/gvm \\
+    --config.task.dataset=train.jsonl --config.algorithm=gvm --config.critic.trunk=own \\
+    --config.critic.warmup=0 --config.critic.source=runs/value_model
+
 --config.task.parameters.messages=COLUMN reads conversations. `tasks/jsonl.py` documents the columns
 and `tasks/verifiers.py` the verifiers. A data set on the hub may replace the file. There is no
 out-of-domain evaluation. The sizes suit a model of half a billion parameters. Not yet run in full.
@@ -25,8 +34,8 @@ from dfpo_jax.training.config_argument import check_argument
 
 
 def get_config(arg=None):
-    """The run; it takes no argument."""
-    check_argument(__file__, arg)
+    """The run; `value_model` trains a critic on preference pairs instead."""
+    check_argument(__file__, arg, "value_model")
     config = default_config()
     config.weights.source = "Qwen/Qwen2.5-0.5B-Instruct"
     config.tokenizer.name = "weights"
@@ -45,4 +54,11 @@ def get_config(arg=None):
     config.critic.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
     config.evaluation.update(every=20, out_of_domain=False)
     config.checkpoint.every = 20
+    if arg == "value_model":
+        config.algorithm, config.plan.name = "ppo", "pairs"
+        config.train.update(frozen=("policy",), samples=2)
+        config.critic.update(trunk="own", warmup=0)
+        config.critic_optimizer.learning_rate = 1e-5  # of a whole transformer
+        config.task.prompt = "{prompt}"
+        config.task.parameters.answer = "chosen"
     return config

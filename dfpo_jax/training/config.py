@@ -327,12 +327,6 @@ class Config:
                 "the sampler's log-probabilities are those of an older policy, so it must be True"
             )
         check_parts(self.algorithm_config(), self.plan, self.train.samples)
-        own_rewards = self.plan.build(self.train.samples).range is not None
-        if own_rewards and "policy" not in self.train.frozen:
-            raise ValueError(
-                f"plan.name is {self.plan.name!r}, whose responses the policy did not sample, and "
-                f"train.frozen {self.train.frozen}; it must name 'policy'"
-            )
         if not self.returns.outcome and "critic" not in self.train.frozen:
             raise ValueError(
                 f"returns.outcome is False and train.frozen {self.train.frozen}; a critic that "

@@ -307,6 +307,11 @@ def _check_items(
         sampler.chat.check(items[0].conversation, items[0].answer or "0")
     if config.warm_start.steps > 0:
         task_demonstrations(sampler, items[: config.warm_start.batch_size])
+    if plan.range is not None and "policy" not in config.train.frozen:
+        raise ValueError(
+            f"config.plan.name is {config.plan.name!r}, whose responses the policy did not sample, "
+            f"and config.train.frozen {config.train.frozen}; it must name 'policy'"
+        )
     if plan.range is not None and config.rewards != Rewards():
         raise ValueError(
             f"config.plan.name is {config.plan.name!r}, which gives rewards of its own, in "

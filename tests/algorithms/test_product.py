@@ -17,7 +17,7 @@ from dfpo_jax.objectives import Objectives
 from dfpo_jax.plans import Plans
 from dfpo_jax.types import Expert, TrainState
 
-KINDS = (Critics().parts, Advantages().parts, Objectives().parts, Plans().parts, (1, 4))
+KINDS = (Critics().parts, Advantages().parts, Objectives().parts, Plans().parts, (1, 2))
 ALWAYS = frozenset({"reference", "behaviour", "scores"})
 
 
@@ -51,6 +51,15 @@ def missing(critic, advantage, objective, plan, samples):
     given = plan.build(samples).gives | ALWAYS | (built.gives if built else frozenset())
     needs = config.advantage.build().needs
     return needs.union(*(part.needs for part in config.objective.build().values())) - given
+
+
+def refused_by_plan(plan, samples):
+    """What a plan says against a number of responses per prompt, or ""."""
+    try:
+        Plans(name=plan).build(samples)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def traced(config, samples):
@@ -87,7 +96,13 @@ def givers(sentence):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_parts_compose_and_trace_or_are_refused_by_one_sentence(case):
     critic, advantage, objective, plan, samples = case
-    config, lacks = config_of(critic, advantage, objective), missing(*case)
+    config = config_of(critic, advantage, objective)
+    if sentence := refused_by_plan(plan, samples):
+        assert f"samples {samples}; " in sentence and "\n" not in sentence
+        with pytest.raises(ValueError, match=re.escape(sentence)):
+            check_parts(config, Plans(name=plan), samples)
+        return
+    lacks = missing(*case)
     if not lacks:
         check_parts(config, Plans(name=plan), samples)
         advantages, terms = traced(config, samples)
@@ -110,8 +125,10 @@ def test_parts_compose_and_trace_or_are_refused_by_one_sentence(case):
 
 
 def test_both_outcomes_occur():
-    refused = [case for case in CASES if missing(*case)]
-    assert refused and len(refused) < len(CASES)
+    cases = [case for case in CASES if not refused_by_plan(*case[3:])]
+    assert len(cases) < len(CASES)
+    refused = [case for case in cases if missing(*case)]
+    assert refused and len(refused) < len(cases)
     assert {"value", "law", "groups"} <= {need for case in refused for need in missing(*case)}
 
 

@@ -61,17 +61,34 @@ def directory(tmp_path_factory):
     rows = [[f"What is {i} + 1?"] * 2 + [f"#### {i + 1}.0", i + 1.0] for i in range(40)]
     lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in rows]
     (directory / "train.jsonl").write_text("\n".join(lines))
+    pairs = [
+        {"prompt": row[0], "chosen": str(i + 1), "rejected": "0"} for i, row in enumerate(rows)
+    ]
+    (directory / "preferences.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return directory
 
 
-@pytest.mark.parametrize(
-    "words", [w for w in COMMANDS if any("train.jsonl" in x for x in w)], ids=" ".join
-)
-def test_a_file_and_a_directory_of_weights_are_enough(words, directory, monkeypatch):
+OF_FILES = [words for words in COMMANDS if any(".jsonl" in word for word in words)]
+OF_VALUE_MODELS = [w for w in OF_FILES if any("critic.source" in x for x in w)]
+
+
+def test_a_value_model_that_is_not_there_is_named(directory, monkeypatch):
+    (words,) = OF_VALUE_MODELS
+    with pytest.raises(ValueError, match="critic.source is 'runs/value_model', and there is no "):
+        run_of(words, directory, monkeypatch)
+
+
+def run_of(words, directory, monkeypatch):
+    """The run of a command whose files lie in a directory."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    words = [word.replace("train.jsonl", str(directory / "train.jsonl")) for word in words]
+    words = [re.sub(r"\w+\.jsonl", lambda found: str(directory / found[0]), x) for x in words]
     words += [f"--config.weights.source={directory / 'model'}", "--config.mesh.fsdp=1"]
-    run = build_run(configuration(words, monkeypatch))
+    return build_run(configuration(words, monkeypatch))
+
+
+@pytest.mark.parametrize("words", [w for w in OF_FILES if w not in OF_VALUE_MODELS], ids=" ".join)
+def test_a_file_and_a_directory_of_weights_are_enough(words, directory, monkeypatch):
+    run = run_of(words, directory, monkeypatch)
     assert list(run.evaluations) == ["in_domain"]
     (item, *others), task = run.evaluations["in_domain"].items, run.train_task
     assert len(others) < 20 and item.prompt.startswith("What is ")

@@ -103,7 +103,10 @@ def test_keys_left_out_keep_the_defaults_of_the_run():
             "config.critic_optimizer.learning_rate, config.policy_optimizer.learning_rate, "
             "config.warm_start.optimizer.learning_rate",
         ),
-        ({"task": {"temprature": 0.1}}, "the nearest is config.sampling.temperature"),
+        (
+            {"task": {"temprature": 0.1}},
+            "the nearest are config.sampling.temperature, config.advantage.tail_aware.temperature",
+        ),
     ],
 )
 def test_unknown_keys_name_the_nearest(source, message):

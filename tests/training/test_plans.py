@@ -93,6 +93,15 @@ def test_rewards_that_a_plan_does_not_read_are_refused(config):
         build_run(parse_config(config))
 
 
+def test_a_policy_does_not_learn_from_responses_that_were_given(config):
+    config = with_pairs(config)
+    config.train.frozen = ()
+    with pytest.raises(
+        ValueError, match=r"whose responses the policy did not sample.*name 'policy"
+    ):
+        build_run(parse_config(config))
+
+
 def test_the_range_of_the_rewards_follows_from_all_rows_or_from_the_plan(config):
     config.rewards.correction.update(false_positive_column="fp", false_negative_column="fn")
     low, high = build_run(parse_config(config)).reward_range
@@ -114,10 +123,6 @@ def test_the_range_of_the_rewards_follows_from_all_rows_or_from_the_plan(config)
         (
             {"plan": {"name": "pairs"}},
             "config.plan.name is 'pairs' and train.samples 4; it must be",
-        ),
-        (
-            {"plan": {"name": "pairs"}, "train": {"samples": 2}},
-            r"config.plan.name is 'pairs', whose responses .* train.frozen \(\); it must name 'p",
         ),
         (
             {"algorithm": "reinforce_ada", "plan": {"name": "uniform"}},
