@@ -36,6 +36,7 @@ def config(tmp_path):
 def with_pairs(config):
     config.plan.name = "pairs"
     config.plan.pairs.update(chosen="answer", rejected="worse")
+    config.train.frozen = ("policy",)
     return config
 
 
@@ -54,7 +55,10 @@ def with_pairs(config):
             {"plan.name": "hybrid", "plan.hybrid.column": "long"},
             "answer '123' has 4 tokens with its end of sequence; max_new_tokens is 3",
         ),
-        ({"plan.name": "pairs"}, "has no 'chosen', which plan.pairs.chosen names; it has question"),
+        (
+            {"plan.name": "pairs", "train.frozen": ("policy",)},
+            "has no 'chosen', which plan.pairs.chosen names; it has question",
+        ),
         (
             {"rewards.correction.false_positive_column": "rho0"},
             "has no 'rho0', which rewards.correction.false_positive_column names; it has question",
@@ -76,6 +80,7 @@ def test_a_column_that_does_not_serve_is_one_line_before_anything_compiles(confi
 def test_tasks_without_columns_say_so():
     config = tiny()
     config.plan.name = "pairs"
+    config.train.frozen = ("policy",)
     config.rewards.flip.false_positive = 0.0
     with pytest.raises(ValueError, match="plan.pairs.chosen is 'chosen'; prompt '.*' has no colum"):
         build_run(parse_config(config))
@@ -85,6 +90,15 @@ def test_rewards_that_a_plan_does_not_read_are_refused(config):
     config = with_pairs(config)
     config.rewards.flip.false_positive = 0.1
     with pytest.raises(ValueError, match=r"config.plan.name is 'pairs', which gives .*\(-1.0, 1.0"):
+        build_run(parse_config(config))
+
+
+def test_a_policy_does_not_learn_from_responses_that_were_given(config):
+    config = with_pairs(config)
+    config.train.frozen = ()
+    with pytest.raises(
+        ValueError, match=r"whose responses the policy did not sample.*name 'policy"
+    ):
         build_run(parse_config(config))
 
 
@@ -150,7 +164,7 @@ def test_programs_take_what_the_plan_gives(config, algorithm, plan, there):
 def test_a_value_model_learns_which_response_is_preferred(config):
     """A model that is given pairs and no samples tells a right sum from a negative one."""
     config = with_pairs(config)
-    config.update_from_flattened_dict({"train.frozen": ("policy",), "train.prompts": 32})
+    config.update_from_flattened_dict({"train.prompts": 32})
     config.update_from_flattened_dict(
         {"train.iterations": 40, "critic_optimizer.learning_rate": 3e-3}
     )
