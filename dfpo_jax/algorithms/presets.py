@@ -40,7 +40,8 @@ PRESETS = {
     },
     # arXiv 1806.06923, in the form of DistRLVR, openreview 3e46ayVUgj.
     "iqn": {"critic.name": "iqn"},
-    # openreview 3e46ayVUgj, from its code.
+    # DistRLVR, openreview 3e46ayVUgj, from its public code; of its critics the implicit quantiles.
+    # Its lambda of targets is 0.9; its eight samples per target are here the critic's M.
     "distrlvr": {"critic.name": "iqn", "critic.lambda_": 0.9, "advantage.name": "tail_aware"},
     # arXiv 2512.03847, of which summaries and third-party code were read. From summaries of the
     # paper: 200 quantiles, and .1 as the best weight of the "risk interval", which is taken here
@@ -65,17 +66,6 @@ PRESETS = {
         "critic.quantile.tail_curvature_weight": 0.1,
         "critic.quantile.head_consistency_weight": 0.005,
     },
-    # arXiv 1707.06887, with targets by the lambda-mixture.
-    "c51": {
-        "critic.name": "categorical",
-        "critic.categorical.projection": "linear",
-        "critic.categorical.num_bins": 51,
-    },
-    # arXiv 1806.06923, in the form of DistRLVR, openreview 3e46ayVUgj.
-    "iqn": {"critic.name": "iqn"},
-    # DistRLVR, openreview 3e46ayVUgj, from its public code; of its critics the implicit quantiles.
-    # Its lambda of targets is 0.9; its eight samples per target are here the critic's M.
-    "distrlvr": {"critic.name": "iqn", "critic.lambda_": 0.9, "advantage.name": "tail_aware"},
     # The baseline of arXiv 2512.03847, which describes it in a sentence: reconstructed.
     "robust_bellman": {"critic.name": "robust"},
     # Value Flows, arXiv 2510.07650. For its two critics with averaged copies stands one critic and
@@ -137,45 +127,6 @@ PRESETS = {
     "dr_grpo": _UNSCALED,
     # arXiv 2402.14740: REINFORCE with a leave-one-out baseline, on the clipped ratio.
     "rloo": {**_UNSCALED, "advantage.group.baseline": "leave_one_out"},
-    "rloo": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "advantage.group.baseline": "leave_one_out",
-        "advantage.group.normalize": False,
-    },
-    # arXiv 2507.18071, with the normalised advantage of GRPO.
-    "gspo": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "objective.name": "sequence",
-        "objective.aggregation": "sequence_mean",
-    },
-    # arXiv 2506.13585, section 3.1.
-    "cispo": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "objective.name": "cispo",
-    },
-    # arXiv 2509.15207. Its objective reads no advantage.
-    "flowrl": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "objective.name": "flowrl",
-        "objective.aggregation": "sequence_mean",
-    },
-    # arXiv 2602.04879: binary total variation, threshold .15, ratios without a cap.
-    "dppo": {
-        "critic.name": "none",
-        "advantage.name": "group",
-        "advantage.whiten": False,
-        "advantage.group.normalize": False,
-        "objective.name": "divergence",
-        "objective.aggregation": "constant_length",
-    },
     # arXiv 2501.03262. The coefficient is third-party documentation's, not read in the paper.
     "reinforce_pp": {
         "critic.name": "none",
