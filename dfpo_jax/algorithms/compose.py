@@ -31,7 +31,7 @@ from dfpo_jax.algorithms.trunk import (
 )
 from dfpo_jax.algorithms.units import value_units
 from dfpo_jax.critics import Critic
-from dfpo_jax.critics.scalar import lambda_returns
+from dfpo_jax.critics.interface import lambda_returns
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.objectives import Live, Objective
 from dfpo_jax.types import VALUE_UNITS, Array, ArrayTree, Loss, Rollout, Steps, Term, TrainState
