@@ -7,7 +7,6 @@ dataclasses that the rest of the code reads.
 
 import dataclasses
 import itertools
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from dfpo_jax.plans import Plans
 from dfpo_jax.rewards import Rewards
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.settings import check_choice, check_interval, check_unread, parse_section
+from dfpo_jax.training.config_checks import check_sections
 from dfpo_jax.training.config_keys import moved_setting, unknown_setting
 from dfpo_jax.training.settings_dict import Settings, nested
 from dfpo_jax.training.sources import TaskConfig, TokenizerConfig, WeightsConfig
@@ -296,61 +296,8 @@ class Config:
     def __post_init__(self):
         """Check what spans sections."""
         check_choice(self, "algorithm", tuple(PRESETS))
-        longest = self.train.prompt_length + self.sampling.max_new_tokens
-        if longest > self.model.max_positions:
-            raise ValueError(
-                f"train.prompt_length + sampling.max_new_tokens is {longest}; it must be at most "
-                f"model.max_positions, {self.model.max_positions}"
-            )
-        if self.rewards.length.buffer > self.sampling.max_new_tokens:
-            raise ValueError(
-                f"rewards.length.buffer is {self.rewards.length.buffer}; it must be at most "
-                f"sampling.max_new_tokens, {self.sampling.max_new_tokens}"
-            )
-        if self.sampling.temperature == 0.0:
-            raise ValueError("sampling.temperature is 0.0; training needs samples, so above 0")
-        truncating = self.sampling.top_k > 0 or self.sampling.top_p < 1.0
-        if truncating and not self.log_probs.recompute:
-            raise ValueError(
-                "log_probs.recompute is False; with top_k or top_p the sampler's log-probabilities "
-                "belong to a truncated distribution, so it must be True"
-            )
-        if self.objective.importance_cap > 0.0 and not self.log_probs.recompute:
-            raise ValueError(
-                f"objective.importance_cap is {self.objective.importance_cap} and "
-                "log_probs.recompute False; without log-probabilities of the trainer there is no "
-                "ratio to cap, so it must be 0.0"
-            )
-        if self.train.behaviour_lag > 0 and not self.log_probs.recompute:
-            raise ValueError(
-                f"train.behaviour_lag is {self.train.behaviour_lag} and log_probs.recompute False; "
-                "the sampler's log-probabilities are those of an older policy, so it must be True"
-            )
+        check_sections(self)
         check_parts(self.algorithm_config(), self.plan, self.train.samples)
-        if not self.returns.outcome and "critic" not in self.train.frozen:
-            raise ValueError(
-                f"returns.outcome is False and train.frozen {self.train.frozen}; a critic that "
-                "trained would learn that nothing is good, so it must name 'critic'"
-            )
-        self._check_step_scaling()
-
-    def _check_step_scaling(self) -> None:
-        for name in ("critic_optimizer", "warm_start.optimizer"):
-            scaling = operator.attrgetter(name)(self).step_scaling
-            if scaling != "none":
-                raise ValueError(
-                    f"{name}.step_scaling is {scaling!r}; only the policy has importance weights, "
-                    "so it must be 'none'"
-                )
-        objectives = self.objective.build().values()
-        if self.policy_optimizer.step_scaling != "none" and not any(
-            "behaviour" in objective.needs for objective in objectives
-        ):
-            raise ValueError(
-                f"policy_optimizer.step_scaling is {self.policy_optimizer.step_scaling!r}; "
-                f"objective {self.objective.name!r} does not weigh responses against the policy "
-                "that sampled, so it must be 'none'"
-            )
 
     def algorithm_config(self) -> AlgorithmConfig:
         """The sections that make the algorithm."""

@@ -1,0 +1,75 @@
+"""What spans sections of a configuration, but for the parts of an algorithm."""
+
+import operator
+from typing import Any
+
+
+def check_sections(config: Any) -> None:
+    """Raise ValueError, in one sentence, where sections of a `Config` contradict one another."""
+    _check_lengths(config)
+    _check_log_probs(config)
+    _check_frozen(config)
+    _check_step_scaling(config)
+
+
+def _check_lengths(config: Any) -> None:
+    longest = config.train.prompt_length + config.sampling.max_new_tokens
+    if longest > config.model.max_positions:
+        raise ValueError(
+            f"train.prompt_length + sampling.max_new_tokens is {longest}; it must be at most "
+            f"model.max_positions, {config.model.max_positions}"
+        )
+    if config.rewards.length.buffer > config.sampling.max_new_tokens:
+        raise ValueError(
+            f"rewards.length.buffer is {config.rewards.length.buffer}; it must be at most "
+            f"sampling.max_new_tokens, {config.sampling.max_new_tokens}"
+        )
+
+
+def _check_log_probs(config: Any) -> None:
+    if config.sampling.temperature == 0.0:
+        raise ValueError("sampling.temperature is 0.0; training needs samples, so above 0")
+    truncating = config.sampling.top_k > 0 or config.sampling.top_p < 1.0
+    if truncating and not config.log_probs.recompute:
+        raise ValueError(
+            "log_probs.recompute is False; with top_k or top_p the sampler's log-probabilities "
+            "belong to a truncated distribution, so it must be True"
+        )
+    if config.objective.importance_cap > 0.0 and not config.log_probs.recompute:
+        raise ValueError(
+            f"objective.importance_cap is {config.objective.importance_cap} and "
+            "log_probs.recompute False; without log-probabilities of the trainer there is no "
+            "ratio to cap, so it must be 0.0"
+        )
+    if config.train.behaviour_lag > 0 and not config.log_probs.recompute:
+        raise ValueError(
+            f"train.behaviour_lag is {config.train.behaviour_lag} and log_probs.recompute False; "
+            "the sampler's log-probabilities are those of an older policy, so it must be True"
+        )
+
+
+def _check_frozen(config: Any) -> None:
+    if not config.returns.outcome and "critic" not in config.train.frozen:
+        raise ValueError(
+            f"returns.outcome is False and train.frozen {config.train.frozen}; a critic that "
+            "trained would learn that nothing is good, so it must name 'critic'"
+        )
+
+
+def _check_step_scaling(config: Any) -> None:
+    for name in ("critic_optimizer", "warm_start.optimizer"):
+        scaling = operator.attrgetter(name)(config).step_scaling
+        if scaling != "none":
+            raise ValueError(
+                f"{name}.step_scaling is {scaling!r}; only the policy has importance weights, "
+                "so it must be 'none'"
+            )
+    objectives = config.objective.build().values()
+    if config.policy_optimizer.step_scaling != "none" and not any(
+        "behaviour" in objective.needs for objective in objectives
+    ):
+        raise ValueError(
+            f"policy_optimizer.step_scaling is {config.policy_optimizer.step_scaling!r}; "
+            f"objective {config.objective.name!r} does not weigh responses against the policy "
+            "that sampled, so it must be 'none'"
+        )
