@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 
+from dfpo_jax import ops
 from dfpo_jax.critics.flow import Flow, FlowTargets
-from dfpo_jax.critics.interface import Critic, lambda_returns
+from dfpo_jax.critics.interface import Critic
 from dfpo_jax.models.value_flow import ValueFlowConfig
 from dfpo_jax.settings import check_interval
 
@@ -67,8 +68,17 @@ class ScalarFlow:
 
         def returns(key, reading, steps, lambda_):
             del key
-            found = lambda_returns(law(reading)[..., 0], steps, lambda_)
-            return config.reader.clipped(found)[..., None]
+            values = law(reading)
+            # Not by GAE: advantage plus value would round off where values are large.
+            found = ops.lambda_average(
+                steps.rewards,
+                values[:, :-1],
+                steps.mask,
+                discount=steps.discount,
+                lambda_=lambda_,
+                final_values=ops.final_values(values, steps.mask, steps.bootstrap),
+            )
+            return config.reader.clipped(found)
 
         def targets(key, reading, steps, lambda_):
             goals = returns(key, reading, steps, lambda_)
