@@ -66,8 +66,9 @@ PRESETS = {
         "critic.quantile.tail_curvature_weight": 0.1,
         "critic.quantile.head_consistency_weight": 0.005,
     },
-    # The baseline of arXiv 2512.03847, which describes it in a sentence: reconstructed.
-    "robust_bellman": {"critic.name": "robust"},
+    # The baseline of arXiv 2512.03847, which describes it in a sentence: reconstructed. Heads that
+    # learn from the same responses soon agree, and their minimum is then PPO's value.
+    "robust_bellman": {"critic.name": "robust", "critic.robust.disjoint": True},
     # Value Flows, arXiv 2510.07650. For its two critics with averaged copies stands one critic and
     # its copy at the start of the iteration, for the one-step target the lambda-mixture, for one
     # noise per token S of them, for the range of returns a bound; sizes of the network are ours.
