@@ -41,8 +41,14 @@ PRESETS = {
     # arXiv 1806.06923, in the form of DistRLVR, openreview 3e46ayVUgj.
     "iqn": {"critic.name": "iqn"},
     # DistRLVR, openreview 3e46ayVUgj, from its public code; of its critics the implicit quantiles.
-    # Its lambda of targets is 0.9; its eight samples per target are here the critic's M.
-    "distrlvr": {"critic.name": "iqn", "critic.lambda_": 0.9, "advantage.name": "tail_aware"},
+    # Its lambda of targets is 0.9; its eight samples per target are here the critic's M; its
+    # temperature of 0.5 on rewards of 0 and 1 is 1 in value units.
+    "distrlvr": {
+        "critic.name": "iqn",
+        "critic.lambda_": 0.9,
+        "advantage.name": "tail_aware",
+        "advantage.tail_aware.temperature": 1.0,
+    },
     # arXiv 2512.03847, of which summaries and third-party code were read. From summaries of the
     # paper: 200 quantiles, and .1 as the best weight of the "risk interval", which is taken here
     # for that of every loss of risk and tails. From the code: 3 heads, the levels, kappa and the
