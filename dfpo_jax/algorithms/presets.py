@@ -117,7 +117,9 @@ PRESETS = {
         "objective.entropy.leave_out": 0.2,
     },
     # DVPO with a global value model, arXiv 2502.16944, from its code: the policy is rewarded for
-    # staying near its start alone, and the value model of `critic.source` knows what is good.
+    # staying near its start alone, and the value model of `critic.source` knows what is good. The
+    # notes on its code do not say whether its target of 0.1 nats is of a token, as it is here, or
+    # of a response.
     "gvm": {
         "critic.name": "scalar",
         "returns.outcome": False,
