@@ -13,9 +13,9 @@ from dfpo_jax.settings import check_choice
 class MinVariance:
     """A_k = r_k - b, b = sum_i w_i^2 ||g_i||^2 r_i / sum_i w_i^2 ||g_i||^2.
 
-    w_i = pi(y_i) / mu(y_i), uncut, and g_i = grad log pi(y_i). The paper's code takes both at every
-    update; here they are those of the policy that the iteration starts with, which is the same with
-    one update per iteration.
+    w_i = pi(y_i) / mu(y_i), not truncated, and g_i = grad log pi(y_i). The paper's code takes both
+    at every update; here they are those of the policy that the iteration starts with, which is the
+    same with one update per iteration.
 
     Attributes:
       scope: the responses that share a baseline: "group", those to one prompt, or "batch".

@@ -109,15 +109,9 @@ def _prepare(
     steps, view, targets, head = found.steps, None, None, None
     if critic is not None:
         head, length = state.params["critic"]["head"], rollout.tokens.shape[1]
-        states = critic_states(
-            config.critic,
-            parts.model,
-            state.params,
-            response_states(found.old.hidden, length),
-            found.sequence,
-            found.valid,
-            length,
-        )
+        policy_states = response_states(found.old.hidden, length)
+        inputs = (policy_states, found.sequence, found.valid, length)
+        states = critic_states(config.critic, parts.model, state.params, *inputs)
         reading = critic.read(head, states)
         returns = functools.partial(critic.returns, policy_key, reading, steps)
         heads = None if critic.heads is None else critic.heads(reading)

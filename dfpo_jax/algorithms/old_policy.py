@@ -80,9 +80,10 @@ def evaluate_old(
         bootstrap = rollout.truncated
     old = Old(hidden, log_probs, reference, mask, state.controls, expert)
     shift, scale = state.controls["value_shift"], state.controls["value_scale"]
-    rewards = ops.place_at_last(jnp.asarray(rollout.rewards, jnp.float32), mask)
-    if not config.returns.outcome:  # there is nothing to shift either
-        rewards, shift = 0.0 * rewards, 0.0
+    outcomes = jnp.asarray(rollout.rewards, jnp.float32)
+    if not config.returns.outcome:  # 0 in value units, in which the frozen critic is read
+        outcomes = jnp.where(bootstrap, 0.0, shift)
+    rewards = ops.place_at_last(outcomes, mask)
     for objective in objectives.values():
         if objective.reward is not None:
             rewards = rewards + objective.reward(old)

@@ -41,8 +41,14 @@ PRESETS = {
     # arXiv 1806.06923, in the form of DistRLVR, openreview 3e46ayVUgj.
     "iqn": {"critic.name": "iqn"},
     # DistRLVR, openreview 3e46ayVUgj, from its public code; of its critics the implicit quantiles.
-    # Its lambda of targets is 0.9; its eight samples per target are here the critic's M.
-    "distrlvr": {"critic.name": "iqn", "critic.lambda_": 0.9, "advantage.name": "tail_aware"},
+    # Its lambda of targets is 0.9; its eight samples per target are here the critic's M; its
+    # temperature of 0.5 on rewards of 0 and 1 is 1 in value units.
+    "distrlvr": {
+        "critic.name": "iqn",
+        "critic.lambda_": 0.9,
+        "advantage.name": "tail_aware",
+        "advantage.tail_aware.temperature": 1.0,
+    },
     # arXiv 2512.03847, of which summaries and third-party code were read. From summaries of the
     # paper: 200 quantiles, and .1 as the best weight of the "risk interval", which is taken here
     # for that of every loss of risk and tails. From the code: 3 heads, the levels, kappa and the
@@ -66,8 +72,9 @@ PRESETS = {
         "critic.quantile.tail_curvature_weight": 0.1,
         "critic.quantile.head_consistency_weight": 0.005,
     },
-    # The baseline of arXiv 2512.03847, which describes it in a sentence: reconstructed.
-    "robust_bellman": {"critic.name": "robust"},
+    # The baseline of arXiv 2512.03847, which describes it in a sentence: reconstructed. Heads that
+    # learn from the same responses soon agree, and their minimum is then PPO's value.
+    "robust_bellman": {"critic.name": "robust", "critic.robust.disjoint": True},
     # Value Flows, arXiv 2510.07650. For its two critics with averaged copies stands one critic and
     # its copy at the start of the iteration, for the one-step target the lambda-mixture, for one
     # noise per token S of them, for the range of returns a bound; sizes of the network are ours.
@@ -110,7 +117,9 @@ PRESETS = {
         "objective.entropy.leave_out": 0.2,
     },
     # DVPO with a global value model, arXiv 2502.16944, from its code: the policy is rewarded for
-    # staying near its start alone, and the value model of `critic.source` knows what is good.
+    # staying near its start alone, and the value model of `critic.source` knows what is good. The
+    # notes on its code do not say whether its target of 0.1 nats is of a token, as it is here, or
+    # of a response.
     "gvm": {
         "critic.name": "scalar",
         "returns.outcome": False,

@@ -32,9 +32,9 @@ class Critics(Choice):
         gradients flow into it) or "detached" (the policy's, they do not).
       lambda_: lambda of the critic's targets.
       warmup: the most iterations in which only the critic learns.
-      warmup_patience: 0, or the iterations after which the warm-up ends early because the
-        explained variance of the returns has settled: it has not risen by `warmup_rise`.
-      warmup_rise: see there.
+      warmup_patience: 0, or after how many iterations without a rise in the explained variance of
+        the returns the warm-up ends early.
+      warmup_rise: the least increase of its highest value so far that counts as a rise.
       loss_weight: coefficient of the critic's objective beside the policy's.
       source: "" or the work directory of another run, whose critic this one starts as: its
         parameters, in its units of value. Only with an own trunk.

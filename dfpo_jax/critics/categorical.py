@@ -27,7 +27,7 @@ class Categorical:
       support: the bins cover [-support, support] in value units, in which rewards of a known range
         lie in [-1, 1]; the first and the last atom lie at its ends. Returns outside count as them.
       smoothing: deviation of the Gaussian, in widths of a bin; the paper's 0.75 by default.
-      num_quantiles: M, quantiles by which a state's distribution is read.
+      num_quantiles: M, equal shares of the mass, by whose means a state's distribution is read.
       projection: what becomes of a sample: "gaussian" (a Gaussian over the bins) or "linear"
         (shares of the two atoms around it).
 
@@ -56,8 +56,8 @@ class Categorical:
     def build(self) -> Critic:
         """The critic; its reading is the log-probabilities [B, T, K] of bins or atoms."""
         head = QuantileHead(self.num_bins)  # K linear outputs that start at 0
-        project, law = _HISTOGRAM if self.projection == "gaussian" else _ATOMS
-        project, law = functools.partial(project, self), functools.partial(law, self)
+        project = _binned if self.projection == "gaussian" else _on_atoms
+        project, law = functools.partial(project, self), functools.partial(_law, self)
 
         def read(params, states):
             return jax.nn.log_softmax(head.apply({"params": params}, states))
@@ -85,23 +85,11 @@ def _line(config: Categorical, num: int) -> Array:
     return jnp.linspace(-config.support, config.support, num)
 
 
-def _cumulative(x: Array) -> Array:
-    """[..., K] -> [..., K + 1] sums of the first 0 .. K."""
-    return jnp.pad(jnp.cumsum(x, axis=-1), [(0, 0)] * (x.ndim - 1) + [(1, 0)])
-
-
 def _binned(config: Categorical, samples: Array) -> Array:
     """Probabilities [B, R, K] of the bins, averaged over the samples [B, R, S]."""
     sigma = config.smoothing * 2.0 * config.support / config.num_bins
     edges = _line(config, config.num_bins + 1)
     return jnp.mean(ops.gaussian_histogram(samples, edges, sigma=sigma), axis=-2)
-
-
-def _histogram_law(config: Categorical, log_probs: Array) -> Array:
-    """Quantiles [B, T, M] at the midpoint levels, of mass spread evenly within each bin."""
-    levels, ends = ops.quantile_levels(config.num_quantiles), _line(config, config.num_bins + 1)
-    inverse = functools.partial(jnp.interp, levels, fp=ends)
-    return jnp.vectorize(inverse, signature="(k)->(m)")(_cumulative(jnp.exp(log_probs)))
 
 
 def _on_atoms(config: Categorical, samples: Array) -> Array:
@@ -110,19 +98,26 @@ def _on_atoms(config: Categorical, samples: Array) -> Array:
     return ops.project_categorical(samples, mass, _line(config, config.num_bins))
 
 
-def _atom_law(config: Categorical, log_probs: Array) -> Array:
+def _law(config: Categorical, log_probs: Array) -> Array:
     """Mean within each of M equal shares of the mass, in order: [B, T, M].
 
-    Their mean is the mean of the atoms. That of quantiles at M levels is not, because the quantile
-    function of atoms jumps.
+    A bin's mass is spread evenly over it. The mean over the shares is that of the histogram. That
+    of quantiles at M levels is not where the mass has gaps: of returns of -1 and 1 it would move in
+    steps of 2 / M.
     """
     mass, num = jnp.exp(log_probs), config.num_quantiles
-    below = jnp.linspace(0.0, 1.0, num + 1)
-    lorenz = jnp.vectorize(functools.partial(jnp.interp, below), signature="(k),(k)->(m)")(
-        _cumulative(mass), _cumulative(mass * _line(config, config.num_bins).reshape(1, 1, -1))
-    )
-    return jnp.sort(num * jnp.diff(lorenz, axis=-1), axis=-1)
+    if config.projection == "gaussian":
+        low, width = _line(config, config.num_bins + 1)[:-1], 2.0 * config.support / config.num_bins
+    else:
+        low, width = _line(config, config.num_bins), 0.0
+    levels, centres = jnp.linspace(0.0, 1.0, num + 1), low + 0.5 * width
 
+    def lorenz(mass):  # [K] -> [M + 1] integrals of the quantile function up to each level
+        below, sums = (jnp.pad(jnp.cumsum(x), (1, 0)) for x in (mass, mass * centres))
+        k = jnp.clip(jnp.searchsorted(below, levels, side="right") - 1, 0, config.num_bins - 1)
+        within = jnp.minimum(levels - below[k], mass[k])
+        reached = within / jnp.maximum(mass[k], jnp.finfo(mass.dtype).tiny)
+        return sums[k] + within * (low[k] + 0.5 * width * reached)
 
-_HISTOGRAM = (_binned, _histogram_law)
-_ATOMS = (_on_atoms, _atom_law)
+    integrals = jnp.vectorize(lorenz, signature="(k)->(m)")(mass)
+    return jnp.sort(num * jnp.diff(integrals, axis=-1), axis=-1)

@@ -23,11 +23,12 @@ class Ensemble:
 
     Attributes:
       num_heads: N.
-      disjoint: head n learns only from the responses whose number in the batch is n modulo N, so
-        that, as responses to one prompt follow one another, heads learn from disjoint responses to
-        every prompt. Otherwise every head learns from all.
+      disjoint: head n learns only from the responses whose number in the batch is n modulo N.
+        Responses to one prompt are consecutive: where there are at least N, every head learns from
+        every prompt, and no two from the same response. Otherwise every head learns from all.
       init_scale: deviation of the heads' first values, in normalised units, where a state has a
-        mean square of 1. Without `disjoint` heads differ by their first values alone.
+        mean square of 1. Without `disjoint` heads differ by their first values alone, and grow
+        alike as they learn.
 
     Raises:
       ValueError: a value outside its range, named with what is allowed.

@@ -125,8 +125,13 @@ class Flow:
             check_unread(self, "uncertainty_temperature", because="uncertainty is 'none'")
         if self.dcfm_weight == 0.0:
             check_unread(self, "dcfm_base", because="dcfm_weight is 0.0")
+        if self.geometry_weight == 0.0:
+            check_unread(self, "geometry", because="geometry_weight is 0.0")
         if self.anchor_weight == 0.0:
             check_unread(self, "noise", because="anchor_weight is 0.0")
+            if self.dcfm_weight == 0.0:
+                because = "anchor_weight and dcfm_weight are 0.0"
+                check_unread(self, "uncertainty", because=because)
         if self.target_mode == "flowcritic":
             because = "target_mode 'flowcritic' mixes noises, so that no sample has one of its own"
             check_unread(self, "noise", because=because)

@@ -69,6 +69,7 @@ class ScalarFlow:
         def returns(key, reading, steps, lambda_):
             del key
             values = law(reading)
+            # Not by GAE: advantage plus value would round off where values are large.
             found = ops.lambda_average(
                 steps.rewards,
                 values[:, :-1],

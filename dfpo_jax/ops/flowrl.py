@@ -173,8 +173,8 @@ def flowrl_clamp(
       "gspo": those with -r clip(s, 1 - clip_low, 1 + clip_high) > -r s
       "dapo": those where the same holds for rho in place of s at more than half of the tokens.
     Source: variants that FlowRL's author left commented out in a fork of verl (volcengine/verl,
-    recipe/flowrl/functions.py, commit 11fba5b5). There the ratio of "dapo" is not defined in the
-    end; the plain ratio of the token is our reading.
+    recipe/flowrl/functions.py, commit 11fba5b5). There "dapo" reads a ratio that is defined in no
+    line; the token's own is our reading.
 
     Args:
       log_probs: [B, T] of the policy being trained, nats.

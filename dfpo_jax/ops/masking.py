@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dfpo_jax.ops.checks import check_choice
+from dfpo_jax.ops.checks import check_choice, check_unit_interval
 from dfpo_jax.types import Array
 
 AGGREGATIONS = ("token_mean", "sequence_mean", "constant_length")
@@ -132,8 +132,7 @@ def lowest_share(x: Array, mask: Array, share: float) -> Array:
       AssertionError: if the shapes differ.
     """
     chex.assert_equal_shape([x, mask])
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"share is {share}; it must lie in [0, 1]")
+    check_unit_interval("share", share)
     valid = jnp.asarray(mask).astype(bool)
     ordered = jnp.sort(jnp.where(valid, x, jnp.inf), axis=None)
     count = jnp.floor(share * jnp.sum(valid, dtype=jnp.float32) + 1e-4).astype(jnp.int32)

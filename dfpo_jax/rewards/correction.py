@@ -33,7 +33,7 @@ class Correction:
       false_positive_column: "" or the column of the data set that holds rho0 of each prompt.
       false_negative_column: "" or the column that holds its rho1.
       kind: "backward", whose range is low + (high - low) times -rho0 / J to (1 - rho0) / J; or
-        "forward", which reads rho1 alone, with rho1 - 1 to rho1.
+        "forward", with rho1 - 1 to rho1, for which rho0 need not be known and must be left out.
 
     Raises:
       ValueError: a field is outside its range, J is not above 0, a rate is set twice, or a setting
@@ -55,6 +55,9 @@ class Correction:
                 check_unread(self, name, because=f"{name}_column is {found!r}, which replaces it")
         if not self._is_on:
             check_unread(self, "kind", because="nothing reads it while no rate is set")
+        if self.kind == "forward":
+            because = "kind is 'forward', which reads false negatives alone"
+            check_unread(self, "false_positive", "false_positive_column", because=because)
         _check_rates(self.false_positive, self.false_negative)
 
     @property
@@ -80,13 +83,11 @@ class Correction:
             words = "the verifier's error rates were corrected prompt by prompt"
             return Link(self._apply, functools.partial(self._range, *self._rates(items)), words)
         rates = np.float32([self.false_positive]), np.float32([self.false_negative])
-        words = (
-            f"rates of {100 * self.false_positive:.3g}% false positives and "
-            f"{100 * self.false_negative:.3g}% false negatives were corrected"
-        )
-        unit = 1.0
+        words, unit = f"{100 * self.false_negative:.3g}% false negatives", 1.0
         if self.kind == "backward":
+            words = f"{100 * self.false_positive:.3g}% false positives and {words}"
             unit = 1.0 / (1.0 - self.false_positive - self.false_negative)
+        words = f"{words} of the verifier were corrected"
         return Link(self._apply, functools.partial(self._range, *rates), words, unit)
 
     def _rates(self, items: Sequence[Item]) -> list[np.ndarray]:

@@ -93,7 +93,8 @@ def test_an_expert_comes_from_the_plan():
 
 def test_groups_beside_a_critic_may_have_discounts_but_no_rewards_of_tokens():
     """The critic reads both, but the policy would not see a KL in the reward."""
-    check_parts(AlgorithmConfig(SCALAR, GROUP, returns=Returns(0.9, "bootstrap")), Plans(), 2)
+    returns = Returns(0.9, overlong="bootstrap")
+    check_parts(AlgorithmConfig(SCALAR, GROUP, returns=returns), Plans(), 2)
     kl = Objectives(kl=Kl(0.1, where="reward"))
     with pytest.raises(ValueError, match="it must stand in the loss"):
         check_parts(AlgorithmConfig(SCALAR, GROUP, kl), Plans(), 2)

@@ -59,6 +59,21 @@ def test_kl_in_the_loss_leaves_rewards_as_they_are():
     np.testing.assert_allclose(found.steps.rewards, plain, atol=1e-6)
 
 
+@pytest.mark.parametrize("overlong", ["terminal", "bootstrap"])
+def test_without_an_outcome_a_response_ends_with_0_in_value_units(overlong):
+    returns = Returns(0.9, outcome=False, overlong=overlong)
+    found, rollout, state, old, ref = run({"kl": Kl(0.5, "k1", "reward").build()}, returns=returns)
+    mu, sigma = (float(state.controls[f"value_{name}"]) for name in ("shift", "scale"))
+    assert mu != 0.0
+    penalty = float(state.controls["kl_coefficient"]) * kl(old, ref, "k1")
+    for b, row in enumerate(rollout.mask):
+        slots = np.flatnonzero(row)
+        for i in slots:
+            ends = i == slots[-1] and not (overlong == "bootstrap" and rollout.truncated[b])
+            expected = (-penalty[b, i] - (0.0 if ends else 0.1 * mu)) / sigma
+            np.testing.assert_allclose(found.steps.rewards[b, i], expected, atol=1e-5)
+
+
 def test_rewards_that_objectives_add_are_in_units_of_reward():
     bonus = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
     added = Objective(lambda *_: {}, reward=lambda old: bonus * old.mask)

@@ -7,15 +7,19 @@ import numpy as np
 import optax
 import pytest
 
+from dfpo_jax import ops
 from dfpo_jax.critics.categorical import Categorical
 from dfpo_jax.types import Steps
 
 
-def test_quantiles_invert_the_histogram():
+def test_shares_of_a_histogram_are_its_means():
     critic = Categorical(num_bins=4, support=2.0, num_quantiles=4).build()
-    law = critic.law(jnp.log(jnp.array([[[0.5, 0.0, 0.25, 0.25]]])))
-    # Levels 1/8, 3/8, 5/8, 7/8 of mass .5 on [-2, -1], .25 on [0, 1] and .25 on [1, 2].
-    np.testing.assert_allclose(law, [[[-1.75, -1.25, 0.5, 1.5]]], atol=1e-6)
+    law = critic.law(jnp.log(jnp.array([[[0.5, 0.0, 0.25, 0.25], [0.125, 0.5, 0.0, 0.375]]])))
+    # Quarters of mass .5 on [-2, -1], .25 on [0, 1] and .25 on [1, 2].
+    np.testing.assert_allclose(law[0, 0], [-1.75, -1.25, 0.5, 1.5], atol=1e-6)
+    # Half of the first is [-2, -1]; half of the third is what [-1, 0] has left, above -1/4.
+    quarters = [(-1.5 - 0.875) / 2, -0.5, (-0.125 + 1 + 1 / 6) / 2, 1 + 2 / 3]
+    np.testing.assert_allclose(law[0, 1], quarters, atol=1e-6)
 
 
 def test_shares_of_atoms_keep_their_mean():
@@ -27,12 +31,18 @@ def test_shares_of_atoms_keep_their_mean():
     np.testing.assert_allclose(law.mean(axis=-1), [[0.25, 0.1]], atol=1e-6)
 
 
-def test_the_law_of_a_histogram_has_its_mean_within_half_a_bin():
-    log_probs = jax.nn.log_softmax(jax.random.normal(jax.random.key(0), (4, 3, 101)))
-    centres = (np.arange(101) + 0.5) * 4 / 101 - 2
-    critic = Categorical().build()
-    means = np.exp(log_probs) @ centres
-    np.testing.assert_allclose(critic.law(log_probs).mean(axis=-1), means, atol=2 / 101)
+def test_the_law_of_a_histogram_has_its_mean_whatever_its_gaps():
+    """Also where nearly all mass is on two far returns, as of responses right or wrong."""
+    ends, share = jnp.linspace(-2.0, 2.0, 102), np.linspace(0.0, 1.0, 41)[:, None]
+    low, high = (
+        np.asarray(ops.gaussian_histogram(x, ends, sigma=0.03), float) for x in (-1.0, 1.0)
+    )
+    others = np.random.default_rng(0).dirichlet(np.ones(101), 4)
+    mass = np.concatenate([(1 - share) * low + share * high, others]).astype(np.float32)
+    law = Categorical().build().law(jnp.log(mass)[None])[0]
+    means = mass.astype(float) @ ((np.arange(101) + 0.5) * 4 / 101 - 2)
+    np.testing.assert_allclose(law.mean(axis=-1), means, atol=1e-5)
+    np.testing.assert_allclose(means[:41], 2 * share[:, 0] - 1, atol=2 / 101)  # half a bin
 
 
 @pytest.mark.filterwarnings("ignore:Rlax categorical_cross_entropy")

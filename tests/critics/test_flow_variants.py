@@ -277,6 +277,14 @@ def test_noisy_states_count_less_by_the_coefficient_of_variation():
             "noise is 'shared'; target_mode 'flowcritic' mixes noises",
         ),
         ({"target_mode": "flow"}, "target_mode is 'flow'.*mixture, average, flowcritic"),
+        (
+            {"geometry": "reflow", "geometry_weight": 0.0, "inference": "ode"},
+            "geometry is 'reflow'; geometry_weight is 0.0, so it must be left at 'map'",
+        ),
+        (
+            {"uncertainty": "emphasize", "anchor_weight": 0.0, "dcfm_weight": 0.0},
+            "uncertainty is 'emphasize'; anchor_weight and dcfm_weight are 0.0",
+        ),
     ],
 )
 def test_bad_settings_are_named(options, message):

@@ -39,7 +39,7 @@ def test_known_rates_are_undone_on_any_range():
     assert link.unit == pytest.approx(2.0)
     found = apply(Correction(0.2, 0.3), [-1.0, 1.0], bounds=(-1.0, 1.0))
     np.testing.assert_allclose(found, [-1.8, 2.2], rtol=1e-6)
-    forward = Correction(0.2, 0.3, kind="forward")
+    forward = Correction(false_negative=0.3, kind="forward")
     np.testing.assert_allclose(apply(forward, [0.0, 1.0]), [-0.7, 0.3], rtol=1e-6)
     np.testing.assert_allclose(forward.build().range((0.0, 1.0)), (-0.7, 0.3), rtol=1e-6)
 
@@ -87,6 +87,14 @@ def test_it_acts_behind_the_noise_and_before_the_length_penalty_and_the_clip():
         ({"false_negative": -0.1}, r"false_negative is -0.1; it must lie in \[0, 1\]"),
         ({"kind": "both", "false_positive": 0.1}, "kind is 'both'; .* backward, forward"),
         ({"kind": "forward"}, "kind is 'forward'; nothing reads it while no rate is set"),
+        (
+            {"kind": "forward", "false_positive": 0.1, "false_negative": 0.1},
+            "false_positive is 0.1; kind is 'forward', which reads false negatives alone, so it",
+        ),
+        (
+            {"kind": "forward", "false_positive_column": "fp", "false_negative_column": "fn"},
+            "false_positive_column is 'fp'; kind is 'forward', which",
+        ),
         (
             {"false_positive": 0.1, "false_positive_column": "fp"},
             "false_positive is 0.1; false_positive_column is 'fp', which replaces it, so it must",
@@ -156,9 +164,10 @@ def changes(name, kind):
             state.params["critic"] = {**state.params["critic"], "head": head}
         return prepare(state, rollout.replace(rewards=rewards), jax.random.key(0))[0].advantages
 
-    plain, columns = advantages(), ("fp", "rates.fn")
+    plain = advantages()
     assert np.abs(plain).max() > 0.1
-    sections = Correction(0.3, 0.2, kind=kind), Correction(0.0, 0.0, *columns, kind)
+    wrong, column = (0.3, "fp") if kind == "backward" else (0.0, "")
+    sections = Correction(wrong, 0.2, kind=kind), Correction(0.0, 0.0, column, "rates.fn", kind)
     return [float(np.abs(advantages(correction=x) - plain).max()) for x in sections]
 
 
