@@ -113,9 +113,11 @@ def _prepare(
         inputs = (policy_states, found.sequence, found.valid, length)
         states = critic_states(config.critic, parts.model, state.params, *inputs)
         reading = critic.read(head, states)
+        law = critic.law(reading)
+        if not config.returns.outcome:
+            steps = _with_predicted_outcome(steps, law)
         returns = functools.partial(critic.returns, policy_key, reading, steps)
-        heads = None if critic.heads is None else critic.heads(reading)
-        view = View(critic.law(reading), returns, heads)
+        view = View(law, returns, None if critic.heads is None else critic.heads(reading))
         targets = critic.targets(critic_key, reading, steps, config.critic.lambda_)
     if "scores" in parts.advantage.needs:
         inputs = (state.params["policy"], found, rollout, parts.temperature)
@@ -155,6 +157,15 @@ def _prepare(
         explained_variance=_explained_variance(view, steps) if _has_outcome(parts) else None,
     )
     return batch, context
+
+
+def _with_predicted_outcome(steps: Steps, law: Array) -> Steps:
+    """The steps, with the value of the state before the last token as reward of that token (ours).
+
+    Without it the value of what follows a response, 0, would count the end of a good one as bad.
+    """
+    ends = ops.last_valid(steps.mask) * (1.0 - steps.bootstrap[:, None])
+    return steps.replace(rewards=steps.rewards + ends * jnp.mean(law[:, :-1], axis=-1))
 
 
 def _advantages(parts: _Parts, view: View | None, steps: Steps, rollout: Rollout) -> Array:

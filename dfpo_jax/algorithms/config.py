@@ -15,8 +15,8 @@ class Returns:
     Attributes:
       discount: gamma.
       outcome: whether the reward of a response counts. False leaves rewards of single tokens, such
-        as a KL, to a frozen critic that knows what is good (`critic.source`); a response then ends
-        with 0 in that critic's value units, the middle of a known range of rewards.
+        as a KL, to a frozen critic that knows what is good (`critic.source`); the last token then
+        gets the value of the state before it, so that an end is neither good nor bad.
       overlong: what follows a response that was cut at the length limit: "terminal" (nothing: its
         return ends there), "bootstrap" (the critic's value) or "mask" (every loss leaves it out).
 

@@ -117,9 +117,9 @@ PRESETS = {
         "objective.entropy.leave_out": 0.2,
     },
     # DVPO with a global value model, arXiv 2502.16944, from its code: the policy is rewarded for
-    # staying near its start alone, and the value model of `critic.source` knows what is good. The
-    # notes on its code do not say whether its target of 0.1 nats is of a token, as it is here, or
-    # of a response.
+    # staying near its start alone, and the value model of `critic.source` knows what is good. What
+    # follows a response has the value 0 there; here it has that of its last state (ours). Whether
+    # the target of 0.1 nats is per token, as here, or per response is not known to us.
     "gvm": {
         "critic.name": "scalar",
         "returns.outcome": False,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from dfpo_jax.advantages import Advantages
-from dfpo_jax.algorithms import AlgorithmConfig, compose, warmup
+from dfpo_jax.advantages import Advantages, Gae
+from dfpo_jax.algorithms import AlgorithmConfig, Returns, compose, warmup
 from dfpo_jax.critics import Critics
 
 METRIC = "rollout/explained_variance"
@@ -62,6 +62,28 @@ def test_the_explained_variance_of_a_batch_is_that_of_its_returns():
     expected = 1 - np.var((returns - values)[inside]) / np.var(returns[inside])
     np.testing.assert_allclose(context.explained_variance, expected, rtol=1e-4)
     assert set(algorithm.controls) >= {"warmup_best", "warmup_waited", "warmup_over"}
+
+
+def test_without_an_outcome_an_advantage_is_the_change_of_the_value():
+    """At lambda 1 it is V(the last state) - V(s_i), whatever the rewards of the responses."""
+    config = AlgorithmConfig(
+        Critics("scalar", source="somewhere"),
+        Advantages("gae", whiten=False, gae=Gae(lambda_=1.0)),
+        returns=Returns(outcome=False),
+    )
+    algorithm, rollout = compose(tiny.Markov(), config, 0.8), tiny.ragged_rollout()
+    state = tiny.make_state(algorithm, shift=0.0, scale=1.0)
+    batch, context = algorithm.prepare(state, rollout, jax.random.key(5))
+    values = np.asarray(algorithm.predict(state, rollout))[..., 0]
+    for found, value, mask in zip(batch.advantages, values, rollout.mask, strict=True):
+        slots = np.flatnonzero(mask)
+        expected = value[slots[-1:]] - value[slots] if len(slots) else 0.0
+        np.testing.assert_allclose(found[slots], expected, atol=1e-5)
+    assert context.explained_variance is None
+    moved, _ = algorithm.prepare(
+        state, rollout.replace(rewards=rollout.rewards + 5), jax.random.key(5)
+    )
+    np.testing.assert_array_equal(moved.advantages, batch.advantages)
 
 
 @pytest.mark.parametrize(
