@@ -7,7 +7,6 @@ dataclasses that the rest of the code reads.
 
 import dataclasses
 import itertools
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +26,7 @@ from dfpo_jax.settings import check_choice, check_interval, check_unread, parse_
 from dfpo_jax.training.config_keys import moved_setting, unknown_setting
 from dfpo_jax.training.settings_dict import Settings, nested
 from dfpo_jax.training.sources import TaskConfig, TokenizerConfig, WeightsConfig
-from dfpo_jax.training.step_size import POWERS
+from dfpo_jax.training.step_size import POWERS, check_step_scaling
 from dfpo_jax.training.unread import refuse_unread
 
 
@@ -332,25 +331,7 @@ class Config:
                 f"returns.outcome is False and train.frozen {self.train.frozen}; a critic that "
                 "trained would learn that nothing is good, so it must name 'critic'"
             )
-        self._check_step_scaling()
-
-    def _check_step_scaling(self) -> None:
-        for name in ("critic_optimizer", "warm_start.optimizer"):
-            scaling = operator.attrgetter(name)(self).step_scaling
-            if scaling != "none":
-                raise ValueError(
-                    f"{name}.step_scaling is {scaling!r}; only the policy has importance weights, "
-                    "so it must be 'none'"
-                )
-        objectives = self.objective.build().values()
-        if self.policy_optimizer.step_scaling != "none" and not any(
-            "behaviour" in objective.needs for objective in objectives
-        ):
-            raise ValueError(
-                f"policy_optimizer.step_scaling is {self.policy_optimizer.step_scaling!r}; "
-                f"objective {self.objective.name!r} does not weigh responses against the policy "
-                "that sampled, so it must be 'none'"
-            )
+        check_step_scaling(self)
 
     def algorithm_config(self) -> AlgorithmConfig:
         """The sections that make the algorithm."""

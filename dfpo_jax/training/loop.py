@@ -66,7 +66,7 @@ def iteration(
     state = run.learner.adapt(state, means)
     metrics |= means | rollout_metrics(rollout, run.train_task.solved_at)
     if SQUARED in means:
-        metrics["policy/effective_samples"] = effective_samples(means)
+        metrics["policy/effective_samples"] = float(effective_samples(means))
     metrics |= {name: float(count) for name, count in tally.items()}
     metrics |= {f"policy/{name}": float(state.controls[name]) for name in run.learner.controls}
     metrics["time/sample_seconds"] = sampled - clock

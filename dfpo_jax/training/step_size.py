@@ -1,6 +1,8 @@
 """Steps that shrink with the effective sample size of an off-policy batch (arXiv 2602.17616)."""
 
+import operator
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,41 @@ WEIGHT, SQUARED = "policy/weight", "policy/squared_weight"
 """Terms with means E w and E w^2 of the sequence weights w = pi(y) / mu(y)."""
 
 
-def effective_samples(means: Mapping[str, Array]) -> Array | float:
+def check_step_scaling(config: Any) -> None:
+    """Raise ValueError where steps would shrink with weights that there are not.
+
+    Args:
+      config: the whole configuration.
+    """
+    for name in ("critic_optimizer", "warm_start.optimizer"):
+        scaling = operator.attrgetter(name)(config).step_scaling
+        if scaling != "none":
+            raise ValueError(
+                f"{name}.step_scaling is {scaling!r}; only the policy has importance weights, "
+                "so it must be 'none'"
+            )
+    objectives = config.objective.build().values()
+    if config.policy_optimizer.step_scaling != "none" and not any(
+        "behaviour" in objective.needs for objective in objectives
+    ):
+        raise ValueError(
+            f"policy_optimizer.step_scaling is {config.policy_optimizer.step_scaling!r}; "
+            f"objective {config.objective.name!r} does not weigh responses against the policy "
+            "that sampled, so it must be 'none'"
+        )
+
+
+def effective_samples(means: Mapping[str, Array | float]) -> Array:
     """Share of a batch that its importance weights leave: (E w)^2 / E w^2, in (0, 1].
+
+    0 where no response counts, as all were cut and `returns.overlong` leaves those out. Then both
+    means are 0; a quotient of NaN would reach the parameters, whose gradients are finite.
 
     Args:
       means: of the terms, at least those of the weights.
     """
-    return means[WEIGHT] ** 2 / means[SQUARED]
+    squared = jnp.asarray(means[SQUARED])
+    return means[WEIGHT] ** 2 / jnp.maximum(squared, jnp.finfo(squared.dtype).tiny)
 
 
 def scale_by_effective_samples(scaling: str, base: float) -> optax.GradientTransformationExtraArgs:
