@@ -23,9 +23,9 @@ class Elimination:
     fills up. Pools of prompts that never leave are treated alike. `Rollout.baseline` is the mean
     reward of the whole pool.
 
-    A round draws for the active prompts and, in addition, for prompts that have left, whose further
-    responses are dropped, up to all prompts of the iteration, a half, a quarter or an eighth of
-    them. So sampling is compiled for four sizes at most.
+    Sampling is compiled for four sizes at most: a round draws for all prompts of the iteration, a
+    half, a quarter or an eighth of them. Where fewer are active, prompts that have left fill it up,
+    and their further responses are dropped.
 
     Rewards are those that the learner sees. The published code has another way to keep responses,
     "positive_focused", which is not here.
