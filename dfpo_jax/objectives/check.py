@@ -2,6 +2,7 @@
 
 import functools
 import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from dfpo_jax.types import VALUE_UNITS, Array, Batch, Context, Expert, Rollout
 
 _B, _R, _P, _D = (trial.SIZES[letter] for letter in "BRPD")
 _METRICS = ("gradient_norm", "kl_old")  # of every policy; a loss or control becomes "policy/NAME"
+_OF_WEIGHTS = ("effective_samples", "squared_weight", "weight")  # where one needs "behaviour"
 
 
 class _Means(dict):
@@ -45,7 +47,9 @@ def check_objective(
     """
     optional = ("init", "prepare", "reward", "observe", "adapt")
     trial.check_fields(objective, Objective, name, optional, names="needs")
+    _check_top(objective.top, name)
     controls, losses = all_controls(objective, name, others), {"kl_old"}
+    metrics = (*_METRICS, *(_OF_WEIGHTS if "behaviour" in objective.needs else ()))
 
     def run(key, live, batch, old, context, rollout):
         params = None
@@ -59,7 +63,7 @@ def check_objective(
             found = call_custom(name, "reward", lambda: objective.reward(old))
             trial.check_array(found, name, "reward", B=_B, R=_R)
         beside = _losses(others, live, batch, context, old, rollout)
-        taken = beside.union(_METRICS, *(other.controls for other in others.values()))
+        taken = beside.union(metrics, *(other.controls for other in others.values()))
         found = _check_terms(objective, name, (live, batch, context, params), taken)
         losses.update(beside, found)
 
@@ -81,6 +85,11 @@ def check_objective(
     trial.trace(name, run, trial.keys(), live, batch, old, context, rollout)
     check_controls(objective, name, controls, losses, trial.on_host)
     return frozenset(losses)
+
+
+def _check_top(top: Any, name: str) -> None:
+    if isinstance(top, bool) or not isinstance(top, numbers.Integral) or top < 0:
+        raise ValueError(f"{name}: top is {top!r}; it must be a whole number, at least 0")
 
 
 def all_controls(

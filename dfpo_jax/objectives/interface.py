@@ -60,7 +60,8 @@ class Objective(NamedTuple):
       reward: (old) -> [B, R], added to the token rewards, in units of reward.
       controls: first values of what it changes between iterations, by name; a name becomes
         "policy/NAME" too. No other loss or control may have it, nor is it "gradient_norm" or
-        "kl_old", which every policy has.
+        "kl_old", which every policy has, or with the need "behaviour" one of "weight",
+        "squared_weight" and "effective_samples".
       observe: (controls) -> controls, at the start of every iteration.
       adapt: (controls, means of the iteration's losses) -> controls, at its end. The means have
         the names "policy/NAME" of all objectives' losses and "policy/kl_old"; they are NaN where no

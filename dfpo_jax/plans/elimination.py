@@ -23,9 +23,9 @@ class Elimination:
     fills up. Pools of prompts that never leave are treated alike. `Rollout.baseline` is the mean
     reward of the whole pool.
 
-    A round draws for the active prompts and, in addition, for prompts that have left, whose further
-    responses are dropped, up to all prompts of the iteration, a half, a quarter or an eighth of
-    them. So sampling is compiled for four sizes at most.
+    Sampling is compiled for four sizes at most: a round draws for all prompts of the iteration, a
+    half, a quarter or an eighth of them. Where fewer are active, prompts that have left fill it up,
+    and their further responses are dropped.
 
     Rewards are those that the learner sees. The published code has another way to keep responses,
     "positive_focused", which is not here.
@@ -95,16 +95,23 @@ class Elimination:
             "plan/pool_responses": float(np.mean([len(pool) for pool in pools])),
         }
 
+    def _correct(self, rewards: Sequence[float]) -> np.ndarray:
+        """Which of the rewards are correct.
+
+        Compared as float32, like the rewards: as float64, a reward of 0.7 would miss 0.7.
+        """
+        return np.asarray(rewards, np.float32) >= np.float32(self.correct_at)
+
     def _leaves(self, rewards: Sequence[float], samples: int) -> bool:
         """Whether a prompt with these rewards needs no further responses."""
-        correct = int(np.sum(np.asarray(rewards) >= self.correct_at))
+        correct = int(np.sum(self._correct(rewards)))
         if self.exit == "positive":
             return correct >= 1
         return min(correct, len(rewards) - correct) >= samples / 2
 
     def _picked(self, rewards: Sequence[float], samples: int) -> list[int]:
         """Places in a pool of the responses that are kept."""
-        correct = np.asarray(rewards) >= self.correct_at
+        correct = self._correct(rewards)
         right, wrong = np.flatnonzero(correct), np.flatnonzero(~correct)
         most = max(samples // 2, samples - len(wrong))
         right = right[:most]
@@ -115,5 +122,5 @@ def _padded(active: Sequence[int], count: int) -> list[int]:
     """The active prompts, and the first others up to the smallest size that holds them."""
     sizes = [-(-count // share) for share in (_LEAST_SHARE, 4, 2, 1)]
     size = next(n for n in sizes if n >= len(active))
-    others = [i for i in range(count) if i not in set(active)]
-    return [*active, *others[: size - len(active)]]
+    left = sorted(set(range(count)) - set(active))
+    return [*active, *left[: size - len(active)]]

@@ -113,7 +113,7 @@ CURVES = (
     Curve(
         "KL divergence of the policy",
         "nats per token",
-        {"policy/kl_old": "to the sampling policy", "policy/kl": "to the start"},
+        {"policy/kl_old": "to the policy of the iteration's start", "policy/kl": "to the start"},
     ),
     Curve("Policy entropy", "nats per token", {"policy/entropy": "entropy"}),
     Curve("Clipped updates", "share of tokens", {"policy/clip_fraction": "clipped"}, percent=True),

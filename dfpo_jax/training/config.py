@@ -177,7 +177,8 @@ class EvaluationConfig:
       prompts: held-out prompts per evaluation set.
       out_of_domain: whether the task of the section `out_of_domain` is evaluated too; False builds
         nothing of it.
-      critic_prompts: held-out prompts on which the critic is measured; 0 for none.
+      critic_prompts: held-out prompts on which the critic is measured; 0 for none. With a plan that
+        gives the rewards itself, such as "pairs", it is measured on none.
       critic_samples: responses per such prompt.
     """
 

@@ -66,7 +66,7 @@ def iteration(
     state = run.learner.adapt(state, means)
     metrics |= means | rollout_metrics(rollout, run.train_task.solved_at)
     if SQUARED in means:
-        metrics["policy/effective_samples"] = effective_samples(means)
+        metrics["policy/effective_samples"] = float(effective_samples(means))
     metrics |= {name: float(count) for name, count in tally.items()}
     metrics |= {f"policy/{name}": float(state.controls[name]) for name in run.learner.controls}
     metrics["time/sample_seconds"] = sampled - clock
@@ -119,9 +119,13 @@ def evaluate(run: Run, state: TrainState) -> tuple[dict[str, float], dict[str, l
 
 
 def evaluate_critic(run: Run, state: TrainState) -> tuple[dict[str, float], CriticSnapshot | None]:
-    """The critic against noisy returns of held-out rollouts; always the same prompts and noise."""
-    config = run.config.evaluation
-    if config.critic_prompts == 0 or not run.learner.has_critic:
+    """The critic against noisy returns of held-out rollouts; always the same prompts and noise.
+
+    Nothing without a critic or prompts for it, and where the plan gives the rewards: what is
+    sampled has others, which the critic is not to predict.
+    """
+    config, given_rewards = run.config.evaluation, run.plan.range is not None
+    if config.critic_prompts == 0 or not run.learner.has_critic or given_rewards:
         return {}, None
     held_out = run.evaluations["in_domain"]
     items = held_out.items[: config.critic_prompts]

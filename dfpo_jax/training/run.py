@@ -192,10 +192,17 @@ def make_learner(
       schedule: updates per call; by default those of an iteration.
 
     Raises:
-      ValueError: `train.frozen` names networks that there are not.
+      ValueError: `train.frozen` names networks that there are not, or an objective wants more of
+        the most probable tokens than there are tokens.
     """
     algorithm = compose(model, config.algorithm_config(), config.sampling.temperature)
-    train = config.train
+    train, tokens = config.train, model.config.vocab_size
+    if algorithm.top > tokens:
+        raise ValueError(
+            f"config.objective.name is {config.objective.name!r}, which needs the {algorithm.top} "
+            f"most probable tokens of every step; model.vocab_size is {tokens}, so it may be at "
+            "most that many"
+        )
     return Learner(
         model,
         algorithm,
@@ -208,7 +215,10 @@ def make_learner(
 
 
 def _optimizers(config: Config, algorithm: Algorithm) -> Optimizers:
-    """One for each network that trains; schedules end with the run.
+    """One for each network that trains.
+
+    Schedules end with the run. Where `critic.warmup_patience` ends the warm-up early, the policy's
+    ends before, as no one knows when that will be.
 
     Raises:
       ValueError: `train.frozen` names a network that there is not, or all of them; or a frozen

@@ -13,13 +13,17 @@ WEIGHT, SQUARED = "policy/weight", "policy/squared_weight"
 """Terms with means E w and E w^2 of the sequence weights w = pi(y) / mu(y)."""
 
 
-def effective_samples(means: Mapping[str, Array]) -> Array | float:
+def effective_samples(means: Mapping[str, Array | float]) -> Array:
     """Share of a batch that its importance weights leave: (E w)^2 / E w^2, in (0, 1].
+
+    0 where no response counts, as all were cut and `returns.overlong` leaves those out. Then both
+    means are 0; a quotient of NaN would reach the parameters, whose gradients are finite.
 
     Args:
       means: of the terms, at least those of the weights.
     """
-    return means[WEIGHT] ** 2 / means[SQUARED]
+    squared = jnp.asarray(means[SQUARED])
+    return means[WEIGHT] ** 2 / jnp.maximum(squared, jnp.finfo(squared.dtype).tiny)
 
 
 def scale_by_effective_samples(scaling: str, base: float) -> optax.GradientTransformationExtraArgs:

@@ -6,7 +6,8 @@ from typing import Any
 from dfpo_jax.settings import Choice
 
 # What only a critic reads, beside the section `critic` itself.
-_OF_CRITICS = ("critic_optimizer.", "evaluation.critic_")
+_EVALUATION = "evaluation.critic_"
+_OF_CRITICS = ("critic_optimizer.", _EVALUATION)
 
 
 def unread_setting(config: Any, name: str) -> str:
@@ -23,6 +24,11 @@ def unread_setting(config: Any, name: str) -> str:
     shared = section == "critic" and part not in ("name", "none")
     if config.critic.name == "none" and (shared or name.startswith(_OF_CRITICS)):
         return "config.critic.name is 'none'; only a critic reads it"
+    if name.startswith(_EVALUATION) and config.plan.build(config.train.samples).range is not None:
+        return (
+            f"config.plan.name is {config.plan.name!r}, which gives the rewards itself; a critic "
+            "is only measured on those of the verifier"
+        )
     network = section.removesuffix("_optimizer")
     if network == section or network not in config.train.frozen:
         return ""

@@ -19,8 +19,9 @@ def check_value_model(source: str, learner: Learner) -> None:
       learner: of the run that takes it over.
 
     Raises:
-      ValueError: there is no such run, no intact checkpoint of one, or its critic is of another
-        kind or size; names what differs first.
+      ValueError: there is no such run, it has no checkpoint, or its critic is of another kind or
+        size; names what differs first.
+      FileNotFoundError: none of its checkpoints is intact.
     """
     if not source:
         return
@@ -51,7 +52,7 @@ def with_value_model(source: str, learner: Learner, state: TrainState) -> TrainS
       state: of that run.
 
     Raises:
-      OSError: the newest checkpoint is damaged.
+      FileNotFoundError: none of its checkpoints is intact.
     """
     if not source:
         return state

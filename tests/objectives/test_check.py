@@ -179,6 +179,17 @@ KNOWN = "it must return finite numbers by name, of kl_coefficient, value_scale, 
             )
             for name in ("gradient_norm", "kl_old", "entropy")
         ),
+        *(
+            (
+                Objective(named(name), frozenset({"behaviour"})),
+                f"terms returned a loss {name!r}, a name that is taken; taken are effective_samp",
+            )
+            for name in ("weight", "squared_weight", "effective_samples")
+        ),
+        *(
+            (Objective(reinforce, top=top), f"top is {top!r}; it must be a whole number, at least")
+            for top in (-1, 2.0, True, "3")
+        ),
         (
             Objective(reinforce, controls={"loss": 1.0}),
             "controls has 'loss', and terms returned a loss of that name; both would be the metric "
@@ -207,6 +218,11 @@ KNOWN = "it must return finite numbers by name, of kl_coefficient, value_scale, 
 )
 def test_what_breaks_the_interface_is_one_line(objective, said):
     assert refused(f"m:O: {said}", check_objective, objective, "m:O", OTHERS)
+
+
+def test_without_weights_their_names_are_free():
+    for name in ("weight", "squared_weight", "effective_samples"):
+        assert name in check_objective(Objective(named(name)), "m:O", OTHERS)
 
 
 def test_the_reference_is_there_where_it_is_needed():

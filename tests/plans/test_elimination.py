@@ -58,6 +58,13 @@ def test_balanced_exits_and_pools_by_hand():
     }
 
 
+def test_a_reward_that_is_just_enough_is_correct():
+    rewards = {0: [0.7, 0, 0.7, 0], 1: [0.69, 0.71, 0.7, 0.69]}
+    places, _, metrics, rounds = collect(rewards)
+    assert rounds == [[0, 1]] and places == [[0, 1, 2, 3]] * 2
+    assert metrics["plan/exited_share"] == 1.0
+
+
 def test_positive_exits_and_pools_by_hand():
     places, rollout, metrics, rounds = collect(REWARDS, exit="positive")
     assert rounds == [[0, 1, 2, 3, 4], [3], [3], [3]]

@@ -397,34 +397,3 @@ def test_greedy_equals_argmax_without_a_cache(decoder):
         np.testing.assert_array_equal(out.mask[sample::2], mask)
         np.testing.assert_array_equal(out.truncated[sample::2], ~done)
     np.testing.assert_array_equal(out.log_probs, 0.0)
-
-
-def test_the_most_probable_tokens_of_every_step():
-    """A table of logits: the top tokens after each sampled one, and 0 after the end."""
-    rng = np.random.default_rng(5)
-    table = rng.normal(size=(12, 12)).astype(np.float32)
-    params, options = tiny.table_params(table), {"max_new_tokens": 6, "temperature": 0.7}
-    plain = run(TABLE, params, np.arange(8), **options)
-    call = jax.jit(
-        functools.partial(
-            generate,
-            TABLE,
-            config=SamplingConfig(**options),
-            eos_ids=(EOS,),
-            pad_id=0,
-            top=3,
-        )
-    )
-    prompts = np.arange(8, dtype=np.int32)[:, None]
-    found = jax.device_get(call(params, prompts, np.ones_like(prompts), jax.random.key(0)))
-    assert plain.top_tokens is None and plain.top_log_probs is None
-    np.testing.assert_array_equal(found.tokens, plain.tokens)
-    before = np.concatenate([prompts, found.tokens[:, :-1]], axis=1)
-    law = np.stack([reference_log_probs(x.astype(float), 0.7, 0, 1.0) for x in table])
-    order = np.argsort(-law, axis=1)[:, :3]
-    inside = found.mask > 0
-    assert inside.any() and not inside.all()
-    np.testing.assert_array_equal(found.top_tokens[inside], order[before[inside]])
-    expected = np.take_along_axis(law, order, axis=1)[before[inside]]
-    np.testing.assert_allclose(found.top_log_probs[inside], expected, atol=1e-5)
-    assert not found.top_log_probs[~inside].any()

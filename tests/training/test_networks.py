@@ -115,6 +115,19 @@ def frozen_learner(*names):
     return make_learner(parse_config(config), Markov(), create_mesh())
 
 
+def test_no_objective_gets_more_tokens_than_there_are():
+    def of(top):
+        settings = {"name": "divergence", "divergence": {"divergence": "topk_tv", "top": top}}
+        return make_learner(parse_config({"objective": settings}), Markov(), create_mesh())
+
+    size = Markov().config.vocab_size
+    assert of(size).top == size
+    with pytest.raises(
+        ValueError, match=f"the {size + 1} most probable .*; model.vocab_size is {size}, so it may"
+    ):
+        of(size + 1)
+
+
 @pytest.mark.parametrize(
     ("frozen", "trained"),
     [("critic", "policy"), pytest.param("policy", "critic", marks=pytest.mark.slow)],

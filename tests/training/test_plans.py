@@ -109,7 +109,10 @@ def test_the_range_of_the_rewards_follows_from_all_rows_or_from_the_plan(config)
     assert (low, high) == pytest.approx((-0.2 / 0.55, 0.8 / 0.55))
     config.rewards.correction.update(false_positive_column="", false_negative_column="")
     assert build_run(parse_config(config)).reward_range == (0.0, 1.0)
-    assert build_run(parse_config(with_pairs(config))).reward_range == (-1.0, 1.0)
+    run = build_run(parse_config(with_pairs(config)))
+    assert run.reward_range == (-1.0, 1.0)
+    # No sampled response has such a reward, so that there is nothing to measure the critic on.
+    assert config.evaluation.critic_prompts > 0 and loop.evaluate_critic(run, None) == ({}, None)
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,15 @@ def test_the_share_of_the_means_is_that_of_the_op(log_weights):
     assert 1 / len(weights) <= expected * (1 + 1e-6) <= 1 + 1e-6
 
 
+@pytest.mark.parametrize("scaling", ["sqrt", "linear"])
+def test_without_a_response_that_counts_nothing_moves(scaling):
+    nothing = dict.fromkeys((WEIGHT, SQUARED), 0.0)
+    assert effective_samples(nothing) == 0.0
+    found = updates(means_of(np.zeros(2, np.float32)), step_scaling=scaling)
+    for key, x in found.items():
+        np.testing.assert_array_equal(x, np.zeros_like(PARAMS[key]))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -120,6 +120,15 @@ def test_without_a_critic_none_of_its_settings_is_read():
         refuse_unread(parsed, {path})
 
 
+def test_a_plan_that_gives_the_rewards_leaves_no_critic_to_measure():
+    parsed, sampled = (parse_config(choosing("plan", name)) for name in ("pairs", "uniform"))
+    for path in ("evaluation.critic_prompts", "evaluation.critic_samples"):
+        with pytest.raises(ValueError, match=f"config.{path} is set and config.plan.name is 'pair"):
+            refuse_unread(parsed, {path})
+        refuse_unread(sampled, {path})
+    refuse_unread(parsed, {"evaluation.prompts"})
+
+
 @pytest.mark.parametrize(
     ("lines", "flags", "said"),
     [
