@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax.settings import call_custom
-from dfpo_jax.types import Array, ArrayTree, Expert, Loss, Rollout, Steps
+from dfpo_jax.types import Array, ArrayTree, Loss, Rollout, Steps, rollout_of
 
 SIZES = {"B": 2, "R": 3, "P": 2, "D": 8}
 """Sequences, response slots, prompt slots and width of the states in a trial."""
@@ -43,21 +43,7 @@ def steps() -> Steps:
 
 def rollout(samples: int, needs: frozenset[str]) -> Rollout:
     """The rollout of a trial, with what is needed."""
-    expert = Expert(shape(_B, _R, dtype=jnp.int32), shape(_B, _R))
-    return Rollout(
-        baseline=shape(_B) if "pool" in needs else None,
-        expert=expert if "expert" in needs else None,
-        prompt_tokens=shape(_B, _P, dtype=jnp.int32),
-        prompt_mask=shape(_B, _P),
-        tokens=shape(_B, _R, dtype=jnp.int32),
-        mask=shape(_B, _R),
-        log_probs=shape(_B, _R),
-        truncated=shape(_B, dtype=bool),
-        rewards=shape(_B),
-        clean_rewards=shape(_B),
-        groups=shape(_B, dtype=jnp.int32),
-        samples=samples,
-    )
+    return rollout_of(jax.ShapeDtypeStruct, _B, _P, _R, samples=samples, gives=needs)
 
 
 def trace(name: str, function: Callable, *inputs: Any) -> Any:

@@ -8,9 +8,11 @@ the configuration asks for a bootstrap from `s[L]`.
 Shapes: B sequences, P prompt slots (left-padded), R response slots (right-padded).
 """
 
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import chex
+import numpy as np
 from flax import struct
 
 Array = chex.Array
@@ -87,6 +89,52 @@ class Rollout:
     top_tokens: Array | None = None
     top_log_probs: Array | None = None
     samples: int = struct.field(pytree_node=False, default=1)
+
+
+def rollout_of(
+    array: Callable[[tuple[int, ...], Any], Any],
+    rows: int,
+    prompt: int,
+    response: int,
+    *,
+    samples: int = 1,
+    gives: Collection[str] = (),
+    top: int = 0,
+) -> Rollout:
+    """A rollout whose arrays a function makes from their shapes and types.
+
+    Args:
+      array: (shape, dtype) -> a leaf, such as `jax.ShapeDtypeStruct` or `np.zeros`.
+      rows: B.
+      prompt: prompt slots P.
+      response: response slots R.
+      samples: responses per prompt.
+      gives: what a plan gives; the rollout has a baseline for "pool", and an expert for "expert".
+      top: K of the most probable tokens, 0 for none.
+    """
+
+    def words():
+        return array((rows, response), np.int32)
+
+    def floats(*shape):
+        return array((rows, *shape), np.float32)
+
+    return Rollout(
+        prompt_tokens=array((rows, prompt), np.int32),
+        prompt_mask=floats(prompt),
+        tokens=words(),
+        mask=floats(response),
+        log_probs=floats(response),
+        truncated=array((rows,), bool),
+        rewards=floats(),
+        clean_rewards=floats(),
+        groups=array((rows,), np.int32),
+        baseline=floats() if "pool" in gives else None,
+        expert=Expert(words(), floats(response)) if "expert" in gives else None,
+        top_tokens=array((rows, response, top), np.int32) if top else None,
+        top_log_probs=floats(response, top) if top else None,
+        samples=samples,
+    )
 
 
 @struct.dataclass

@@ -1,10 +1,15 @@
 """Times pairs of programs that take turns in one process; prints medians and ratios.
 
     python tools/benchmark.py [--json=PATH] [--only=train_step,...]
+    python tools/benchmark.py --presets=all --repeats=3
+
+The second form compares the train step of every preset with PPO's, and does nothing else; on two
+CPU cores it takes about ten minutes. `_benchmark/presets.py` says how to read its table.
 
 Absolute times depend on the machine; ratios of programs that take turns depend on it much less.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -15,8 +20,8 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
-from _benchmark import language_model, verifiers
+from _benchmark import language_model, presets, verifiers
+from _benchmark.rollouts import made_up
 from _benchmark.timing import alternate
 from absl import flags
 
@@ -28,32 +33,32 @@ from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.training import command_line
 from dfpo_jax.training.checkpoint import Checkpointer
-from dfpo_jax.training.config import OptimizerConfig
+from dfpo_jax.training.config import Config, OptimizerConfig
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.optim import make_optimizer
 from dfpo_jax.training.update import Schedule
-from dfpo_jax.types import Rollout
+from dfpo_jax.types import Rollout, rollout_of
 
 _JSON = flags.DEFINE_string("json", None, "Also write the rows to this file.")
 _ONLY = flags.DEFINE_list("only", [], "Names of benchmarks to run; all by default.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed runs of each program.", lower_bound=1)
-
-
-def synthetic_rollout(config: TransformerConfig, rows: int, prompt: int, response: int) -> Rollout:
-    """Random tokens, full-length responses and 0/1 rewards."""
-    rng = np.random.default_rng(0)
-    ones = np.ones((rows, response), np.float32)
-    return Rollout(
-        prompt_tokens=rng.integers(0, config.vocab_size, (rows, prompt)).astype(np.int32),
-        prompt_mask=np.ones((rows, prompt), np.float32),
-        tokens=rng.integers(0, config.vocab_size, (rows, response)).astype(np.int32),
-        mask=ones,
-        log_probs=-ones,
-        truncated=np.zeros(rows, bool),
-        rewards=rng.integers(0, 2, rows).astype(np.float32),
-        clean_rewards=np.zeros(rows, np.float32),
-        groups=np.arange(rows, dtype=np.int32),
+_PRESETS = flags.DEFINE_list("presets", [], "Presets to compare with PPO, or 'all'.")
+_SIZES = {
+    field.name: flags.DEFINE_integer(
+        field.name, field.default, f"Of --presets: {words}.", lower_bound=1
     )
+    for field, words in zip(
+        dataclasses.fields(presets.Sizes),
+        ("prompts", "responses per prompt", "tokens of a prompt", "tokens of a response"),
+        strict=True,
+    )
+}
+
+
+def _rollout(config: TransformerConfig, rows: int, prompt: int, response: int) -> Rollout:
+    """A made-up rollout of one response per prompt."""
+    shapes = rollout_of(jax.ShapeDtypeStruct, rows, prompt, response)
+    return made_up(shapes, config.vocab_size)
 
 
 def _learner(model: Transformer, critic: Critics) -> Learner:
@@ -69,16 +74,8 @@ def train_step(repeats: int) -> dict:
 
     Policy and critic each have a trunk of 21.3M parameters; same batch, default settings.
     """
-    config = TransformerConfig(
-        vocab_size=4096,
-        d_model=448,
-        num_layers=8,
-        num_heads=7,
-        num_kv_heads=7,
-        head_dim=64,
-        d_ff=1216,
-    )
-    model, rollout = Transformer(config), synthetic_rollout(config, 8, 32, 96)
+    config = presets.POLICY
+    model, rollout = Transformer(config), _rollout(config, 8, 32, 96)
     critics = {"ppo": Critics("scalar"), "dfpo": Critics("flow")}
     states, learners = {}, {}
     for name, critic in critics.items():
@@ -165,7 +162,7 @@ def checkpoint(repeats: int) -> dict:
     """
     config = TransformerConfig(49152, 576, 30, 9, 3, 64, 1536, norm_eps=1e-5)
     learner = _learner(Transformer(config), Critics("flow", trunk="detached"))
-    rollout = synthetic_rollout(config, 4, 32, 96)
+    rollout = _rollout(config, 4, 32, 96)
     jax.block_until_ready(jax.jit(lambda: jax.numpy.zeros(1))())
     with _Peak() as with_state:
         state = jax.block_until_ready(learner.start(jax.random.key(0)))
@@ -206,14 +203,43 @@ BENCHMARKS = {
 }
 
 
+def _check_flags() -> list[str]:
+    """The presets to compare; none where benchmarks run.
+
+    Raises:
+      ValueError: a flag names what there is not, or nothing would read it.
+    """
+    for name in sorted(set(_ONLY.value) - set(BENCHMARKS)):
+        raise ValueError(f"--only={name}: there are {', '.join(BENCHMARKS)}")
+    if _PRESETS.value and _ONLY.value:
+        raise ValueError("--presets and --only exclude each other; give one of them")
+    for name, flag in _SIZES.items():
+        if flag.present and not _PRESETS.value:
+            raise ValueError(f"--{name} is a size of --presets, which is missing")
+    return presets.chosen(_PRESETS.value)
+
+
+def _compare_presets(names: list[str], configs: dict[str, Config]) -> list[dict]:
+    """The rows of the table, printed one by one."""
+    print(presets.HEADER, flush=True)
+    rows = []
+    for row in presets.compare(names, configs, _REPEATS.value):
+        rows.append(row)
+        print(presets.line(row), flush=True)
+    return rows
+
+
 def main():
     """Run the chosen benchmarks and print a line for each."""
-    with command_line.user_errors():
-        for name in sorted(set(_ONLY.value) - set(BENCHMARKS)):
-            raise ValueError(f"--only={name}: there are {', '.join(BENCHMARKS)}")
     rows = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    sizes = presets.Sizes(**{name: flag.value for name, flag in _SIZES.items()})
+    with command_line.user_errors():
+        names = _check_flags()
+        configs = presets.configurations(names, sizes)
+    if names:
+        rows |= {"sizes": dataclasses.asdict(sizes), "presets": _compare_presets(names, configs)}
     for name, benchmark in BENCHMARKS.items():
-        if _ONLY.value and name not in _ONLY.value:
+        if names or (_ONLY.value and name not in _ONLY.value):
             continue
         rows[name] = benchmark(_REPEATS.value)
         figures = (f"{k} {v:.4g}" for k, v in rows[name].items())

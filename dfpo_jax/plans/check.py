@@ -11,7 +11,7 @@ import numpy as np
 from dfpo_jax.plans.interface import Draw, Drawn, Plan
 from dfpo_jax.settings import call_custom
 from dfpo_jax.tasks.base import Item
-from dfpo_jax.types import Rollout
+from dfpo_jax.types import Rollout, rollout_of
 
 _PROMPTS = 4
 _MOST_ROUNDS = 250  # for each prompt; a plan that draws more is taken not to end
@@ -173,11 +173,11 @@ def _dry_run(plan: Plan, name: str, samples: int) -> tuple[list[tuple], list[int
 
     def draw(items: Sequence[Item], each: int, round: int) -> Drawn:
         rounds.append(([item.index for item in items], each))
-        return _zeros(items, each)
+        return zeros(items, each)
 
     def given(items: Sequence[Item], texts: Sequence[str]) -> Drawn:
         rounds.append(([item.index for item in items], list(texts)))
-        return _zeros(items, 1)
+        return zeros(items, 1)
 
     drawn, _ = guarded(plan, name).collect(Draw(draw, given), _prompts, _PROMPTS, samples)
     return rounds, _answered(drawn)
@@ -192,23 +192,15 @@ def _prompts(count: int) -> list[Item]:
     return [Item(f"prompt {i}", f"answer {i}", index=i) for i in range(count)]
 
 
-def _zeros(items: Sequence[Item], samples: int) -> Drawn:
+def zeros(items: Sequence[Item], samples: int) -> Drawn:
     """Responses of one token; rewards are 0 and 1 in turn, as plans may pass over equal ones."""
     rows = len(items) * samples
-    ids, ones = np.zeros((rows, 1), np.int32), np.ones((rows, 1), np.float32)
-    rewards = np.arange(rows, dtype=np.float32) % 2
     groups = np.repeat(np.arange(len(items), dtype=np.int32), samples)
-    rollout = Rollout(
-        prompt_tokens=ids,
-        prompt_mask=ones,
-        tokens=ids,
-        mask=ones,
-        log_probs=np.zeros_like(ones),
-        truncated=np.zeros(rows, bool),
-        rewards=rewards,
-        clean_rewards=rewards,
-        groups=groups,
-        samples=samples,
+    rewards = np.arange(rows, dtype=np.float32) % 2
+    rollout = rollout_of(np.zeros, rows, 1, 1, samples=samples)
+    ones = np.ones((rows, 1), np.float32)
+    rollout = rollout.replace(
+        prompt_mask=ones, mask=ones, rewards=rewards, clean_rewards=rewards, groups=groups
     )
     return Drawn(rollout, [""] * rows, list(items))
 

@@ -11,7 +11,7 @@ from dfpo_jax.rollout.generate import generate
 from dfpo_jax.sharding import batch_devices, batch_sharding, mesh_context, replicated
 from dfpo_jax.training.config import Config
 from dfpo_jax.training.learner import Learner
-from dfpo_jax.types import ArrayTree, Expert, Rollout
+from dfpo_jax.types import ArrayTree, Rollout, rollout_of
 
 
 def bytes_per_chip(tree: ArrayTree) -> int:
@@ -76,27 +76,15 @@ class Programs:
 
     def rollout(self, rows: int) -> Rollout:
         """A rollout of so many responses, with all that the plan gives."""
-        prompt, response = self.config.train.prompt_length, self.config.sampling.max_new_tokens
         samples = self.config.train.samples
-        gives, expert = self.config.plan.build(samples).gives, None
-        if "expert" in gives:
-            expert = Expert(self.rows((rows, response), jnp.int32), self.rows((rows, response)))
-        top = (rows, response, self.learner.top)
-        return Rollout(
-            top_tokens=self.rows(top, jnp.int32) if self.learner.top else None,
-            top_log_probs=self.rows(top) if self.learner.top else None,
-            prompt_tokens=self.rows((rows, prompt), jnp.int32),
-            prompt_mask=self.rows((rows, prompt)),
-            tokens=self.rows((rows, response), jnp.int32),
-            mask=self.rows((rows, response)),
-            log_probs=self.rows((rows, response)),
-            truncated=self.rows((rows,), bool),
-            rewards=self.rows((rows,)),
-            clean_rewards=self.rows((rows,)),
-            groups=self.rows((rows,), jnp.int32),
-            baseline=self.rows((rows,)) if "pool" in gives else None,
-            expert=expert,
+        return rollout_of(
+            self.rows,
+            rows,
+            self.config.train.prompt_length,
+            self.config.sampling.max_new_tokens,
             samples=samples,
+            gives=self.config.plan.build(samples).gives,
+            top=self.learner.top,
         )
 
     def _sample(self, prompts: int, samples: int):

@@ -1,12 +1,18 @@
 """The benchmarks run, at small sizes, and the memory of the loss keeps its bound at full size."""
 
 import dataclasses
+import functools
 
+import jax
+import numpy as np
 import pytest
-from _benchmark import language_model, verifiers
+from _benchmark import language_model, presets, verifiers
+from _benchmark.rollouts import made_up
 
+from dfpo_jax.algorithms import PRESETS
 from dfpo_jax.tasks import Item
 from dfpo_jax.tasks.verifiers import Verifier, VerifierConfig
+from dfpo_jax.types import rollout_of
 
 
 @pytest.fixture
@@ -46,3 +52,93 @@ def test_every_verifier_is_timed_on_right_and_wrong_responses(monkeypatch):
 
 def test_the_loss_in_pieces_takes_a_third_of_the_memory():
     assert language_model.loss_memory(0)["chunked/whole"] <= 0.35
+
+
+@pytest.fixture
+def small_policy(monkeypatch):
+    sizes = {"vocab_size": 64, "d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2}
+    config = dataclasses.replace(presets.POLICY, **sizes, head_dim=8, d_ff=32)
+    monkeypatch.setattr(presets, "POLICY", config)
+
+
+@pytest.mark.slow
+def test_a_preset_and_ppo_train_on_equally_many_rows(small_policy):
+    sizes = presets.Sizes(prompts=4, samples=2, prompt_length=2, response_length=3)
+    configs = presets.configurations(["reinforce_ada"], sizes)
+    (row,) = presets.compare(["reinforce_ada"], configs, 1)
+    assert (row["preset"], row["rows"], set(row["parameters"])) == ("reinforce_ada", 8, {"policy"})
+    assert all(low > 0.0 for low, *_ in row["ratio"].values())
+    line = presets.line(row)
+    assert line.count("|") == presets.HEADER.partition("\n")[0].count("|")
+    # At least a round of 8 responses to each of 4 prompts, at most four rounds.
+    assert line.startswith("| reinforce_ada | ") and line.endswith("| policy | 32 to 128 for 8 |")
+
+
+def test_a_made_up_rollout_has_what_its_shapes_have():
+    shapes = functools.partial(rollout_of, jax.ShapeDtypeStruct, 6, 4, 5)
+    full = shapes(samples=3, gives={"pool", "expert"}, top=2)
+    rollout = made_up(full, 9)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), rollout) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), full
+    )
+    assert rollout.groups.tolist() == [0, 0, 0, 1, 1, 1]
+    assert rollout.rewards.tolist() == [0.0, 1.0, 0.0, 1.0, 0.0, 1.0]
+    for tokens in (rollout.prompt_tokens, rollout.tokens, rollout.expert.tokens):
+        assert 0 <= tokens.min() < tokens.max() < 9
+    for masks in (rollout.prompt_mask, rollout.mask, rollout.expert.mask):
+        assert masks.all()
+    np.testing.assert_allclose(np.exp(rollout.log_probs), 1 / 9, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(rollout.top_log_probs), 1 / 9, rtol=1e-6)
+    plain = made_up(shapes(), 9)
+    assert plain.baseline is plain.expert is plain.top_tokens is plain.top_log_probs is None
+    assert plain.groups.tolist() == list(range(6))
+
+
+class Scripted:
+    """A learner whose seconds are written down; the first one that is made is PPO's.
+
+    A pair of steps is ten times as slow as the one before; in a pair, the preset is 2, 3 and 4
+    times as slow as PPO.
+    """
+
+    order = []
+    parameters = {}
+    first = dict.fromkeys(presets.PARTS, 1000.0)
+
+    def __init__(self, config):
+        self.factors = iter((2, 3, 4) if config.algorithm == "grpo" else (1, 1, 1))
+        self.name = config.algorithm
+
+    def step(self):
+        self.order.append(self.name)
+        pair = (len(self.order) + 1) // 2
+        return dict.fromkeys(presets.PARTS, next(self.factors) * 10.0**pair)
+
+
+def test_ratios_are_those_of_steps_that_follow_each_other(monkeypatch):
+    monkeypatch.setattr(presets, "_Timed", Scripted)
+    configs = presets.configurations(["grpo"], presets.Sizes(prompts=8))
+    (row,) = presets.compare(["grpo"], configs, 3)
+    assert Scripted.order == ["ppo", "grpo", "grpo", "ppo", "ppo", "grpo"]
+    for part in presets.PARTS:
+        assert row["ratio"][part] == [2.5, 3.0, 3.5]
+        assert (row["seconds"][part], row["ppo_seconds"][part]) == (300.0, 100.0)
+    assert (row["compile_seconds"], row["ppo_compile_seconds"]) == (700.0, 900.0)
+
+
+def test_all_presets_take_the_same_sizes_and_wrong_ones_are_refused():
+    names = presets.chosen(["all"])
+    configs = presets.configurations(names, presets.Sizes())
+    assert list(configs) == [*dict.fromkeys(["ppo", *names])] and set(names) == set(PRESETS)
+    drawn = {
+        name: presets.rows_drawn(config.plan.build(4), 4, 4) for name, config in configs.items()
+    }
+    assert drawn.pop("dapo") == (16, 160)  # ten rounds of all prompts
+    assert drawn.pop("reinforce_ada") == (32, 128)
+    assert set(drawn.values()) == {(16, 16)}
+    with pytest.raises(ValueError, match="^--presets=grop: there are all, dfpo, ppo, "):
+        presets.chosen(["grop"])
+    with pytest.raises(ValueError, match="^--presets=grpo: .*samples"):
+        presets.configurations(["grpo"], presets.Sizes(samples=1, prompts=8))
+    with pytest.raises(ValueError, match="^--presets=ppo: .*mesh data . fsdp, 8, must divide it"):
+        presets.configurations(["grpo"], presets.Sizes(prompts=3))
