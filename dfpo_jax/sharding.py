@@ -129,8 +129,25 @@ def mesh_size(*axes: str) -> int:
 
 
 def batch_devices() -> int:
-    """Number of devices over which the current mesh splits the batch."""
-    return mesh_size(*BATCH_AXES)
+    """Number of devices over which the mesh and the rules in force split the batch."""
+    return mesh_size(*_names(dict(nn.get_logical_axis_rules()).get("batch", BATCH_AXES)))
+
+
+@contextlib.contextmanager
+def single_row_rules() -> Iterator[None]:
+    """The rules in force, but no activation is split over the data axes.
+
+    For models under `jax.vmap(spmd_axis_name=BATCH_AXES)`, which splits the mapped axis over them.
+    """
+    rules = nn.get_logical_axis_rules()
+    split = {name for name, axes in rules if set(_names(axes)) & set(BATCH_AXES)}
+    with nn.logical_axis_rules([(name, None if name in split else axes) for name, axes in rules]):
+        yield
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of a rule."""
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -218,7 +235,7 @@ def _spec(box, mesh: Mesh, rules: Rules) -> PartitionSpec:
     named = [i for i, name in enumerate(names) if name is not None]
     for i in sorted(named, key=lambda i: priority.index(names[i])):
         target = rules[names[i]]
-        axes = (target,) if isinstance(target, str) else tuple(target or ())
+        axes = _names(target)
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if not axes or taken & set(axes) or shape[i] % parts:
             continue
