@@ -19,7 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def commands(text):
     """The arguments of every training command in a text, as lists of words."""
     lines = re.findall(r"python experiments/train\.py (--.*)", text.replace("\\\n", " "))
-    return [shlex.split(line.replace("$seed", "1")) for line in lines]
+    values = {"$seed": "1", "$name": "hl_gauss"}
+    return [shlex.split(re.sub(r"\$\w+", lambda x: values[x[0]], line)) for line in lines]
 
 
 FILES = sorted(ROOT.glob("configs/*.py"))
