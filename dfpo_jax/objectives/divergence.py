@@ -21,7 +21,8 @@ class Divergence:
 
     M is 0 where a token has left the trust region and A would push it further, see
     `ops.trust_region_mask`. As the ratio starts at the sampler's own log-probabilities, nothing
-    else corrects for it: `importance_cap` must be 0.
+    else corrects for it: `importance_cap` must be 0. With `sampling.top_k` or `top_p` the sampler's
+    policy is the truncated one, from which the trained one is away from the start.
 
     Attributes:
       divergence: "tv" or "kl" of the sampled token against all others, "topk_tv" or "topk_kl" over

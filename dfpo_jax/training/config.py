@@ -127,7 +127,9 @@ class TrainConfig:
         one more stops the run.
       frozen: networks that do not train, such as ("critic",).
       behaviour_lag: iterations by which the policy that samples is behind the one that trains, as
-        in asynchronous training; the state holds as many copies of what trains in the policy.
+        in asynchronous training; the state holds as many copies of what trains in the policy. A
+        loss whose ratios do not start at the sampler corrects for it by `objective.importance_cap`
+        alone.
     """
 
     iterations: int = 100

@@ -73,7 +73,9 @@ def test_it_trains_on_eight_devices_and_resumes_exactly(name, value_model, tmp_p
     assert [row["step"] for row in whole] == [0, 1, 2, 3, 4]
     assert not any(row["train/skipped_updates"] for row in whole[1:])
     moved = [row["policy/gradient_norm"] for row in whole[1:]]
-    assert np.isfinite(moved).all() and (name in WARMED_UP or any(moved))
+    assert np.isfinite(moved).all() and any(moved)
+    if name in WARMED_UP:  # the policy rests for two iterations
+        assert not any(moved[:2]) and all(moved[2:])
     # Stopped after two iterations, as by a signal: their checkpoint, and the rows until then.
     config = configured(name, value_model)
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
