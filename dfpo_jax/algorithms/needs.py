@@ -46,20 +46,11 @@ def _missing(who: str, need: str, gives: dict, config: AlgorithmConfig, plan) ->
         if (built := part.build()) is not None and need in built.gives
     ]
     for name, part in plan.parts.items() if plan is not None else ():
-        if need in part.build(2).gives:
-            others.append(f"plan {name!r} with train.samples {_numbers(part)}")
+        if need in (built := part.build(2)).gives and built.range is None:
+            others.append(f"plan {name!r} with train.samples of 2 or more")
     found = ", ".join(f"{k} gives {', '.join(sorted(v)) or 'nothing'}" for k, v in gives.items())
     givers = ", ".join(others) or "no part that is registered"
     return f"{who} needs {need}; {found}; it is given by {givers}"
-
-
-def _numbers(plan) -> str:
-    """The numbers of samples with which a plan gives what it gives with 2, for a message."""
-    try:
-        plan.build(3)
-    except ValueError:
-        return "of 2"
-    return "of 2 or more"
 
 
 def _check_whole_responses(config: AlgorithmConfig, objectives: dict, alone: bool) -> None:

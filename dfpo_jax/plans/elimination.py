@@ -93,6 +93,7 @@ class Elimination:
             "plan/rounds": float(len(rounds)),
             "plan/exited_share": 1.0 - len(active) / count,
             "plan/pool_responses": float(np.mean([len(pool) for pool in pools])),
+            "plan/drawn_reward": float(np.mean(means)),
         }
 
     def _correct(self, rewards: Sequence[float]) -> np.ndarray:

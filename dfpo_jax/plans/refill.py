@@ -69,5 +69,6 @@ def _collect(
         "plan/rounds": float(len(rounds)),
         "plan/kept_share": float(np.mean(differ)),
         "plan/fallback_groups": float(len(filled)),
+        "plan/drawn_reward": float(np.mean(drawn.rollout.rewards)),
     }
     return regroup(drawn, rows, [drawn.items[group] for group in groups]), metrics

@@ -49,6 +49,11 @@ def _check_log_probs(config: Any) -> None:
 
 
 def _check_frozen(config: Any) -> None:
+    if config.train.behaviour_lag > 0 and "policy" in config.train.frozen:
+        raise ValueError(
+            f"train.behaviour_lag is {config.train.behaviour_lag} and train.frozen names the "
+            "policy; one that never changes is not behind itself, so it must be 0"
+        )
     if not config.returns.outcome and "critic" not in config.train.frozen:
         raise ValueError(
             f"returns.outcome is False and train.frozen {config.train.frozen}; a critic that "

@@ -159,7 +159,7 @@ def _check_training(run: Run) -> None:
     """Raises ValueError for rewards, a verifier or weights that no training could use."""
     config, bounds = run.config, run.reward_range
     run.train_task.trial()
-    check_value_model(config.critic.source, run.learner)
+    check_value_model(config, run.learner)
     if bounds is not None and bounds[0] >= bounds[1]:
         raise ValueError(
             f"config.rewards makes of the task's rewards, which lie in "

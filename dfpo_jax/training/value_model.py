@@ -1,28 +1,35 @@
 """A value model: the critic of another run, which `critic.source` names."""
 
+import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.published_files import read_json
 from dfpo_jax.sharding import replicated
 from dfpo_jax.training.checkpoint import Checkpointer, described
+from dfpo_jax.training.config import Config
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.types import VALUE_UNITS, TrainState
 
 
-def check_value_model(source: str, learner: Learner) -> None:
+def check_value_model(config: Config, learner: Learner) -> None:
     """See that the value model is there and fits; reads no weights.
 
     Args:
-      source: a work directory, or "" for no value model.
-      learner: of the run that takes it over.
+      config: of the run that takes it over.
+      learner: of that run.
 
     Raises:
-      ValueError: there is no such run, it has no checkpoint, or its critic is of another kind or
-        size; names what differs first.
+      ValueError: there is no such run, it has no checkpoint, its critic is of another kind or
+        size, or it read other tokens or, with LoRA, other weights; names what differs first.
       FileNotFoundError: none of its checkpoints is intact.
     """
+    source = config.critic.source
     if not source:
         return
     if not Path(source).is_dir():
@@ -40,6 +47,21 @@ def check_value_model(source: str, learner: Learner) -> None:
                 f"config.critic.source is {source!r}, whose {path} is "
                 f"{shapes[0] or 'missing'}; this run's is {shapes[1] or 'missing'}: critic, model "
                 "and LoRA must be those of that run"
+            )
+    _check_inputs(config, read_json(Path(source) / "config.json"))
+
+
+def _check_inputs(config: Config, theirs: Mapping[str, Any]) -> None:
+    """Raise ValueError where the value model was trained on other tokens or kernels."""
+    ours = json.loads(json.dumps(dataclasses.asdict(config)))
+    names = ["tokenizer"]
+    if config.model.lora.rank > 0:  # its updates stand beside kernels that it does not hold
+        names += ["weights"] if config.weights.source else ["seed"]
+    for name in names:
+        if theirs[name] != ours[name]:
+            raise ValueError(
+                f"config.critic.source is {config.critic.source!r}, whose {name} is "
+                f"{theirs[name]!r}; this run's is {ours[name]!r}"
             )
 
 

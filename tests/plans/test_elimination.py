@@ -55,6 +55,7 @@ def test_balanced_exits_and_pools_by_hand():
         "plan/rounds": 4.0,
         "plan/exited_share": pytest.approx(0.6),
         "plan/pool_responses": pytest.approx(np.mean(pools)),
+        "plan/drawn_reward": pytest.approx(np.mean(means)),
     }
 
 

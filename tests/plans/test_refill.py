@@ -27,7 +27,13 @@ def test_groups_without_variance_are_replaced_by_new_prompts():
     )
     assert rounds == [[0, 1, 2], [3, 4, 5]] and groups == [0, 4, 5]
     np.testing.assert_array_equal(rewards, MIXED * 3)
-    assert metrics == {"plan/rounds": 2.0, "plan/kept_share": 0.5, "plan/fallback_groups": 0.0}
+    drawn = np.mean([MIXED, RIGHT, WRONG, RIGHT, MIXED, MIXED])
+    assert metrics == {
+        "plan/rounds": 2.0,
+        "plan/kept_share": 0.5,
+        "plan/fallback_groups": 0.0,
+        "plan/drawn_reward": pytest.approx(drawn),
+    }
 
 
 def test_one_round_is_enough_where_all_differ_and_further_groups_are_left_out():

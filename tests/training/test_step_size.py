@@ -74,6 +74,10 @@ def test_without_a_response_that_counts_nothing_moves(scaling):
         ({"critic_optimizer.step_scaling": "sqrt"}, "only the policy has importance weights"),
         ({"train.behaviour_lag": 4}, "behaviour_lag is 4; it must be less than iterations, 4"),
         (
+            {"train.behaviour_lag": 1, "train.frozen": ("policy",)},
+            "one that never changes is not behind itself, so it must be 0",
+        ),
+        (
             {"train.behaviour_lag": 1, "log_probs.recompute": False},
             "behaviour_lag is 1 and log_probs.recompute False",
         ),

@@ -58,6 +58,7 @@ def test_it_is_taken_over_with_its_units_and_never_changes(value_model, tmp_path
     [
         ({"model.d_model": 32}, r"head/output/kernel is \(16, 1\); this run's is \(32, 1\)"),
         ({"critic.name": "quantile"}, "this run's is"),
+        ({"tokenizer.alphabet": "0123456789+-*/=()x "}, "whose tokenizer is "),
         ({"critic.source": "nowhere"}, "critic.source is 'nowhere', and there is no such direct"),
     ],
 )
