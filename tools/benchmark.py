@@ -235,7 +235,7 @@ def main():
     sizes = presets.Sizes(**{name: flag.value for name, flag in _SIZES.items()})
     with command_line.user_errors():
         names = _check_flags()
-        configs = presets.configurations(names, sizes)
+        configs = presets.configurations(names, sizes) if names else {}
     if names:
         rows |= {"sizes": dataclasses.asdict(sizes), "presets": _compare_presets(names, configs)}
     for name, benchmark in BENCHMARKS.items():

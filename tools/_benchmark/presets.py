@@ -3,23 +3,23 @@
 How to read it. A step is `prepare`, which makes targets and advantages of a rollout, and `update`,
 one optimizer step of every network on all its rows. The learners of PPO and of a preset take turns
 in one process, on the same rows, and each turn gives one ratio, preset to PPO. The table shows
-median ratios, with quartiles in brackets. The row of PPO itself is a second learner of PPO: its
-distance from 1 is what the machine's other load can do to all the rows. A ratio of 0.5 is what a
-critic's own trunk costs: it is as large as the policy, and presets without a critic have none.
+median ratios, with quartiles in brackets. The row of PPO itself is a second learner of PPO; how far
+it is from 1 shows how much other load disturbs every row. Presets without a critic take about half
+as long as PPO, whose critic has a trunk of its own, as large as the policy.
 
-Sampling is left out, because presets sample alike but for the number of responses. Where a plan may
-draw more rows than it keeps, the last column says how many at least and at most; the step trains
-on as many rows as PPO's. So the time of an iteration follows from the ratio only where that column
-is empty.
+Sampling is left out: presets sample alike, except that some plans draw more rows than they keep.
+The last column says how many these draw, at least and at most, for the rows of a step. For the
+other presets, an iteration is sampling, which takes as long as PPO's, and this step.
 
 "Compile" is how much longer the first step took than the later ones: tracing, compilation, and
-memory that is allocated once. A compilation cache makes it smaller.
+memory that is allocated once. A compilation cache makes it shorter.
 
-The optimizer costs the same however many tokens there are, so that more of them, which the flags of
-`Sizes` give, bring out what a preset does to each.
+The optimizer takes the same time for any number of tokens, so few tokens bring ratios closer to 1
+than many. The flags `--prompts`, `--samples`, `--prompt_length` and `--response_length` set them.
 
 Policy and critic start at random, and rollouts are made up. Learning rates are close to 0, so that
-every turn meets the same numbers. A warm-up of the critic does the same work as what follows it.
+every turn meets the same numbers. Warm-ups of the critic are timed as they begin; they do the same
+work as the iterations that follow them.
 """
 
 import dataclasses
