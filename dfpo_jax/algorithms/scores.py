@@ -4,14 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec
 
 from dfpo_jax.advantages import Scores
 from dfpo_jax.algorithms.old_policy import Evaluated
 from dfpo_jax.algorithms.trunk import hidden_states, response_states, token_statistics
 from dfpo_jax.models import lora
 from dfpo_jax.models.transformer import Transformer
-from dfpo_jax.sharding import BATCH_AXES, batch_devices, mesh_size, single_row_rules
+from dfpo_jax.sharding import BATCH_AXES, batch_devices, single_row_rules
 from dfpo_jax.types import Array, ArrayTree, Rollout
 
 
@@ -46,8 +45,7 @@ def scores(
         return jnp.sum(found[0] * mask)
 
     def squared_norm(*row):
-        gradient = jax.tree.map(_kept_by_row, jax.grad(log_prob)(trained, *row))
-        return optax.tree.norm(gradient, squared=True)
+        return optax.tree.norm(jax.grad(log_prob)(trained, *row), squared=True)
 
     mask = found.old.mask
     norms = _by_row(squared_norm, (found.sequence, found.valid, rollout.tokens, mask))
@@ -70,15 +68,3 @@ def _by_row(function, rows) -> Array:
     with single_row_rules():
         found = jax.lax.map(lambda row: together(*row), rows)
     return jnp.swapaxes(found, 0, 1).reshape(-1)
-
-
-def _kept_by_row(x: Array) -> Array:
-    """Keeps the gradient of a row where the row is; under `jax.vmap`, which adds the row's axis.
-
-    Otherwise the compiler splits it as the parameters are, and sends all of it for every row.
-    """
-    if mesh_size(*BATCH_AXES) == 1:
-        return x
-    return jax.lax.with_sharding_constraint(
-        x, PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * x.ndim)
-    )
