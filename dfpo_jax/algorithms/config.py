@@ -14,19 +14,19 @@ class Returns:
 
     Attributes:
       discount: gamma.
+      overlong: what follows a response that was cut at the length limit: "terminal" (nothing: its
+        return ends there), "bootstrap" (the critic's value) or "mask" (every loss leaves it out).
       outcome: whether the reward of a response counts. False leaves rewards of single tokens, such
         as a KL, to a frozen critic that knows what is good (`critic.source`); the last token then
         gets the value of the state before it, so that an end is neither good nor bad.
-      overlong: what follows a response that was cut at the length limit: "terminal" (nothing: its
-        return ends there), "bootstrap" (the critic's value) or "mask" (every loss leaves it out).
 
     Raises:
       ValueError: a value outside its range, named with what is allowed.
     """
 
     discount: float = 1.0
-    outcome: bool = True
     overlong: str = "terminal"
+    outcome: bool = True
 
     def __post_init__(self):
         """Check ranges and names."""

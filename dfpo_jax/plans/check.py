@@ -188,8 +188,19 @@ def _answered(drawn: Drawn) -> list[int]:
     return [drawn.items[group].index for group in drawn.rollout.groups]
 
 
+class _AnyColumns(dict):
+    """A row that holds a text in every column that a plan may name."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> str:
+        return f"text of {name}"
+
+
 def _prompts(count: int) -> list[Item]:
-    return [Item(f"prompt {i}", f"answer {i}", index=i) for i in range(count)]
+    payload = {"row": _AnyColumns()}
+    return [Item(f"prompt {i}", f"answer {i}", payload, index=i) for i in range(count)]
 
 
 def zeros(items: Sequence[Item], samples: int) -> Drawn:
