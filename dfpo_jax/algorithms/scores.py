@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dfpo_jax import ops
 from dfpo_jax.advantages import Scores
 from dfpo_jax.algorithms.old_policy import Evaluated
 from dfpo_jax.algorithms.trunk import hidden_states, response_states, token_statistics
@@ -49,7 +50,7 @@ def scores(
 
     mask = found.old.mask
     norms = _by_row(squared_norm, (found.sequence, found.valid, rollout.tokens, mask))
-    return Scores(norms, jnp.sum((found.old.log_probs - rollout.log_probs) * mask, axis=1))
+    return Scores(norms, ops.row_sum(found.old.log_probs - rollout.log_probs, mask))
 
 
 def _by_row(function, rows) -> Array:
