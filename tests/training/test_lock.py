@@ -26,10 +26,9 @@ with lock.kept(Path(sys.argv[1])):
 if sys.argv[2] == "program":  # as the verifiers' processes are started
     child = subprocess.Popen(["sleep", "60"]).pid
 if sys.argv[2] == "fork":
-    child = os.fork()
-    if child == 0:
+    if os.fork():
         time.sleep(60)
-        os._exit(0)
+    child = os.getpid()  # told by the child: it has dropped the lock by then
 if sys.argv[2] == "alone":
     child = 0
 print(child, flush=True)
