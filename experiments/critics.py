@@ -23,6 +23,7 @@ from yet, so that the truth chooses nothing.
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -147,24 +148,91 @@ def measure(learner, state, truth: Truth) -> dict[str, dict[str, float]]:
     return figures
 
 
-def finished_row(config: ConfigDict, run: Run, policy: ArrayTree, truth: Truth, rate: float):
-    """Train and measure one critic at one rate."""
-    config = policy_evaluation(
-        config, **{"critic_optimizer.learning_rate": rate, "seed": FLAGS.seed}
-    )
-    learner = make_learner(
-        dataclasses.replace(parse_config(config), model=run.config.model),
-        run.sampler.model,
-        run.learner.mesh,
-    )
-    directory = Path(FLAGS.workdir)
+@dataclasses.dataclass(frozen=True)
+class Laboratory:
+    """What all rows share.
 
-    def rollouts(step: int) -> Rollout:
-        return rollout_at(run, policy, step, directory)
+    Attributes:
+      directory: of rollouts and rows.
+      run: gives tasks, sampler, rewards and mesh.
+      policy: its parameters, which stay.
+      truth: what follows the chosen states.
+      rollouts: how many there are to learn from.
+      seed: of a critic's parameters and noise.
+    """
 
-    seeded = dataclasses.replace(run, key=jax.random.key(FLAGS.seed))
-    state, measured = train_critic(seeded, learner, policy, rollouts, FLAGS.rollouts)
-    return {**measured, "places": measure(learner, state, truth)}
+    directory: Path
+    run: Run
+    policy: ArrayTree
+    truth: Truth
+    rollouts: int
+    seed: int
+
+    def row(self, config: ConfigDict, rate: float) -> dict:
+        """Train and measure one critic at one learning rate."""
+        run = dataclasses.replace(self.run, key=jax.random.key(self.seed))
+        config = policy_evaluation(config, **{"critic_optimizer.learning_rate": rate})
+        config = dataclasses.replace(parse_config(config), model=run.config.model)
+        learner = make_learner(config, run.sampler.model, run.learner.mesh)
+
+        def rollouts(step: int) -> Rollout:
+            return rollout_at(self.run, self.policy, step, self.directory)
+
+        state, measured = train_critic(run, learner, self.policy, rollouts, self.rollouts)
+        return {**measured, "places": measure(learner, state, self.truth)}
+
+    def rows(self, variants: dict[str, ConfigDict], rates: list[float]) -> Iterator[dict]:
+        """Every row at every rate, those that the directory holds as they stand there."""
+        path = self.directory / "rows.jsonl"
+        file = JsonLines(path)
+        done = {row["key"]: row for row in read_rows(path)}
+        for name, config in variants.items():
+            for rate in rates:
+                key = digest([config.to_json(default=str), rate, self.rollouts, self.seed])
+                if key not in done:
+                    row = {"step": len(done), "key": key, "row": name, "rate": rate}
+                    done[key] = row | self.row(config, rate)
+                    file.append(done[key])
+                yield done[key]
+        file.close()
+
+
+def open_laboratory(
+    config: ConfigDict,
+    directory: Path,
+    *,
+    source: str | None,
+    prompts: int,
+    continuations: int,
+    rollouts: int,
+    seed: int,
+) -> Laboratory:
+    """Build the run, and draw or read its policy and its truth.
+
+    Args:
+      config: as `policy_evaluation` makes it.
+      directory: where they are kept.
+      source: a run whose newest policy it is, or None for a warm start.
+      prompts: held-out prompts of the truth.
+      continuations: of every chosen state.
+      rollouts, seed: as in `Laboratory`.
+
+    Raises:
+      ValueError: the configuration is wrong, or the directory was drawn with another.
+    """
+    run = build(config)
+    sections = ("task", "rewards", "model", "tokenizer", "sampling", "warm_start")
+    settings = {name: dataclasses.asdict(getattr(run.config, name)) for name in sections}
+    settings |= {name: getattr(run.config.train, name) for name in ("prompts", "samples")}
+    settings |= {"policy": source, "held_out": prompts, "continuations": continuations}
+    check_directory(directory, settings | {"seed": run.config.seed})
+    policy = policy_of(run, source, directory)
+    truth = kept(
+        directory / "truth.npz",
+        Truth(rollout_structure(1), 0, 0, 0, 0),
+        lambda: make_truth(run, policy, prompts, continuations),
+    )
+    return Laboratory(directory, run, policy, truth, rollouts, seed)
 
 
 def print_table(lines: list[dict]) -> None:
@@ -182,51 +250,35 @@ def print_table(lines: list[dict]) -> None:
 def main():
     """Train the critics of the chosen rows and print how near to the truth they are."""
     with command_line.user_errors():
-        config, directory = _CONFIG.value, Path(FLAGS.workdir)
+        config = _CONFIG.value
         base = policy_evaluation(config, **{"evaluation.prompts": FLAGS.prompts})
         table = rows_of(config)
-        names = chosen(FLAGS.rows, table)
         rates = [float(rate) for rate in FLAGS.rates]
+        names = chosen(FLAGS.rows, table)
         variants = {name: policy_evaluation(base, **table[name]) for name in names}
         for variant in variants.values():
             parse_config(variant)
-        run = build(base)
-        settings = {
-            name: dataclasses.asdict(getattr(run.config, name))
-            for name in ("task", "rewards", "model", "tokenizer", "sampling", "warm_start")
-        }
-        settings |= {name: getattr(run.config.train, name) for name in ("prompts", "samples")}
-        settings |= {name: FLAGS[name].value for name in ("policy", "prompts", "continuations")}
-        check_directory(directory, settings | {"seed": run.config.seed})
-        policy = policy_of(run, FLAGS.policy, directory)
-        truth = kept(
-            directory / "truth.npz",
-            Truth(rollout_structure(1), 0, 0, 0, 0),
-            lambda: make_truth(run, policy, FLAGS.prompts, FLAGS.continuations),
+        laboratory = open_laboratory(
+            base,
+            Path(FLAGS.workdir),
+            source=FLAGS.policy,
+            prompts=FLAGS.prompts,
+            continuations=FLAGS.continuations,
+            rollouts=FLAGS.rollouts,
+            seed=FLAGS.seed,
         )
-        rows = JsonLines(directory / "rows.jsonl")
-        done = {row["key"]: row for row in read_rows(directory / "rows.jsonl")}
-    lines = []
-    for name, variant in variants.items():
-        tried = []
-        for rate in rates:
-            parts = [variant.to_json(default=str), rate, FLAGS.rollouts, FLAGS.seed]
-            key = digest(parts)
-            if key not in done:
-                row = {"step": len(done), "key": key, "row": name, "rate": rate}
-                done[key] = row | finished_row(variant, run, policy, truth, rate)
-                rows.append(done[key])
-            tried.append(done[key])
-            figures = done[key]["places"]["all"]
-            print(
-                f"{name}, rate {rate:g}: explained {figures['explained']:.3f} of "
-                f"{figures['ceiling']:.3f}, crps {figures['crps']:.4f}",
-                flush=True,
-            )
-        lines.append(max(tried, key=lambda row: row["seen"]))
-    print_table(lines)
+    best = {}
+    for row in laboratory.rows(variants, rates):
+        name, figures = row["row"], row["places"]["all"]
+        best[name] = max(best.get(name, row), row, key=lambda row: row["seen"])
+        print(
+            f"{name}, rate {row['rate']:g}: explained {figures['explained']:.3f} of "
+            f"{figures['ceiling']:.3f}, crps {figures['crps']:.4f}",
+            flush=True,
+        )
+    print_table(list(best.values()))
     if FLAGS.json:
-        Path(FLAGS.json).write_text(json.dumps(lines, indent=1))
+        Path(FLAGS.json).write_text(json.dumps(list(best.values()), indent=1))
 
 
 if __name__ == "__main__":

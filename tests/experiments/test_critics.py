@@ -1,21 +1,18 @@
 """The critic laboratory: its figures against closed forms, its truth, and a run that goes on."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from _critics import data, scores, truth
 from _critics.rows import CRITICS, chosen, rows_of
+from critics import build, open_laboratory, policy_evaluation
+from tiny_run import tiny
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms import PRESETS
 from dfpo_jax.training.config import default_config, parse_config
 from dfpo_jax.types import Generation, Rollout
-
-CONFIG = Path(__file__).parents[1] / "tools" / "tiny_config.py"
 
 
 def bernoulli(states=4000, continuations=8, seed=0):
@@ -112,20 +109,27 @@ def test_a_directory_keeps_what_it_was_drawn_with(tmp_path):
 
 @pytest.mark.slow
 def test_a_stopped_laboratory_goes_on_with_equal_rows(tmp_path):
-    def run(directory, rows):
-        command = [sys.executable, "experiments/critics.py", f"--config={CONFIG}"]
-        command += [f"--workdir={tmp_path / directory}", f"--rows={rows}", "--rates=1e-2"]
-        command += ["--rollouts=2", "--prompts=8", "--continuations=3"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
-        lines = (tmp_path / directory / "rows.jsonl").read_text().splitlines()
-        kept = [json.loads(line) for line in lines]
-        return [{k: x for k, x in row.items() if k != "milliseconds"} for row in kept], done.stdout
+    base = policy_evaluation(tiny(), **{"evaluation.prompts": 8})
+    table = rows_of(base)
+    variants = {name: policy_evaluation(base, **table[name]) for name in ("scalar", "dfpo")}
+    options = dict(source=None, prompts=8, continuations=3, rollouts=2, seed=1)
 
-    whole, text = run("whole", "scalar,dfpo")
-    assert [row["row"] for row in whole] == ["scalar", "dfpo"] and "last third" in text
-    first, _ = run("parts", "scalar")
-    assert first == whole[:1]
-    assert run("parts", "scalar,dfpo")[0] == whole
-    figures = whole[1]["places"]["all"]
-    assert figures["explained"] <= 1.0 and 0.0 < figures["crps"] < 1.0
+    def rows(directory):
+        found = open_laboratory(base, tmp_path / directory, **options).rows(variants, [1e-2])
+        return ({k: x for k, x in row.items() if k != "milliseconds"} for row in found)
+
+    whole = list(rows("whole"))
+    assert [row["row"] for row in whole] == ["scalar", "dfpo"]
+    assert next(rows("parts")) == whole[0]  # stopped before the second
+    assert list(rows("parts")) == whole
+    lines = [json.loads(line) for line in (tmp_path / "parts" / "rows.jsonl").open()]
+    assert [row["key"] for row in lines] == [row["key"] for row in whole]
+    figures = whole[1]["places"]
+    assert {"all", "prompt", "last third"} <= set(figures) <= {"all", *truth.PLACES}
+    assert figures["all"]["explained"] <= 1.0 and 0.0 < figures["all"]["crps"] < 1.0
+
+
+def test_responses_without_a_return_are_refused():
+    config = policy_evaluation(tiny(), **{"returns.overlong": "mask"})
+    with pytest.raises(ValueError, match="returns.overlong is 'mask'; here it must be 'terminal'"):
+        build(config)
