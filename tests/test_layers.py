@@ -86,7 +86,7 @@ rollout.collect
 rollout
 algorithms.config algorithms.presets
 algorithms.interface algorithms.needs algorithms.trunk
-algorithms.units algorithms.old_policy algorithms.sft algorithms.warmup
+algorithms.units algorithms.old_policy algorithms.sft algorithms.warmup algorithms.confidence
 algorithms.scores
 algorithms.compose
 algorithms

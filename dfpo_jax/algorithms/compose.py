@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from dfpo_jax import ops
 from dfpo_jax.advantages import Advantage, View
 from dfpo_jax.algorithms import warmup
+from dfpo_jax.algorithms.confidence import confidence_of, init_confidence, with_confidence
 from dfpo_jax.algorithms.config import AlgorithmConfig
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Controls, Observed
 from dfpo_jax.algorithms.needs import check_parts
@@ -94,6 +95,9 @@ def _init(parts: _Parts, key: Array, policy_params: ArrayTree) -> ArrayTree:
     if parts.critic is not None:
         head = parts.critic.init(key, width)
         params["critic"] = init_critic(parts.config.critic, policy_params, head)
+        if parts.config.critic.confidence:
+            own_key = jax.random.fold_in(key, len(parts.objectives))
+            params["critic"]["confidence"] = init_confidence(own_key, width)
     for number, (name, objective) in enumerate(parts.objectives.items()):
         if objective.init is not None:
             params[name] = objective.init(jax.random.fold_in(key, number), width)
@@ -106,12 +110,14 @@ def _prepare(
     critic, config = parts.critic, parts.config
     critic_key, policy_key = jax.random.split(key)
     found = evaluate_old(parts.model, config, parts.objectives, state, rollout, parts.temperature)
-    steps, view, targets, head = found.steps, None, None, None
+    steps, view, targets, head, features = found.steps, None, None, None, None
     if critic is not None:
         head, length = state.params["critic"]["head"], rollout.tokens.shape[1]
         policy_states = response_states(found.old.hidden, length)
         inputs = (policy_states, found.sequence, found.valid, length)
         states = critic_states(config.critic, parts.model, state.params, *inputs)
+        features = _confidence(parts, state.params["policy"], policy_states, rollout)
+        states = with_confidence(state.params["critic"], states, features)
         reading = critic.read(head, states)
         law = critic.law(reading)
         if not config.returns.outcome:
@@ -140,6 +146,7 @@ def _prepare(
         importance=found.importance,
         advantages=advantages,
         critic=targets,
+        confidence=features,
         own={
             name: objective.prepare(old, rollout)
             for name, objective in parts.objectives.items()
@@ -157,6 +164,15 @@ def _prepare(
         explained_variance=_explained_variance(view, steps) if _has_outcome(parts) else None,
     )
     return batch, context
+
+
+def _confidence(parts: _Parts, policy: ArrayTree, states: Array, rollout: Rollout) -> Array | None:
+    """What the policy's probabilities say of s_0 .. s_R, where the critic reads it."""
+    if not parts.config.critic.confidence:
+        return None
+    policy = jax.lax.stop_gradient(policy)
+    inputs = (states, rollout.tokens, rollout.mask, parts.temperature, parts.config.log_probs.chunk)
+    return confidence_of(parts.model, policy, *inputs)
 
 
 def _with_predicted_outcome(steps: Steps, law: Array) -> Steps:
@@ -254,6 +270,7 @@ def _critic_terms(
     states = critic_states(
         config, parts.model, params, policy_states, batch.sequence, batch.valid, length
     )
+    states = with_confidence(params["critic"], states, batch.confidence)
     # A row's key depends on its number alone, so that splitting a batch changes nothing.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.row)
     head = params["critic"]["head"]
@@ -271,13 +288,15 @@ def _reading(parts: _Parts, state: TrainState, rollout: Rollout, states: slice):
     """What the critic makes of some of the states s_0 .. s_R."""
     params, length = state.params, rollout.tokens.shape[1]
     sequence, valid = join_sequence(rollout)
-    policy_states = None
-    if parts.config.critic.trunk != "own":
+    policy_states, features = None, None
+    if parts.config.critic.trunk != "own" or parts.config.critic.confidence:
         hidden = hidden_states(parts.model, params["policy"], sequence, valid)
         policy_states = response_states(hidden, length)
+        features = _confidence(parts, params["policy"], policy_states, rollout)
     found = critic_states(
         parts.config.critic, parts.model, params, policy_states, sequence, valid, length
     )
+    found = with_confidence(params["critic"], found, features)
     return parts.critic.read(params["critic"]["head"], found[:, states])
 
 

@@ -41,9 +41,9 @@ def _toggled(flow: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     rows |= _switched(flow, "tail shape", [f"{name}_weight" for name in _TAILS[3:]], 0.1)
     for mode in ("emphasize", "discount"):
         if flow["uncertainty"] == "none":
-            rows[f"dfpo, {mode}"] = {"critic.flow.uncertainty": mode}
+            rows[f"dfpo with {mode}"] = {"critic.flow.uncertainty": mode}
     if flow["uncertainty"] != "none":
-        rows["dfpo, no uncertainty"] = {
+        rows["dfpo without uncertainty"] = {
             "critic.flow.uncertainty": "none",
             "critic.flow.uncertainty_temperature": 1.0,
         }
@@ -57,19 +57,25 @@ def _switched(
     settings = {f"critic.flow.{field}": 0.0 if is_on else weight for field in fields}
     if name == "geometry" and is_on:  # nothing trains the map that one step reads
         settings |= {"critic.flow.inference": "ode", "critic.flow.geometry": "map"}
-    return {f"dfpo, {'no' if is_on else 'with'} {name}": settings}
+    return {f"dfpo {'without' if is_on else 'with'} {name}": settings}
 
 
 def rows_of(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """All rows: every critic, DFPO's with each component switched, and DFPO's on the other trunks.
+    """Every critic, DFPO's with each component switched, and two critics that read other states.
 
     Args:
       config: the run's; its sections of the critics are where the rows start from.
     """
-    trunks = {"own", "detached"} - {config.critic.trunk}
+    inputs = {
+        f"with {trunk} trunk": {"critic.trunk": trunk}
+        for trunk in ("own", "detached")
+        if trunk != config.critic.trunk
+    }
+    reads = config.critic.confidence
+    inputs[f"{'without' if reads else 'with'} confidence"] = {"critic.confidence": not reads}
     others = {
-        f"{name}, {trunk} trunk": {**CRITICS[name], "critic.trunk": trunk}
-        for trunk in sorted(trunks)
+        f"{name} {words}": {**CRITICS[name], **settings}
+        for words, settings in inputs.items()
         for name in ("scalar", "dfpo")
     }
     return CRITICS | _toggled(config.critic.flow) | others
