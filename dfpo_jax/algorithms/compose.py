@@ -15,7 +15,11 @@ import jax.numpy as jnp
 from dfpo_jax import ops
 from dfpo_jax.advantages import Advantage, View
 from dfpo_jax.algorithms import warmup
-from dfpo_jax.algorithms.confidence import confidence_of, init_confidence, with_confidence
+from dfpo_jax.algorithms.confidence import (
+    confidence_features,
+    init_confidence,
+    with_confidence,
+)
 from dfpo_jax.algorithms.config import AlgorithmConfig
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Controls, Observed
 from dfpo_jax.algorithms.needs import check_parts
@@ -110,14 +114,13 @@ def _prepare(
     critic, config = parts.critic, parts.config
     critic_key, policy_key = jax.random.split(key)
     found = evaluate_old(parts.model, config, parts.objectives, state, rollout, parts.temperature)
-    steps, view, targets, head, features = found.steps, None, None, None, None
+    steps, view, targets, head = found.steps, None, None, None
     if critic is not None:
         head, length = state.params["critic"]["head"], rollout.tokens.shape[1]
         policy_states = response_states(found.old.hidden, length)
         inputs = (policy_states, found.sequence, found.valid, length)
         states = critic_states(config.critic, parts.model, state.params, *inputs)
-        features = _confidence(parts, state.params["policy"], policy_states, rollout)
-        states = with_confidence(state.params["critic"], states, features)
+        states = with_confidence(state.params["critic"], states, found.confidence)
         reading = critic.read(head, states)
         law = critic.law(reading)
         if not config.returns.outcome:
@@ -146,7 +149,7 @@ def _prepare(
         importance=found.importance,
         advantages=advantages,
         critic=targets,
-        confidence=features,
+        confidence=found.confidence,
         own={
             name: objective.prepare(old, rollout)
             for name, objective in parts.objectives.items()
@@ -164,15 +167,6 @@ def _prepare(
         explained_variance=_explained_variance(view, steps) if _has_outcome(parts) else None,
     )
     return batch, context
-
-
-def _confidence(parts: _Parts, policy: ArrayTree, states: Array, rollout: Rollout) -> Array | None:
-    """What the policy's probabilities say of s_0 .. s_R, where the critic reads it."""
-    if not parts.config.critic.confidence:
-        return None
-    policy = jax.lax.stop_gradient(policy)
-    inputs = (states, rollout.tokens, rollout.mask, parts.temperature, parts.config.log_probs.chunk)
-    return confidence_of(parts.model, policy, *inputs)
 
 
 def _with_predicted_outcome(steps: Steps, law: Array) -> Steps:
@@ -289,10 +283,14 @@ def _reading(parts: _Parts, state: TrainState, rollout: Rollout, states: slice):
     params, length = state.params, rollout.tokens.shape[1]
     sequence, valid = join_sequence(rollout)
     policy_states, features = None, None
-    if parts.config.critic.trunk != "own" or parts.config.critic.confidence:
+    confidence = parts.config.critic.confidence
+    if parts.config.critic.trunk != "own" or confidence:
         hidden = hidden_states(parts.model, params["policy"], sequence, valid)
         policy_states = response_states(hidden, length)
-        features = _confidence(parts, params["policy"], policy_states, rollout)
+    if confidence:
+        inputs = (parts.model, params["policy"], policy_states, rollout.tokens, parts.temperature)
+        statistics = token_statistics(*inputs, parts.config.log_probs.chunk)
+        features = confidence_features(*statistics, rollout.mask, parts.model.config.vocab_size)
     found = critic_states(
         parts.config.critic, parts.model, params, policy_states, sequence, valid, length
     )

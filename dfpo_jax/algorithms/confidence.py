@@ -9,8 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dfpo_jax.algorithms.trunk import token_statistics
-from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.types import Array, ArrayTree
 
 FEATURES = 6
@@ -31,7 +29,7 @@ def confidence_features(log_probs: Array, entropy: Array, mask: Array, tokens: i
       tokens: V.
 
     Returns:
-      [B, R + 1, 6] float32.
+      [B, R + 1, 6] float32; never differentiated.
     """
     length = mask.shape[1]
     log_probs = log_probs * mask
@@ -49,29 +47,7 @@ def confidence_features(log_probs: Array, entropy: Array, mask: Array, tokens: i
     )
     share = jnp.pad(entropy, ((0, 0), (0, 1))) / jnp.log(float(tokens))
     place = jnp.broadcast_to(jnp.arange(length + 1.0) / length, total.shape)
-    return jnp.stack([*map(jnp.exp, logs), share, place], axis=-1)
-
-
-def confidence_of(
-    model: Transformer,
-    policy: ArrayTree,
-    states: Array,
-    tokens: Array,
-    mask: Array,
-    temperature: float,
-    chunk: int,
-) -> Array:
-    """`confidence_features` [B, R + 1, 6] of responses under a policy; never differentiated.
-
-    Args:
-      model: of the policy.
-      policy: its parameters.
-      states: [B, R + 1, D] its hidden states s_0 .. s_R.
-      tokens, mask: [B, R].
-      temperature, chunk: as of `trunk.token_statistics`.
-    """
-    found = token_statistics(model, policy, states, tokens, temperature, chunk)
-    features = confidence_features(*found, mask, model.config.vocab_size)
+    features = jnp.stack([*map(jnp.exp, logs), share, place], axis=-1)
     return jax.lax.stop_gradient(features)
 
 
