@@ -22,8 +22,8 @@ class Observed(NamedTuple):
       range: (low, high) that they lie in, or None where no bound is known.
       least_scale: the smallest unit of value where none is known.
       first: whether this is the first iteration of the run.
-      clean_range: (low, high) of rewards without the noise that the chain adds, of the size of the
-        verifier's own range; None where it declares none.
+      clean_range: (low, high) of rewards without the noise and penalties that the chain adds, of
+        the size of the verifier's own range; None where it declares none.
     """
 
     rewards: Any

@@ -57,8 +57,8 @@ class Link(NamedTuple):
         right".
       unit: how much one unit of the rewards that come in amounts to in those that come out; above 0
         and finite.
-      clean: range of the rewards that come in -> range of those that come out, but for noise that
-        the link adds. None for `range` and, where that knows no bound, for the range that comes in,
+      clean: range of the rewards that come in -> range of what becomes of them without noise and
+        penalties. None for `range` and, where that knows no bound, for the range that comes in,
         times `unit`.
     """
 

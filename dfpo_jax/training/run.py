@@ -75,7 +75,7 @@ class Run:
         """The verifier's own range in units of the rewards the learner sees, or None.
 
         Half its width is `least_scale`. Its midpoint is that of the range that the reward chain
-        makes of it, which noise without bound leaves where it is.
+        makes of it without noise and penalties.
         """
         if self.plan.range is not None:
             return self.plan.range
