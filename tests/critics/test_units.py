@@ -21,7 +21,7 @@ from dfpo_jax.critics.flow_inference import Reader
 from dfpo_jax.critics.flow_losses import return_samples
 from dfpo_jax.critics.units import AFFINE, ASINH
 
-NUM, LAMBDA, WIDTH = 5, 0.8, 6
+NUM, LAMBDA, WIDTH, KEY = 5, 0.8, 6, jax.random.key(3)
 TINY = Flow(head=tiny.HEAD, num_samples=4, num_steps=2, solver="euler", num_quantiles=NUM)
 SETTINGS = {
     "quantile": Quantile(NUM),
@@ -35,12 +35,26 @@ SETTINGS = {
 
 
 @functools.cache
-def readings(name):
-    """The critic in affine and in asinh units, and its reading of random states [B, R + 1, D]."""
+def made(name):
+    """A critic on random states, in one program: its reading, laws, returns and targets."""
     affine, asinh = (SETTINGS[name].build(units) for units in (AFFINE, ASINH))
-    start = affine.init(jax.random.key(0), WIDTH)
+    start = jax.jit(affine.init, static_argnums=1)(jax.random.key(0), WIDTH)
     params = tiny.randomised(nn.unbox(start), seed=1, scale=0.5)
-    return affine, asinh, affine.read(params, random_states())
+
+    @jax.jit
+    def run(params, states, steps):
+        reading = affine.read(params, states)
+        inputs = KEY, reading, steps, LAMBDA
+        return {
+            "reading": reading,
+            "affine": affine.law(reading),
+            "law": asinh.law(reading),
+            "heads": asinh.heads(reading) if asinh.heads else None,
+            "returns": asinh.returns(*inputs),
+            "targets": asinh.targets(*inputs),
+        }
+
+    return jax.tree.map(np.asarray, run(params, random_states(), random_steps()))
 
 
 # --- what is read ---------------------------------------------------------------------------------
@@ -63,29 +77,30 @@ def test_quantiles_mapped_back_are_the_raw_quantiles_of_a_known_law():
         levels = jax.scipy.special.ndtr(noise)
         return jnp.arcsinh(two_scales(levels)) - noise
 
-    found = Reader(units=ASINH).quantiles(velocity, (1, 1), NUM)[0, 0]
+    found = jax.jit(lambda: Reader(units=ASINH).quantiles(velocity, (1, 1), NUM))()[0, 0]
     np.testing.assert_allclose(found, known, rtol=1e-4)
-    straight = Reader("ode", num_steps=3, units=ASINH).quantiles(tiny.constant([[2.0]]), (1, 1), 9)
-    np.testing.assert_allclose(straight[0, 0], np.sinh(ops.noise_quantiles(9) + 2.0), rtol=1e-5)
+    straight = Reader("ode", num_steps=3, units=ASINH)
+    found = jax.jit(lambda: straight.quantiles(tiny.constant([[2.0]]), (1, 1), 9))()[0, 0]
+    np.testing.assert_allclose(found, np.sinh(ops.noise_quantiles(9) + 2.0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if "categorical" not in name])
+@pytest.mark.parametrize("name", ["quantile", "quantile, average", "quantile, heads", "iqn"])
 def test_the_law_is_h_inverse_of_the_law_in_its_own_units(name):
-    affine, asinh, reading = readings(name)
-    law = np.asarray(asinh.law(reading))
-    np.testing.assert_allclose(law, np.sinh(affine.law(reading)), rtol=1e-4, atol=1e-6)
+    this = made(name)
+    law = this["law"]
+    np.testing.assert_allclose(law, np.sinh(this["affine"]), rtol=1e-4, atol=1e-6)
     assert np.all(np.diff(law) >= 0) and law.std(axis=-1).max() > 0.1
-    if asinh.heads:
-        means = np.sinh(np.asarray(reading, float)).mean(axis=-1)
-        np.testing.assert_allclose(asinh.heads(reading), means, rtol=1e-4, atol=1e-5)
+    if this["heads"] is not None:
+        means = np.sinh(this["reading"].astype(float)).mean(axis=-1)
+        np.testing.assert_allclose(this["heads"], means, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["categorical", "categorical, atoms"])
 def test_a_histogram_keeps_its_mean_in_value_units(name):
     """Which the shares' means in z, mapped back, would miss where a share lies over a gap."""
-    _, asinh, _ = readings(name)
+    asinh = SETTINGS[name].build(ASINH)
     mass = np.random.default_rng(0).dirichlet(np.full(11, 0.3), 6).astype(np.float32)
-    law = np.asarray(asinh.law(jnp.log(mass + 1e-30)[None])[0])
+    law = np.asarray(jax.jit(asinh.law)(np.log(mass + 1e-30)[None])[0])
     assert law.shape == (6, NUM) and np.all(np.diff(law) >= 0)
     if name == "categorical":
         ends = np.linspace(-4.0, 4.0, 12)
@@ -98,24 +113,25 @@ def test_a_histogram_keeps_its_mean_in_value_units(name):
 # --- targets --------------------------------------------------------------------------------------
 
 
-def expected_mixture(key, reading_law, steps):
+def expected_mixture(law, steps):
     """Samples in x by stepping over the tokens, of bootstraps [B, R + 1, S] in x."""
-    take = np.asarray(jax.random.uniform(key, (*steps.mask.shape, NUM))) < LAMBDA
+    take = np.asarray(jax.random.uniform(KEY, (*steps.mask.shape, NUM))) < LAMBDA
     following = successors(steps.mask)
-    after = np.take_along_axis(reading_law, following[..., None], axis=1)
+    after = np.take_along_axis(law, following[..., None], axis=1)
     return reference_critic.lambda_mixture(
         take, steps.rewards, after, steps.mask, DISCOUNT, steps.bootstrap
     )
 
 
-@pytest.mark.parametrize("name", ["quantile", "quantile, heads", "iqn", "categorical"])
+@pytest.mark.parametrize(
+    "name",
+    ["quantile", "quantile, heads", "iqn", pytest.param("categorical", marks=pytest.mark.slow)],
+)
 def test_mixture_targets_equal_loops_that_go_through_the_inverse_map(name):
     """y = h(r + gamma h^-1(Z)), with rewards on every token; returns are the same before h."""
-    _, asinh, reading = readings(name)
-    steps, key = random_steps(), jax.random.key(3)
-    goals = expected_mixture(key, np.asarray(asinh.law(reading), float), steps)
-    found = np.asarray(asinh.returns(key, reading, steps, LAMBDA))
-    rows = np.asarray(asinh.targets(key, reading, steps, LAMBDA))
+    this, steps = made(name), random_steps()
+    goals = expected_mixture(this["law"].astype(float), steps)
+    found, rows = this["returns"], this["targets"]
     if name == "categorical":
         ends = jnp.linspace(-4.0, 4.0, 12)
         z = jnp.asarray(np.arcsinh(goals), jnp.float32)
@@ -129,13 +145,9 @@ def test_mixture_targets_equal_loops_that_go_through_the_inverse_map(name):
 
 
 def test_averages_are_taken_in_value_units_and_mapped_afterwards():
-    _, asinh, reading = readings("quantile, average")
-    steps, key = random_steps(), jax.random.key(3)
-    law = np.asarray(asinh.law(reading))
-    rows, ends = (
-        asinh.targets(key, reading, steps, LAMBDA),
-        after_last(law, steps.mask, steps.bootstrap),
-    )
+    this, steps = made("quantile, average"), random_steps()
+    law, rows = this["law"], this["targets"]
+    ends = after_last(law, steps.mask, steps.bootstrap)
     for b, q in np.ndindex(len(law), NUM):
         row, slots = steps.mask[b], valid_slots(steps.mask[b])
         goals = reference_critic.gae_returns(
@@ -147,50 +159,56 @@ def test_averages_are_taken_in_value_units_and_mapped_afterwards():
 @pytest.mark.parametrize("mode", ["mixture", "average", "flowcritic"])
 def test_samples_of_a_flow_are_the_affine_ones_of_fields_that_were_mapped_back(mode):
     """A field whose z is h of another's samples gives the same returns, bounded at h^-1."""
-    steps, key = random_steps(), jax.random.key(5)
+    steps = random_steps()
     centres = np.random.default_rng(2).normal(size=(*steps.mask.shape,)).astype(np.float32)
 
     def jump(to):
         return lambda z, t, d: to(3.0 * z + centres[..., None]) - z
 
     config = dataclasses.replace(TINY, target_mode=mode)
-    same = [
-        return_samples(config, key, jump(to), jump(to), steps, LAMBDA, units)[0]
-        for to, units in ((lambda x: x, AFFINE), (jnp.arcsinh, ASINH))
-    ]
-    np.testing.assert_allclose(*same, rtol=1e-4, atol=1e-4)
-    config = dataclasses.replace(config, value_bound=1.0)
-    found = return_samples(config, key, jump(jnp.arcsinh), jump(jnp.arcsinh), steps, LAMBDA, ASINH)
-    np.testing.assert_allclose(np.abs(found[0]).max(), np.sinh(1.0), rtol=1e-5)
+    bounded = dataclasses.replace(config, value_bound=1.0)
+
+    @jax.jit
+    def run(steps):
+        raw, z = jump(lambda x: x), jump(jnp.arcsinh)
+        inputs = steps, LAMBDA
+        return (
+            return_samples(config, KEY, raw, raw, *inputs)[0],
+            return_samples(config, KEY, z, z, *inputs, ASINH)[0],
+            return_samples(bounded, KEY, z, z, *inputs, ASINH)[0],
+        )
+
+    raw, same, near = run(steps)
+    np.testing.assert_allclose(raw, same, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.abs(near).max(), np.sinh(1.0), rtol=1e-5)
 
 
 # --- distributional flow matching -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_flow_matching_leaves_out_tokens_between_which_something_happens():
-    affine, asinh, reading = readings("flow")
-    random = random_steps(discount=1.0)
-    rewards = np.where(np.arange(random.mask.shape[1]) % 2 == 0, 0.0, random.rewards)
-    key, quiet = jax.random.key(2), random.replace(rewards=rewards)
-    every = np.asarray(affine.targets(key, reading, quiet, LAMBDA).has_successor)
-    some = np.asarray(asinh.targets(key, reading, quiet, LAMBDA).has_successor)
-    np.testing.assert_array_equal(some, every * (rewards == 0.0))
-    assert 0 < some.sum() < every.sum()
-    discounted = quiet.replace(discount=DISCOUNT)
-    assert np.all(np.asarray(asinh.targets(key, reading, discounted, LAMBDA).has_successor) == 0)
-
-
-def test_equal_states_with_nothing_between_them_have_no_flow_matching_loss():
-    """In z too: the laws of both are one law."""
-    critic, batch = TINY.build(ASINH), len(row_keys())
-    params = tiny.randomised(nn.unbox(critic.init(jax.random.key(0), WIDTH)), seed=1)
+    """And has no loss between equal states where nothing does: their laws are one, in z too."""
+    affine, asinh = TINY.build(), TINY.build(ASINH)
+    params = tiny.randomised(nn.unbox(affine.init(jax.random.key(0), WIDTH)), seed=1)
     steps = random_steps(discount=1.0)
-    steps = steps.replace(rewards=0 * steps.rewards)
-    states = np.broadcast_to(random_states()[:1, :1], (batch, steps.mask.shape[1] + 1, WIDTH))
-    rows = critic.targets(jax.random.key(2), critic.read(params, states), steps, LAMBDA)
-    loss = critic.losses(params, states, rows, params, row_keys())["dcfm"]
-    assert np.asarray(loss.mask).sum() > 0
-    np.testing.assert_allclose(np.asarray(loss.per_token), 0.0, atol=1e-9)
+    rewards = np.where(np.arange(steps.mask.shape[1]) % 2 == 0, 0.0, steps.rewards)
+    states = np.broadcast_to(random_states()[:1, :1], random_states().shape)
+
+    @jax.jit
+    def run(params, states, steps, discounted):
+        inputs = KEY, affine.read(params, states)
+        rows = asinh.targets(*inputs, steps, LAMBDA)
+        loss = asinh.losses(params, states, rows, params, row_keys())["dcfm"]
+        every = affine.targets(*inputs, steps, LAMBDA).has_successor
+        return every, loss, asinh.targets(*inputs, discounted, LAMBDA).has_successor
+
+    quiet = steps.replace(rewards=rewards)
+    every, loss, none = run(params, states, quiet, quiet.replace(discount=DISCOUNT))
+    np.testing.assert_array_equal(loss.mask, every * (rewards == 0.0))
+    assert 0 < loss.mask.sum() < every.sum() and not none.any()
+    np.testing.assert_allclose(loss.per_token * loss.mask, 0.0, atol=1e-9)
+    assert np.abs(loss.per_token * every).max() > 1e-3
 
 
 # --- the contract, and what is refused ------------------------------------------------------------
@@ -198,7 +216,10 @@ def test_equal_states_with_nothing_between_them_have_no_flow_matching_loss():
 
 @pytest.mark.parametrize(
     "name",
-    ["quantile", "categorical", "iqn", pytest.param("flow", marks=pytest.mark.slow)],
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name != "quantile"))
+        for name in ("quantile", "categorical", "iqn", "flow")
+    ],
 )
 def test_a_critic_in_asinh_units_keeps_the_contract(name):
     assert contracts.critic(Given(SETTINGS[name].build(ASINH))) is None
