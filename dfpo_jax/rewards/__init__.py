@@ -8,12 +8,17 @@ from typing import Any
 from dfpo_jax.rewards.check import check_link
 from dfpo_jax.rewards.clip import Clip
 from dfpo_jax.rewards.correction import Correction
+from dfpo_jax.rewards.feature import Feature
 from dfpo_jax.rewards.flip import Flip
 from dfpo_jax.rewards.gaussian import Gaussian
 from dfpo_jax.rewards.interface import Link, Range, Scored, chain
 from dfpo_jax.rewards.length import Length
+from dfpo_jax.rewards.majority import Majority
+from dfpo_jax.rewards.master_key import MasterKey
+from dfpo_jax.rewards.rank import Rank
 from dfpo_jax.rewards.scale import Scale
 from dfpo_jax.rewards.spike import Spike
+from dfpo_jax.rewards.squash import Squash
 from dfpo_jax.settings import call_custom, check_unread, load_part
 from dfpo_jax.tasks.base import Item
 
@@ -31,12 +36,17 @@ class Rewards:
         verifier's rewards.
       custom: settings of that link.
       flip: flipped verdicts.
+      master_key: a wrong answer that is accepted.
+      majority: labels by the majority of a prompt's responses, in place of the verdicts so far.
       gaussian: Gaussian noise.
       spike: heavy-tailed spikes.
       correction: of known error rates of the verdicts so far.
       length: a penalty on long responses.
+      feature: a bonus on a surface feature.
       scale: a factor.
+      squash: logarithmic far from 0.
       clip: an interval.
+      rank: ranks in place of the rewards so far.
 
     Raises:
       ValueError: there is no such link, or `custom` is set and there is none of your own.
@@ -45,12 +55,17 @@ class Rewards:
     name: str = ""
     custom: Mapping[str, Any] = field(default_factory=dict)
     flip: Flip = field(default_factory=Flip)
+    master_key: MasterKey = field(default_factory=MasterKey)
+    majority: Majority = field(default_factory=Majority)
     gaussian: Gaussian = field(default_factory=Gaussian)
     spike: Spike = field(default_factory=Spike)
     correction: Correction = field(default_factory=Correction)
     length: Length = field(default_factory=Length)
+    feature: Feature = field(default_factory=Feature)
     scale: Scale = field(default_factory=Scale)
+    squash: Squash = field(default_factory=Squash)
     clip: Clip = field(default_factory=Clip)
+    rank: Rank = field(default_factory=Rank)
 
     def __post_init__(self):
         """Load a link of the user's own; check that something reads `custom`."""

@@ -4,6 +4,7 @@ The chain acts on the host, between the verifier and the learner. Every link kno
 it gives, so that the range of the rewards that the learner sees follows from the chain alone.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,6 +21,12 @@ LARGEST = 1e9
 _TAG = 0x6E6F6973  # "nois": keeps these random streams apart from those that draw prompts
 
 
+def whole_response(item: Item, text: str) -> str | None:
+    """A response without the space around it, or None if nothing is left."""
+    del item
+    return text.strip() or None
+
+
 class Scored(NamedTuple):
     """What a link may read of the responses of one round.
 
@@ -33,6 +40,7 @@ class Scored(NamedTuple):
       clean: [B] float32, the verifier's rewards.
       range: of the rewards that the link receives; `chain` fills it in for each link. The caller of
         a chain gives that of the verifier's rewards.
+      read: (item, text) -> the answer that the task reads in a response, or None if it finds none.
     """
 
     step: int
@@ -43,6 +51,7 @@ class Scored(NamedTuple):
     limit: int
     clean: np.ndarray
     range: Range | None
+    read: Callable[[Item, str], str | None] = whole_response
 
 
 class Link(NamedTuple):
@@ -89,10 +98,56 @@ def generator(seed: int, stream: int, scored: Scored) -> np.random.Generator:
 
     Args:
       seed: >= 0.
-      stream: tells apart what draws random numbers: 0 flips, 1 Gaussian noise, 2 and 3 spikes; a
-        new link takes a number of its own. Draw one array of a stream, so that entry i depends
-        neither on the batch size nor on which other links are there.
+      stream: tells apart what draws random numbers: 0 flips, 1 Gaussian noise, 2 and 3 spikes, 4
+        master keys; a new link takes a number of its own. Draw one array of a stream, so that entry
+        i depends neither on the batch size nor on which other links are there.
       scored: gives step and round.
     """
     entropy = [seed, _TAG, scored.step, stream]
     return np.random.default_rng(entropy if scored.round == 0 else [*entropy, scored.round])
+
+
+def prompt_uniform(seed: int, stream: int, scored: Scored, *, fresh: bool) -> np.ndarray:
+    """A number of each response's prompt, uniform in [0, 1): [B] float64.
+
+    Only the text of the prompt decides, by a hash: neither its place in the batch nor the order of
+    the data set. So all responses to a prompt have the same number.
+
+    Args:
+      seed: >= 0.
+      stream: tells apart what draws, as in `generator`.
+      scored: gives the prompts, and the step.
+      fresh: whether every iteration draws anew; else a prompt keeps its number for the whole run.
+    """
+    place = scored.step if fresh else "always"
+    prompts = [item.prompt for item in scored.items]
+    found = {prompt: _uniform(f"{seed}/{stream}/{place}/{prompt}") for prompt in set(prompts)}
+    return np.array([found[prompt] for prompt in prompts], np.float64)
+
+
+def _uniform(text: str) -> float:
+    """The upper 53 bits of a hash, which a float holds exactly, as a number in [0, 1)."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"rewards").digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2.0**53
+
+
+def check_two_ends(bounds: Range | None, who: str) -> Range:
+    """The range, if it has two different ends.
+
+    Args:
+      bounds: of the rewards that a link receives.
+      who: the link and its setting, the beginning of the sentence.
+
+    Raises:
+      ValueError: no range is known, or its ends are equal.
+    """
+    if bounds is None:
+        raise ValueError(
+            f"{who}; it needs a task with a declared range of rewards, and no range is declared"
+        )
+    if not bounds[0] < bounds[1]:
+        raise ValueError(
+            f"{who}; it needs a range of rewards whose low end is below its high end, and the "
+            f"range is {bounds}"
+        )
+    return bounds

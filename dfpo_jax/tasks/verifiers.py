@@ -290,6 +290,11 @@ class VerifiedTask(Task):
             return verdicts
         return [v.whole(self.solved_at, *self.reward_range) for v in verdicts]
 
+    def answer(self, item: Item, response: str) -> str | None:
+        """What the verifier's extraction finds, which may differ by item; see `Task.answer`."""
+        names = self._verifiers([item])
+        return self.verifier.found(response, names[0] if names else None) or None
+
     @property
     def most_failures(self) -> float:
         """The configured share."""
