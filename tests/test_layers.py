@@ -94,7 +94,7 @@ contracts.measure
 contracts.*
 contracts
 training.sources training.moved_settings training.settings_dict training.unread
-training.step_size training.config_checks
+training.step_size training.config_checks training.noise_metrics
 training.config_argument
 training.config_keys
 training.config training.config_diff

@@ -16,8 +16,11 @@ from dfpo_jax.tasks.base import Item
 # (low, high) of rewards, compared with them as float32; None has one meaning: no bound is known.
 Range = tuple[float, float]
 
+# (item, response) -> the answer in the response, or None where there is none.
+Read = Callable[[Item, str], str | None]
 # Rewards are float32: products of a few settings up to this size stay finite.
 LARGEST = 1e9
+
 _TAG = 0x6E6F6973  # "nois": keeps these random streams apart from those that draw prompts
 
 
@@ -40,7 +43,7 @@ class Scored(NamedTuple):
       clean: [B] float32, the verifier's rewards.
       range: of the rewards that the link receives; `chain` fills it in for each link. The caller of
         a chain gives that of the verifier's rewards.
-      read: (item, text) -> the answer that the task reads in a response, or None if it finds none.
+      read: (item, text) -> the answer that the task reads in a response, see `Task.extract`.
     """
 
     step: int
@@ -51,7 +54,7 @@ class Scored(NamedTuple):
     limit: int
     clean: np.ndarray
     range: Range | None
-    read: Callable[[Item, str], str | None] = whole_response
+    read: Read = whole_response
 
 
 class Link(NamedTuple):

@@ -20,6 +20,7 @@ from dfpo_jax.training import distributed, failures
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed_returns
 from dfpo_jax.training.metrics import peak_memory_bytes, read_metrics
+from dfpo_jax.training.noise_metrics import middle, noise_metrics, zero_variance_groups
 from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report
 from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run
@@ -65,6 +66,7 @@ def iteration(
     state, means = run.learner.update(state, *run.learner.prepare(state, rollout))
     state = run.learner.adapt(state, means)
     metrics |= means | rollout_metrics(rollout, run.train_task.solved_at)
+    metrics |= _noise(run, collected) | zero_variance_groups(collected)
     if SQUARED in means:
         metrics["policy/effective_samples"] = float(effective_samples(means))
     metrics |= {name: float(count) for name, count in tally.items()}
@@ -90,6 +92,15 @@ def _samples(drawn: Drawn, count: int) -> list[dict[str, Any]]:
         }
         for row, item in enumerate(items)
     ]
+
+
+def _noise(run: Run, drawn: Drawn) -> dict[str, float]:
+    """Errors in the rewards of a rollout, where a link acts on verdicts with a range."""
+    clean = run.train_task.reward_range
+    if not run.rewards.words or run.plan.range is not None or clean is None or clean[0] == clean[1]:
+        return {}
+    accepted = middle(run.reward_range, clean, run.rewards.unit)
+    return noise_metrics(drawn, sum(clean) / 2, accepted, run.train_task.extract)
 
 
 def rollout_metrics(rollout: Rollout, solved_at: float) -> dict[str, float]:
