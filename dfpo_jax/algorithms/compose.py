@@ -122,7 +122,7 @@ def _prepare(
     if "scores" in parts.advantage.needs:
         inputs = (state.params["policy"], found, rollout, parts.temperature)
         view = (view or View(None, None))._replace(scores=scores(parts.model, *inputs))
-    advantages = _advantages(parts, view, steps, rollout)
+    advantages = _advantages(parts, view, steps, rollout, policy_key)
     old = found.old
     if view is not None and view.heads is not None:
         old = old._replace(heads=view.heads[:, :-1])
@@ -168,8 +168,12 @@ def _with_predicted_outcome(steps: Steps, law: Array) -> Steps:
     return steps.replace(rewards=steps.rewards + ends * jnp.mean(law[:, :-1], axis=-1))
 
 
-def _advantages(parts: _Parts, view: View | None, steps: Steps, rollout: Rollout) -> Array:
+def _advantages(
+    parts: _Parts, view: View | None, steps: Steps, rollout: Rollout, key: Array
+) -> Array:
     """Advantages [B, R], 0 outside the mask and where the advantage keeps none."""
+    if parts.config.advantage.channel.is_on:
+        view, steps = parts.config.advantage.channel.inverted(key, view, steps)
     advantages = parts.advantage.estimate(view, steps, rollout)
     if parts.config.advantage.whiten:
         advantages = ops.masked_whiten(advantages, steps.mask)

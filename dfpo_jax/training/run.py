@@ -165,6 +165,11 @@ def _check_training(run: Run) -> None:
             f"config.rewards makes of the task's rewards, which lie in "
             f"{run.train_task.reward_range}, {bounds}: all of them would be equal"
         )
+    if bounds is None and config.advantage.channel.is_on:
+        raise ValueError(
+            "config.advantage.channel acts on a law on the two ends of the range of rewards, and "
+            f"no range is known of those of {run.train_task.name}, so its rates must be 0.0"
+        )
     if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
         raise ValueError(
             f"config.log.wandb_project is {config.log.wandb_project!r}, and there is no wandb: "
