@@ -95,9 +95,13 @@ def _samples(drawn: Drawn, count: int) -> list[dict[str, Any]]:
 
 
 def _noise(run: Run, drawn: Drawn) -> dict[str, float]:
-    """Errors in the rewards of a rollout, where a link acts on verdicts with a range."""
-    clean = run.train_task.reward_range
-    if not run.rewards.words or run.plan.range is not None or clean is None or clean[0] == clean[1]:
+    """Errors in the rewards of a rollout, where a link acts on verdicts with a range.
+
+    Ranks accept nothing: a response is above or below the others.
+    """
+    clean, ranks = run.train_task.reward_range, run.config.rewards.rank.within
+    given = run.plan.range is not None
+    if not run.rewards.words or ranks or given or clean is None or clean[0] == clean[1]:
         return {}
     accepted = middle(run.reward_range, clean, run.rewards.unit)
     return noise_metrics(drawn, sum(clean) / 2, accepted, run.train_task.extract)

@@ -18,8 +18,9 @@ At J = 0 nothing can be learned, and below 0 the policy gets worse (arXiv 2601.0
 exploits one error of the verifier. Groups whose rewards, as the learner sees them, are all equal
 have no advantage relative to the group.
 
-The first five are there where a link of the reward chain acts and the task declares a range; a rate
-of responses of which there are none in the iteration is left out. They take the verifier's verdicts
+The first five are there where a link of the reward chain acts, but for one that makes ranks, and
+the task declares a range. They count the responses that the plan kept; a rate of responses of which
+there are none is left out. They take the verifier's verdicts
 for the truth. The last one is there with two or more responses to a prompt.
 """
 

@@ -1,6 +1,7 @@
 """Metrics of an iteration's noise, against counts by hand."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from dfpo_jax.rewards.correction import Correction
 from dfpo_jax.rewards.flip import Flip
 from dfpo_jax.rewards.gaussian import Gaussian
 from dfpo_jax.rewards.interface import whole_response
+from dfpo_jax.rewards.rank import Rank
 from dfpo_jax.rewards.scale import Scale
 from dfpo_jax.training import loop
 from dfpo_jax.training.noise_metrics import middle, noise_metrics, zero_variance_groups
@@ -100,6 +102,7 @@ class Run:
 
     def __init__(self, rewards, bounds=(0.0, 1.0), plan_range=None):
         self.rewards = rewards.build(bounds)
+        self.config = types.SimpleNamespace(rewards=rewards)
         self.train_task = self.plan = self
         self.range, self.extract = plan_range, whole_response
         self.task_range = bounds
@@ -117,5 +120,6 @@ def test_they_are_there_where_a_link_acts_on_verdicts_with_a_range():
         Run(Rewards(gaussian=Gaussian(0.1)), None),
         Run(Rewards(gaussian=Gaussian(0.1)), (1.0, 1.0)),
         Run(Rewards(flip=Flip(0.2)), plan_range=(-1.0, 1.0)),
+        Run(Rewards(flip=Flip(0.2), rank=Rank("group"))),
     ):
         assert loop._noise(run, rows) == {}
