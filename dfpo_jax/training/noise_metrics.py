@@ -20,8 +20,8 @@ have no advantage relative to the group.
 
 The first five are there where a link of the reward chain acts, but for one that makes ranks, and
 the task declares a range. They count the responses that the plan kept; a rate of responses of which
-there are none is left out. They take the verifier's verdicts
-for the truth. The last one is there with two or more responses to a prompt.
+there are none is left out. They take the verifier's verdicts for the truth. The last one is there
+with two or more responses to a prompt.
 """
 
 from collections import Counter
