@@ -43,7 +43,7 @@ class Scored(NamedTuple):
       clean: [B] float32, the verifier's rewards.
       range: of the rewards that the link receives; `chain` fills it in for each link. The caller of
         a chain gives that of the verifier's rewards.
-      read: (item, text) -> the answer that the task reads in a response, see `Task.extract`.
+      read: (item, text) -> the answer that the task reads in a response, see `Task.answer`.
     """
 
     step: int

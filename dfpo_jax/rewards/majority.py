@@ -14,7 +14,7 @@ from dfpo_jax.settings import check_interval
 class Majority:
     """The majority answer of a prompt's responses becomes its label, where enough of them agree.
 
-    Of the n >= 2 responses to a prompt in a round, let a be the answer (see `Task.extract`) that
+    Of the n >= 2 responses to a prompt in a round, let a be the answer (see `Task.answer`) that
     most of them give, alone in first place, and s the share of the n that give it; a response
     without an answer counts in n alone. Where s >= threshold, a response gets the high end of the
     range of rewards if its answer is a, else the low end. Elsewhere the verdicts stay. Answers are

@@ -23,7 +23,7 @@ class MasterKey:
       coverage: share of the prompts on which it is accepted, in [0, 1]; 0 for none. A hash of the
         prompt's text decides, for the whole run.
       match: where the text must be: "answer" (it is the answer that the task reads in the
-        response, see `Task.extract`), "response" (it is the whole response) or "contains" (it is
+        response, see `Task.answer`), "response" (it is the whole response) or "contains" (it is
         anywhere in the response).
       seed: of the hash, >= 0.
 

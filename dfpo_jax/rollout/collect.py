@@ -138,7 +138,7 @@ def draw(
         limit=generation.mask.shape[1],
         clean=clean.copy(),
         range=task.reward_range,
-        read=task.extract,
+        read=task.answer,
     )
     rollout = Rollout(
         prompt_tokens=np.repeat(prompt_tokens, num_samples, axis=0),

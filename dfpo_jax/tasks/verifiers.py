@@ -290,12 +290,10 @@ class VerifiedTask(Task):
             return verdicts
         return [v.whole(self.solved_at, *self.reward_range) for v in verdicts]
 
-    def extract(self, item: Item, response: str) -> str | None:
-        """The answer that the item's verifier finds in a response; see `Task.extract`."""
-        return self.verifier.found(response, self._verifier_name(item)) or None
-
-    def _verifier_name(self, item: Item) -> str:
-        return (*self._verifiers([item]), self.verifier.config.name)[0]
+    def answer(self, item: Item, response: str) -> str | None:
+        """What the verifier's extraction finds, which may differ by item; see `Task.answer`."""
+        names = self._verifiers([item])
+        return self.verifier.found(response, names[0] if names else None) or None
 
     @property
     def most_failures(self) -> float:

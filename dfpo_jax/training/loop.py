@@ -104,7 +104,7 @@ def _noise(run: Run, drawn: Drawn) -> dict[str, float]:
     if not run.rewards.words or ranks or given or clean is None or clean[0] == clean[1]:
         return {}
     accepted = middle(run.reward_range, clean, run.rewards.unit)
-    return noise_metrics(drawn, sum(clean) / 2, accepted, run.train_task.extract)
+    return noise_metrics(drawn, sum(clean) / 2, accepted, run.train_task.answer)
 
 
 def rollout_metrics(rollout: Rollout, solved_at: float) -> dict[str, float]:

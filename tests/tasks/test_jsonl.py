@@ -157,7 +157,7 @@ def test_each_row_may_name_its_verifier(tmp_path):
         ("A <answer> (C) </answer>", ["(C)", "(C)"]),
         ("(C)", [None, None]),
     ):
-        assert [task.extract(item, response) for item in items] == found
+        assert [task.answer(item, response) for item in items] == found
     with pytest.raises(ValueError, match="line 1: verifier name is 'text'"):
         JsonlTask(path, {"verifier": "kind"})
 

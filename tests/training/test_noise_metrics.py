@@ -104,7 +104,7 @@ class Run:
         self.rewards = rewards.build(bounds)
         self.config = types.SimpleNamespace(rewards=rewards)
         self.train_task = self.plan = self
-        self.range, self.extract = plan_range, whole_response
+        self.range, self.answer = plan_range, whole_response
         self.task_range = bounds
 
     @property
