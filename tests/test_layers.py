@@ -108,6 +108,7 @@ training.value_model
 training.report training.run training.programs
 training.run_data
 training.restore training.workdir training.check training.run_log training.warm_start
+training.initial
 training.loop
 training
 """

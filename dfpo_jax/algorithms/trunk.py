@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax import ops
 from dfpo_jax.critics import Critics
 from dfpo_jax.models import lora, vocabulary
 from dfpo_jax.models.transformer import Transformer
@@ -33,6 +34,22 @@ def response_states(hidden: Array, length: int) -> Array:
     They mean nothing after the response, nor in s_0 where a row's prompt has no token.
     """
     return hidden[:, -length - 1 :]
+
+
+def response_features(states: Array, mask: Array) -> Array:
+    """What the states of a whole response are summed up to, [B, 2 D] float32.
+
+    First the state behind its last valid token, then the mean of the states behind all of them; 0
+    for a response without any.
+
+    Args:
+      states: [B, R + 1, D] of s_0 .. s_R.
+      mask: [B, R].
+    """
+    behind, mask = states[:, 1:].astype(jnp.float32), mask.astype(jnp.float32)
+    last = jnp.einsum("brd,br->bd", behind, ops.last_valid(mask))
+    count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1.0)
+    return jnp.concatenate([last, jnp.einsum("brd,br->bd", behind, mask) / count], axis=-1)
 
 
 def token_statistics(

@@ -10,14 +10,15 @@ from dfpo_jax.rewards.clip import Clip
 from dfpo_jax.rewards.correction import Correction
 from dfpo_jax.rewards.flip import Flip
 from dfpo_jax.rewards.gaussian import Gaussian
-from dfpo_jax.rewards.interface import Link, Range, Scored, chain
+from dfpo_jax.rewards.interface import Initial, Link, Range, Scored, Start, chain
 from dfpo_jax.rewards.length import Length
 from dfpo_jax.rewards.scale import Scale
 from dfpo_jax.rewards.spike import Spike
+from dfpo_jax.rewards.votes import Votes
 from dfpo_jax.settings import call_custom, check_unread, load_part
 from dfpo_jax.tasks.base import Item
 
-__all__ = ["Link", "Range", "Rewards", "Scored", "chain", "check_link"]
+__all__ = ["Initial", "Link", "Range", "Rewards", "Scored", "Start", "chain", "check_link"]
 
 _TRIED = 4  # prompts
 
@@ -28,8 +29,9 @@ class Rewards:
 
     Attributes:
       name: "", or "my_package.my_module:MyLink", a link of your own that acts first, on the
-        verifier's rewards.
+        verifier's rewards or what `votes` makes of them.
       custom: settings of that link.
+      votes: answers by majority vote of the initial policy.
       flip: flipped verdicts.
       gaussian: Gaussian noise.
       spike: heavy-tailed spikes.
@@ -44,6 +46,7 @@ class Rewards:
 
     name: str = ""
     custom: Mapping[str, Any] = field(default_factory=dict)
+    votes: Votes = field(default_factory=Votes)
     flip: Flip = field(default_factory=Flip)
     gaussian: Gaussian = field(default_factory=Gaussian)
     spike: Spike = field(default_factory=Spike)
@@ -71,17 +74,18 @@ class Rewards:
           ValueError: a link cannot work on such rewards or prompts, or one of your own is wrong;
             one line.
         """
-        links = []
+        judge = self.votes.build()
+        links = [] if judge is None else [judge]
         if self.name:
             part = load_part(self.name, self.custom, "link")
             own = call_custom(self.name, "build", part.build)
-            own = check_link(own, self.name, task_range, items[:_TRIED])
+            own = check_link(own, self.name, chain(links).range(task_range), items[:_TRIED])
             links.append(own if own.words else own._replace(words=f"{self.name} changed them"))
         sections = (getattr(self, part.name) for part in dataclasses.fields(self))
         built = (
             part.build(items) if isinstance(part, Correction) else part.build()
             for part in sections
-            if dataclasses.is_dataclass(part)
+            if dataclasses.is_dataclass(part) and not isinstance(part, Votes)
         )
         chained = chain([*links, *(link for link in built if link is not None)])
         chained.range(task_range)  # raises
