@@ -76,7 +76,7 @@ tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks
 rewards.interface plans.interface
-rewards.check plans.check
+rewards.check rewards.classifier plans.check
 rewards.* plans.*
 rewards plans
 rollout.sampling rollout.stops rollout.prompts

@@ -11,6 +11,7 @@ from dfpo_jax.rewards.correction import Correction
 from dfpo_jax.rewards.flip import Flip
 from dfpo_jax.rewards.gaussian import Gaussian
 from dfpo_jax.rewards.interface import Initial, Link, Range, Scored, Start, chain
+from dfpo_jax.rewards.learned import Learned
 from dfpo_jax.rewards.length import Length
 from dfpo_jax.rewards.scale import Scale
 from dfpo_jax.rewards.spike import Spike
@@ -29,9 +30,10 @@ class Rewards:
 
     Attributes:
       name: "", or "my_package.my_module:MyLink", a link of your own that acts first, on the
-        verifier's rewards or what `votes` makes of them.
+        verifier's rewards or those of `votes` or `learned`.
       custom: settings of that link.
       votes: answers by majority vote of the initial policy.
+      learned: a learned reward model in place of the verifier.
       flip: flipped verdicts.
       gaussian: Gaussian noise.
       spike: heavy-tailed spikes.
@@ -41,12 +43,14 @@ class Rewards:
       clip: an interval.
 
     Raises:
-      ValueError: there is no such link, or `custom` is set and there is none of your own.
+      ValueError: there is no such link, `custom` is set and there is none of your own, or two links
+        would both give rewards in place of the verifier's.
     """
 
     name: str = ""
     custom: Mapping[str, Any] = field(default_factory=dict)
     votes: Votes = field(default_factory=Votes)
+    learned: Learned = field(default_factory=Learned)
     flip: Flip = field(default_factory=Flip)
     gaussian: Gaussian = field(default_factory=Gaussian)
     spike: Spike = field(default_factory=Spike)
@@ -56,7 +60,13 @@ class Rewards:
     clip: Clip = field(default_factory=Clip)
 
     def __post_init__(self):
-        """Load a link of the user's own; check that something reads `custom`."""
+        """Load a link of the user's own; check what excludes each other or is not read."""
+        if self.votes.samples > 0 and self.learned.samples > 0:
+            raise ValueError(
+                f"votes.samples is {self.votes.samples} and learned.samples "
+                f"{self.learned.samples}; each gives rewards in place of the verifier's, so one of "
+                "them must be 0"
+            )
         if self.name:
             load_part(self.name, self.custom, "link")
         else:
@@ -74,8 +84,7 @@ class Rewards:
           ValueError: a link cannot work on such rewards or prompts, or one of your own is wrong;
             one line.
         """
-        judge = self.votes.build()
-        links = [] if judge is None else [judge]
+        links = [link for link in (self.votes.build(), self.learned.build()) if link is not None]
         if self.name:
             part = load_part(self.name, self.custom, "link")
             own = call_custom(self.name, "build", part.build)
@@ -85,7 +94,7 @@ class Rewards:
         built = (
             part.build(items) if isinstance(part, Correction) else part.build()
             for part in sections
-            if dataclasses.is_dataclass(part) and not isinstance(part, Votes)
+            if dataclasses.is_dataclass(part) and not isinstance(part, Votes | Learned)
         )
         chained = chain([*links, *(link for link in built if link is not None)])
         chained.range(task_range)  # raises

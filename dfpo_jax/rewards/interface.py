@@ -33,9 +33,8 @@ class Scored(NamedTuple):
       clean: [B] float32, the verifier's rewards.
       range: of the rewards that the link receives; `chain` fills it in for each link. The caller of
         a chain gives that of the verifier's rewards.
-      states: () -> [B, F] float32, what the initial policy's hidden states say of each response,
-        see `algorithms.trunk.response_features`; computed when it is called. None where the run
-        keeps no copy of the initial policy.
+      states: () -> [B, F] float32, `algorithms.trunk.response_features` of each response under the
+        initial policy, computed when it is called. None where the run keeps no copy of that policy.
     """
 
     step: int

@@ -9,14 +9,7 @@ import jax
 import numpy as np
 
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Observed
-from dfpo_jax.algorithms.trunk import (
-    hidden_states,
-    join_sequence,
-    response_features,
-    response_states,
-)
 from dfpo_jax.memory import Checked
-from dfpo_jax.models import lora
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import mesh_context, put_batch, put_replicated, shardings, to_host
 from dfpo_jax.training.update import PREPARE, Optimizers, Schedule, init_policy, init_state, update
@@ -93,8 +86,8 @@ class Learner:
         )
         self._predict = _checked("predicting returns", algorithm.predict)
         self._paths = _checked("following the flow", algorithm.trajectories)
-        reads = functools.partial(_features, model) if algorithm.keeps_reference else None
-        self._features = _checked("reading the first policy's states", reads, _PREPARE_ADVICE)
+        reads = "reading the first policy's states"
+        self._features = _checked(reads, algorithm.features, _PREPARE_ADVICE)
 
     @property
     def has_critic(self) -> bool:
@@ -188,9 +181,9 @@ class Learner:
         return self._on_mesh(self._paths, state, rollout, 1)
 
     def response_features(self, state: TrainState, rollout: Rollout) -> np.ndarray | None:
-        """What the first policy's states say of responses, [B, 2 D] float32.
+        """What the first policy's states say of responses, [B, 2 D + 2] float32.
 
-        See `algorithms.trunk.response_features`; None where the state keeps no first policy.
+        See `algorithms.trunk.response_features`; None where the state does not hold that policy.
         """
         return self._on_mesh(self._features, state, rollout, 0)
 
@@ -210,12 +203,6 @@ class Learner:
 
 def _checked(name: str, function: Callable | None, advice: str = _CRITIC_ADVICE) -> Checked | None:
     return None if function is None else Checked(name, jax.jit(function), advice)
-
-
-def _features(model: Transformer, state: TrainState, rollout: Rollout) -> Array:
-    policy = lora.join(state.reference, lora.split(state.params["policy"])[1])
-    hidden = hidden_states(model, policy, *join_sequence(rollout))
-    return response_features(response_states(hidden, rollout.tokens.shape[1]), rollout.mask)
 
 
 def _broken(finite: dict) -> str:

@@ -201,7 +201,12 @@ def make_learner(
       ValueError: `train.frozen` names networks that there are not, or an objective wants more of
         the most probable tokens than there are tokens.
     """
-    algorithm = compose(model, config.algorithm_config(), config.sampling.temperature)
+    algorithm = compose(
+        model,
+        config.algorithm_config(),
+        config.sampling.temperature,
+        keeps_reference=config.rewards.learned.samples > 0,
+    )
     train, tokens = config.train, model.config.vocab_size
     if algorithm.top > tokens:
         raise ValueError(

@@ -21,7 +21,7 @@ ON = {
     "clip": {"bound": 0.6},
 }
 # What acts only after it has begun on a policy, in tests of its own.
-OF_THE_FIRST_POLICY = {"votes"}
+OF_THE_FIRST_POLICY = {"votes", "learned"}
 FIELDS = [part.name for part in dataclasses.fields(Rewards) if part.name not in ("name", "custom")]
 LINKS = [name for name in FIELDS if name not in OF_THE_FIRST_POLICY]
 RANGES = [(0.0, 1.0), (-0.1, 0.7), (0.1, 0.3), None]

@@ -74,6 +74,31 @@ def test_a_run_on_votes_resumes_exactly_and_refuses_damaged_labels(tmp_path):
     assert without_times(read_metrics(parts)) == without_times(read_metrics(whole))
 
 
+@pytest.mark.slow
+def test_a_run_on_a_learned_reward_model_resumes_exactly(tmp_path):
+    config, whole = voting(), tmp_path / "whole"
+    config.rewards.votes.samples = 0
+    config.rewards.learned.update(samples=64, prompts=20, hidden=8)
+    config.task.verifier.update(name="number", tolerance=0.6)
+    run_in(whole, config)
+    made = json.loads((whole / initial.FILE).read_text())["made"]["learned"]
+    assert 0.70 <= made["accuracy"] <= 0.74
+    figures = f"{100 * made['accuracy']:.3g}% of the time (area under the curve {made['area']:.3g})"
+    assert figures in (whole / "report.html").read_text()
+    rows = read_metrics(whole)[1:]
+    assert all(0.0 < row["rollout/reward"] < 1.0 and row["rollout/reward_std"] > 0 for row in rows)
+
+    parts = shutil.copytree(whole, tmp_path / "parts")
+    shutil.rmtree(parts / "checkpoints" / "4")
+    run_in(parts, config, resume=True)
+    samples = [(directory / "samples.jsonl").read_bytes() for directory in (whole, parts)]
+    assert samples[0] == samples[1]
+    assert without_times(read_metrics(parts)) == without_times(read_metrics(whole))
+    config.rewards.learned.update(samples=0, prompts=512, hidden=32)
+    with pytest.raises(ValueError, match="the saved train state differs"):
+        run_in(parts, config, resume=True)
+
+
 SETTINGS = {"votes": {"samples": 2}}
 
 
