@@ -76,7 +76,7 @@ tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks
 rewards.interface plans.interface
-rewards.check plans.check
+rewards.check rewards.classifier plans.check
 rewards.* plans.*
 rewards plans
 rollout.sampling rollout.stops rollout.prompts
@@ -108,6 +108,7 @@ training.value_model
 training.report training.run training.programs
 training.run_data
 training.restore training.workdir training.check training.run_log training.warm_start
+training.initial
 training.loop
 training
 """

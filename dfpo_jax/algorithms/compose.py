@@ -18,7 +18,7 @@ from dfpo_jax.algorithms import warmup
 from dfpo_jax.algorithms.config import AlgorithmConfig
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Controls, Observed
 from dfpo_jax.algorithms.needs import check_parts
-from dfpo_jax.algorithms.old_policy import evaluate_old
+from dfpo_jax.algorithms.old_policy import evaluate_old, first_policy_features
 from dfpo_jax.algorithms.scores import scores
 from dfpo_jax.algorithms.trunk import (
     critic_states,
@@ -48,13 +48,20 @@ class _Parts(NamedTuple):
     objectives: dict[str, Objective]
 
 
-def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> Algorithm:
+def compose(
+    model: Transformer,
+    config: AlgorithmConfig,
+    temperature: float,
+    *,
+    keeps_reference: bool = False,
+) -> Algorithm:
     """The algorithm of these settings.
 
     Args:
       model: the policy, and the shape of the critic's trunk.
       config: settings of all parts.
       temperature: the sampler's temperature, at which log-probabilities are taken.
+      keeps_reference: whether the state holds the first policy even if no objective needs it.
 
     Raises:
       ValueError: parts that cannot work together, see `needs.check_parts`.
@@ -67,6 +74,7 @@ def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> 
     def bound(function, wanted=True):
         return functools.partial(function, parts) if wanted else None
 
+    keeps_reference |= any("reference" in x.needs for x in objectives.values())
     controls, networks = dict(VALUE_UNITS), ["policy"]
     if critic is not None:
         controls |= warmup.first_controls(config.critic)
@@ -84,7 +92,8 @@ def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> 
         observe=bound(_observe),
         adapt=bound(_adapt),
         networks=tuple(networks),
-        keeps_reference=any("reference" in x.needs for x in objectives.values()),
+        keeps_reference=keeps_reference,
+        features=bound(_features, keeps_reference),
         top=max(objective.top for objective in objectives.values()),
     )
 
@@ -288,6 +297,10 @@ def _reading(parts: _Parts, state: TrainState, rollout: Rollout, states: slice):
 def _predict(parts: _Parts, state: TrainState, rollout: Rollout) -> Array:
     law = parts.critic.law(_reading(parts, state, rollout, slice(-1)))
     return law * state.controls["value_scale"] + state.controls["value_shift"]
+
+
+def _features(parts: _Parts, state: TrainState, rollout: Rollout) -> Array:
+    return first_policy_features(parts.model, parts.config, state, rollout, parts.temperature)
 
 
 def _trajectories(parts: _Parts, state: TrainState, rollout: Rollout) -> Array:

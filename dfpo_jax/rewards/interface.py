@@ -6,12 +6,12 @@ it gives, so that the range of the rewards that the learner sees follows from th
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dfpo_jax.tasks.base import Item
+from dfpo_jax.tasks.base import Item, Task
 
 # (low, high) of rewards, compared with them as float32; None has one meaning: no bound is known.
 Range = tuple[float, float]
@@ -44,6 +44,8 @@ class Scored(NamedTuple):
       range: of the rewards that the link receives; `chain` fills it in for each link. The caller of
         a chain gives that of the verifier's rewards.
       read: (item, text) -> the answer that the task reads in a response, see `Task.answer`.
+      states: () -> [B, F] float32, `algorithms.trunk.response_features` of each response under the
+        initial policy, computed when it is called. None where the run keeps no copy of that policy.
     """
 
     step: int
@@ -55,6 +57,45 @@ class Scored(NamedTuple):
     clean: np.ndarray
     range: Range | None
     read: Read = whole_response
+    states: Callable[[], np.ndarray] | None = None
+
+
+class Initial(NamedTuple):
+    """The policy that a run starts from, and what a link may ask of it.
+
+    Attributes:
+      items: the prompts that the run will draw or measure its critic on, each text once.
+      task: of the run; its verifier is not asked directly, see `judge`.
+      respond: (items, n) -> n sampled responses to each item, those of one item consecutive, at the
+        temperature of training; a pure function.
+      judge: (items, texts) -> [len(texts)] float32, the verifier's rewards of a text for each item.
+    """
+
+    items: Sequence[Item]
+    task: Task
+    respond: Callable[[Sequence[Item], int], Scored]
+    judge: Callable[[Sequence[Item], Sequence[str]], np.ndarray]
+
+
+class Start(NamedTuple):
+    """What a link makes of the initial policy, once per run, before the first iteration.
+
+    The run keeps what was made in its work directory; a resumed run reads it, as its policy is
+    another one by then.
+
+    Attributes:
+      name: of the link's section; no two links of a chain have the same.
+      settings: what the making depends on, as JSON gives it back. A resumed run must have the same.
+      make: (initial) -> what was made, as JSON gives it back; a pure function. Raises ValueError
+        where it cannot be made.
+      begin: (made, initial) -> the link that acts from then on, which has no `start`. Raises
+        ValueError where what was made does not suffice for the items.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    make: Callable[[Initial], Any]
+    begin: Callable[[Any, Initial], "Link"]
 
 
 class Link(NamedTuple):
@@ -69,16 +110,22 @@ class Link(NamedTuple):
         right".
       unit: how much one unit of the rewards that come in amounts to in those that come out; above 0
         and finite.
+      start: None, or what the link makes of the initial policy before it acts. Until it has begun,
+        nothing calls `apply`; `range` and `unit` are the same before and after.
     """
 
     apply: Callable[[np.ndarray, Scored], np.ndarray]
     range: Callable[[Range | None], Range | None]
     words: str = ""
     unit: float = 1.0
+    start: Start | None = None
 
 
 def chain(links: Sequence[Link]) -> Link:
-    """The links one after another, as one: each is told the range of its own input."""
+    """The links one after another, as one: each is told the range of its own input.
+
+    Those that make something of the initial policy are started together, each under its name.
+    """
 
     def apply(rewards: np.ndarray, scored: Scored) -> np.ndarray:
         rewards, bounds = np.array(rewards, np.float32), scored.range  # a copy: links are pure
@@ -93,7 +140,32 @@ def chain(links: Sequence[Link]) -> Link:
         return bounds
 
     words = "; ".join(link.words for link in links if link.words)
-    return Link(apply, composed, words, math.prod(link.unit for link in links))
+    return Link(apply, composed, words, math.prod(link.unit for link in links), _start(links))
+
+
+def _start(links: Sequence[Link]) -> Start | None:
+    """The starts of several links as one."""
+    starts = {link.start.name: link.start for link in links if link.start is not None}
+    if not starts:
+        return None
+
+    def make(initial: Initial) -> dict[str, Any]:
+        return {name: start.make(initial) for name, start in starts.items()}
+
+    def begin(made: Mapping[str, Any], initial: Initial) -> Link:
+        return chain(
+            [
+                link if link.start is None else link.start.begin(made[link.start.name], initial)
+                for link in links
+            ]
+        )
+
+    return Start("", {name: start.settings for name, start in starts.items()}, make, begin)
+
+
+def not_begun(rewards: np.ndarray, scored: Scored) -> np.ndarray:
+    """`Link.apply` of a link that has not begun; raises RuntimeError."""
+    raise RuntimeError("a link of the reward chain was applied before its `start` had begun it")
 
 
 def generator(seed: int, stream: int, scored: Scored) -> np.random.Generator:

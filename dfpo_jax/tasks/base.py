@@ -109,6 +109,10 @@ class Task(abc.ABC):
         """All items if they are a finite list, else []."""
         return []
 
+    def relabel(self, item: Item, answer: str) -> Item | None:
+        """The item with another reference answer, or None where none can be judged by it."""
+        return dataclasses.replace(item, answer=answer)
+
     def trial(self) -> None:
         """Check, before training, that the verifier does not fail on everything.
 
