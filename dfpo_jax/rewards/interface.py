@@ -43,9 +43,9 @@ class Scored(NamedTuple):
       clean: [B] float32, the verifier's rewards.
       range: of the rewards that the link receives; `chain` fills it in for each link. The caller of
         a chain gives that of the verifier's rewards.
-      read: (item, text) -> the answer that the task reads in a response, see `Task.answer`.
       states: () -> [B, F] float32, `algorithms.trunk.response_features` of each response under the
         initial policy, computed when it is called. None where the run keeps no copy of that policy.
+      read: (item, text) -> the answer that the task reads in a response, see `Task.answer`.
     """
 
     step: int
@@ -56,8 +56,8 @@ class Scored(NamedTuple):
     limit: int
     clean: np.ndarray
     range: Range | None
-    read: Read = whole_response
     states: Callable[[], np.ndarray] | None = None
+    read: Read = whole_response
 
 
 class Initial(NamedTuple):
