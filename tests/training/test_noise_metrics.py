@@ -12,6 +12,7 @@ from dfpo_jax.rewards.correction import Correction
 from dfpo_jax.rewards.flip import Flip
 from dfpo_jax.rewards.gaussian import Gaussian
 from dfpo_jax.rewards.interface import whole_response
+from dfpo_jax.rewards.learned import Learned
 from dfpo_jax.rewards.rank import Rank
 from dfpo_jax.rewards.scale import Scale
 from dfpo_jax.training import loop
@@ -121,5 +122,6 @@ def test_they_are_there_where_a_link_acts_on_verdicts_with_a_range():
         Run(Rewards(gaussian=Gaussian(0.1)), (1.0, 1.0)),
         Run(Rewards(flip=Flip(0.2)), plan_range=(-1.0, 1.0)),
         Run(Rewards(flip=Flip(0.2), rank=Rank("group"))),
+        Run(Rewards(learned=Learned(4, score="logit"))),
     ):
         assert loop._noise(run, rows) == {}
