@@ -309,7 +309,7 @@ def _trajectories(parts: _Parts, state: TrainState, rollout: Rollout) -> Array:
 
 def _observe(parts: _Parts, controls: Controls, observed: Observed) -> Controls:
     if not parts.config.critic.source:  # a value model keeps its own
-        controls = {**controls, **value_units(controls, observed)}
+        controls = {**controls, **value_units(controls, observed, parts.config.critic.units)}
     for objective in parts.objectives.values():
         if objective.observe is not None:
             controls |= objective.observe(controls)

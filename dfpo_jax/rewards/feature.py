@@ -61,7 +61,7 @@ class Feature:
         }[self.kind]
         part = "" if self.kind == "contains" else ", others a share of it"
         words = f"responses {shown} got {self.bonus:+.3g}{part}"
-        return Link(self._apply, self._range, words)
+        return Link(self._apply, self._range, words, clean=lambda bounds: bounds)
 
     def _apply(self, rewards: np.ndarray, scored: Scored) -> np.ndarray:
         if self.kind == "length":

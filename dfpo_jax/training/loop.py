@@ -21,7 +21,7 @@ from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed_returns
 from dfpo_jax.training.initial import states_of, with_rewards
 from dfpo_jax.training.metrics import peak_memory_bytes, read_metrics
-from dfpo_jax.training.noise_metrics import middle, noise_metrics, zero_variance_groups
+from dfpo_jax.training.noise_metrics import noise_metrics, zero_variance_groups
 from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report
 from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run
@@ -63,7 +63,8 @@ def iteration(
         source, prompts, config.train.prompts, config.train.samples
     )
     rollout, sampled = collected.rollout, time.perf_counter()
-    seen = Observed(rollout.rewards, run.reward_range, run.least_scale, first=step == 0)
+    ranges = {"range": run.reward_range, "clean_range": run.clean_range}
+    seen = Observed(rollout.rewards, **ranges, least_scale=run.least_scale, first=step == 0)
     state = run.learner.observe(state, seen)
     state, means = run.learner.update(state, *run.learner.prepare(state, rollout))
     state = run.learner.adapt(state, means)
@@ -106,8 +107,8 @@ def _noise(run: Run, drawn: Drawn) -> dict[str, float]:
     graded = links.rank.within or links.learned.score == "logit" or run.plan.range is not None
     if not run.rewards.words or graded or clean is None or clean[0] == clean[1]:
         return {}
-    accepted = middle(run.reward_range, clean, run.rewards.unit)
-    return noise_metrics(drawn, sum(clean) / 2, accepted, run.train_task.answer)
+    middles = [sum(bounds) / 2 for bounds in (clean, run.clean_range)]
+    return noise_metrics(drawn, *middles, run.train_task.answer)
 
 
 def rollout_metrics(rollout: Rollout, solved_at: float) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """What the noise of an iteration was, as metrics.
 
 A response is right where its clean reward is at least the midpoint of the task's range, and it is
-accepted where the reward that the learner sees is at least the midpoint of *its* range. Where noise
-has no bound, that is the clean midpoint times the unit of the reward chain.
+accepted where the reward that the learner sees is at least the midpoint of what the reward chain
+makes of that range without noise and penalties.
 
 | metric | what | healthy |
 |---|---|---|
@@ -29,7 +29,6 @@ from collections import Counter
 import numpy as np
 
 from dfpo_jax.plans import Drawn
-from dfpo_jax.rewards import Range
 from dfpo_jax.rewards.interface import Read
 
 
@@ -64,19 +63,6 @@ def noise_metrics(drawn: Drawn, clean_middle: float, middle: float, read: Read) 
     )
     found["noise/top_wrong_rate"] = max(wrong.values(), default=0) / max(len(right), 1)
     return found
-
-
-def middle(bounds: Range | None, clean: Range, unit: float) -> float:
-    """The reward from which a response counts as accepted; see the module.
-
-    Args:
-      bounds: range of the rewards that the learner sees, or None where no bound is known.
-      clean: range of the verifier's rewards.
-      unit: how much one unit of the verifier's rewards amounts to in those that the learner sees.
-    """
-    if bounds is None:
-        return unit * (clean[0] + clean[1]) / 2
-    return (bounds[0] + bounds[1]) / 2
 
 
 def zero_variance_groups(drawn: Drawn) -> dict[str, float]:

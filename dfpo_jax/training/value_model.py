@@ -57,12 +57,21 @@ def _check_inputs(config: Config, theirs: Mapping[str, Any]) -> None:
     names = ["tokenizer"]
     if config.model.lora.rank > 0:  # its updates stand beside kernels that it does not hold
         names += ["weights"] if config.weights.source else ["seed"]
+    _check_units(config, theirs["critic"].get("units", "affine"))  # of older runs
     for name in names:
         if theirs[name] != ours[name]:
             raise ValueError(
                 f"config.critic.source is {config.critic.source!r}, whose {name} is "
                 f"{theirs[name]!r}; this run's is {ours[name]!r}"
             )
+
+
+def _check_units(config: Config, units: str) -> None:
+    if config.critic.units != units:
+        raise ValueError(
+            f"config.critic.source is {config.critic.source!r}, whose critic.units is {units!r}; "
+            f"this run's is {config.critic.units!r}"
+        )
 
 
 def with_value_model(source: str, learner: Learner, state: TrainState) -> TrainState:

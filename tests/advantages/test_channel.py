@@ -212,6 +212,8 @@ def test_parts_whose_returns_are_not_binary_are_refused(changes, said):
         ("correction", {"false_positive": 0.1}),
         ("length", {"buffer": 2}),
         ("feature", {"bonus": 0.1, "text": "a"}),
+        ("squash", {"scale": 0.1}),
+        ("clip", {"bound": 0.5}),
         ("rank", {"within": "batch"}),
     ],
 )

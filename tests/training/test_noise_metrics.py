@@ -9,14 +9,16 @@ from plan_draws import draw, prompts
 
 from dfpo_jax.rewards import Rewards
 from dfpo_jax.rewards.correction import Correction
+from dfpo_jax.rewards.feature import Feature
 from dfpo_jax.rewards.flip import Flip
 from dfpo_jax.rewards.gaussian import Gaussian
 from dfpo_jax.rewards.interface import whole_response
 from dfpo_jax.rewards.learned import Learned
+from dfpo_jax.rewards.length import Length
 from dfpo_jax.rewards.rank import Rank
 from dfpo_jax.rewards.scale import Scale
 from dfpo_jax.training import loop
-from dfpo_jax.training.noise_metrics import middle, noise_metrics, zero_variance_groups
+from dfpo_jax.training.noise_metrics import noise_metrics, zero_variance_groups
 
 
 def drawn(clean, rewards, texts=None, samples=4):
@@ -75,22 +77,6 @@ def test_a_reward_at_the_midpoint_is_right_and_accepted():
     assert found["noise/informedness"] == 1.0
 
 
-@pytest.mark.parametrize(
-    ("sections", "expected"),
-    [
-        ({"flip": Flip(0.2)}, 0.5),
-        ({"flip": Flip(0.2), "correction": Correction(0.2, 0.3)}, 0.6),
-        ({"scale": Scale(3.0)}, 1.5),
-        ({"gaussian": Gaussian(1.0)}, 0.5),
-        ({"gaussian": Gaussian(1.0), "scale": Scale(3.0)}, 1.5),
-    ],
-)
-def test_the_middle_of_what_the_chain_makes_of_the_range(sections, expected):
-    clean = (0.0, 1.0)
-    link = Rewards(**sections).build(clean)
-    assert middle(link.range(clean), clean, link.unit) == pytest.approx(expected)
-
-
 def test_groups_without_variance_are_counted_in_the_rewards_that_the_learner_sees():
     seen = [1, 1, 1, 1, 0, 1, 0, 0, 0.5, 0.5, 0.5, 0.5, 0, 0, 0, 1]
     rows = drawn(np.arange(16), seen)
@@ -112,10 +98,24 @@ class Run:
     def reward_range(self):
         return self.task_range
 
+    @property
+    def clean_range(self):
+        return self.rewards.clean(self.task_range)
+
 
 def test_they_are_there_where_a_link_acts_on_verdicts_with_a_range():
     rows = drawn([1, 0, 1, 0], [1, 1, 1, 0])
     assert loop._noise(Run(Rewards(flip=Flip(0.2))), rows)["noise/false_positive"] == 0.5
+    for sections, middle in (
+        ({"flip": Flip(0.2), "correction": Correction(0.2, 0.3)}, 0.6),
+        ({"gaussian": Gaussian(1.0), "scale": Scale(3.0)}, 1.5),
+        ({"flip": Flip(0.2), "length": Length(2, 3.0)}, 0.5),
+        ({"feature": Feature(4.0, "length")}, 0.5),
+    ):
+        for offset, share in ((-0.01, 0.0), (0.01, 0.5)):
+            seen = drawn([1, 0, 1, 0], [9.0, middle + offset, 9.0, -9.0])
+            found = loop._noise(Run(Rewards(**sections)), seen)
+            assert found["noise/false_positive"] == share, sections
     for run in (
         Run(Rewards()),
         Run(Rewards(gaussian=Gaussian(0.1)), None),

@@ -153,6 +153,7 @@ PLAIN = json.loads(json.dumps(parse_config(tiny()), default=lambda x: x.__dict__
 FIXED = [
     "critic.name",
     "critic.trunk",
+    "critic.units",
     "evaluation.out_of_domain",
     "seed",
     *(x for x in leaves(PLAIN) if x.startswith(("model.", "tokenizer.", "weights."))),
