@@ -4,7 +4,7 @@ import operator
 from typing import Any
 
 # Links that make more of verdicts than two values, or that change their error rates.
-_NOT_BINARY = ("gaussian", "spike", "correction", "length", "feature", "rank")
+_NOT_BINARY = ("gaussian", "spike", "correction", "length", "feature", "squash", "clip", "rank")
 
 
 def check_sections(config: Any) -> None:

@@ -212,6 +212,8 @@ def test_parts_whose_returns_are_not_binary_are_refused(changes, said):
         ("correction", {"false_positive": 0.1}),
         ("length", {"buffer": 2}),
         ("feature", {"bonus": 0.1, "text": "a"}),
+        ("squash", {"scale": 0.1}),
+        ("clip", {"bound": 0.5}),
         ("rank", {"within": "batch"}),
     ],
 )
@@ -230,5 +232,6 @@ def test_rewards_of_no_known_range_are_refused():
     config = parse_config({"advantage": {"channel": {"false_positive": 0.25}}})
     task = types.SimpleNamespace(name="mine", trial=lambda: None, reward_range=None)
     run = types.SimpleNamespace(config=config, reward_range=None, train_task=task, learner=None)
+    run.rewards = types.SimpleNamespace(start=None)
     with pytest.raises(ValueError, match="advantage.channel acts .* no range is known of those of"):
         _check_training(run)
