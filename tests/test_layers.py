@@ -86,7 +86,8 @@ rollout.collect
 rollout
 algorithms.config algorithms.presets
 algorithms.interface algorithms.needs algorithms.trunk
-algorithms.units algorithms.old_policy algorithms.sft algorithms.warmup
+algorithms.units algorithms.sft algorithms.warmup algorithms.confidence
+algorithms.old_policy
 algorithms.scores
 algorithms.compose
 algorithms
