@@ -98,14 +98,18 @@ class Link(NamedTuple):
         right".
       unit: how much one unit of the rewards that come in amounts to in those that come out; above 0
         and finite.
+      clean: range of the rewards that come in -> range of what becomes of them without noise and
+        penalties. None for `range` and, where that knows no bound, for the range that comes in,
+        times `unit`.
       start: None, or what the link makes of the initial policy before it acts. Until it has begun,
-        nothing calls `apply`; `range` and `unit` are the same before and after.
+        nothing calls `apply`; `range`, `unit` and `clean` are the same before and after.
     """
 
     apply: Callable[[np.ndarray, Scored], np.ndarray]
     range: Callable[[Range | None], Range | None]
     words: str = ""
     unit: float = 1.0
+    clean: Callable[[Range], Range] | None = None
     start: Start | None = None
 
 
@@ -127,8 +131,21 @@ def chain(links: Sequence[Link]) -> Link:
             bounds = link.range(bounds)
         return bounds
 
+    def clean(bounds: Range) -> Range:
+        for link in links:
+            bounds = _clean(link, bounds)
+        return bounds
+
     words = "; ".join(link.words for link in links if link.words)
-    return Link(apply, composed, words, math.prod(link.unit for link in links), _start(links))
+    unit = math.prod(link.unit for link in links)
+    return Link(apply, composed, words, unit, clean, _start(links))
+
+
+def _clean(link: Link, bounds: Range) -> Range:
+    if link.clean is not None:
+        return link.clean(bounds)
+    found = link.range(bounds)
+    return (bounds[0] * link.unit, bounds[1] * link.unit) if found is None else found
 
 
 def _start(links: Sequence[Link]) -> Start | None:
