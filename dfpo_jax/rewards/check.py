@@ -59,12 +59,7 @@ def check_link(
     real = isinstance(link.unit, numbers.Real) and not isinstance(link.unit, bool)
     if not real or not 0.0 < link.unit < math.inf:
         raise ValueError(f"{name}: unit is {link.unit!r}; it must be a finite number above 0")
-    guarded = link._replace(
-        unit=float(link.unit),
-        apply=lambda rewards, scored: _applied(link, name, rewards, scored),
-        range=lambda bounds: _range(link, name, bounds),
-        clean=None if link.clean is None else lambda bounds: _clean(link, name, bounds),
-    )
+    guarded = _guarded(link, name)
     if bounds is not None and guarded.clean is not None:
         guarded.clean(bounds)
     if link.start is not None:  # nothing can be applied before it has begun
@@ -86,6 +81,16 @@ def check_link(
     return guarded
 
 
+def _guarded(link: Link, name: str) -> Link:
+    """The link, whose functions are checked whenever they are called."""
+    return link._replace(
+        unit=float(link.unit),
+        apply=lambda rewards, scored: _applied(link, name, rewards, scored),
+        range=lambda bounds: _range(link, name, bounds),
+        clean=None if link.clean is None else lambda bounds: _clean(link, name, bounds),
+    )
+
+
 def _guarded_start(start: Start, name: str) -> Start:
     """The start, whose link is checked whenever it is applied."""
 
@@ -93,10 +98,7 @@ def _guarded_start(start: Start, name: str) -> Start:
         link = call_custom(name, "start.begin", lambda: start.begin(made, initial))
         if not isinstance(link, Link) or link.start is not None:
             raise ValueError(f"{name}: start.begin must return a Link that has no start")
-        return link._replace(
-            apply=lambda rewards, scored: _applied(link, name, rewards, scored),
-            range=lambda bounds: _range(link, name, bounds),
-        )
+        return _guarded(link, name)
 
     def make(initial: Initial) -> Any:
         made = call_custom(name, "start.make", lambda: start.make(initial))

@@ -114,7 +114,7 @@ class Link(NamedTuple):
         penalties. None for `range` and, where that knows no bound, for the range that comes in,
         times `unit`.
       start: None, or what the link makes of the initial policy before it acts. Until it has begun,
-        nothing calls `apply`; `range` and `unit` are the same before and after.
+        nothing calls `apply`; `range`, `unit` and `clean` are the same before and after.
     """
 
     apply: Callable[[np.ndarray, Scored], np.ndarray]
@@ -153,6 +153,13 @@ def chain(links: Sequence[Link]) -> Link:
     return Link(apply, composed, words, unit, clean, _start(links))
 
 
+def _clean(link: Link, bounds: Range) -> Range:
+    if link.clean is not None:
+        return link.clean(bounds)
+    found = link.range(bounds)
+    return (bounds[0] * link.unit, bounds[1] * link.unit) if found is None else found
+
+
 def _start(links: Sequence[Link]) -> Start | None:
     """The starts of several links as one."""
     starts = {link.start.name: link.start for link in links if link.start is not None}
@@ -176,13 +183,6 @@ def _start(links: Sequence[Link]) -> Start | None:
 def not_begun(rewards: np.ndarray, scored: Scored) -> np.ndarray:
     """`Link.apply` of a link that has not begun; raises RuntimeError."""
     raise RuntimeError("a link of the reward chain was applied before its `start` had begun it")
-
-
-def _clean(link: Link, bounds: Range) -> Range:
-    if link.clean is not None:
-        return link.clean(bounds)
-    found = link.range(bounds)
-    return (bounds[0] * link.unit, bounds[1] * link.unit) if found is None else found
 
 
 def generator(seed: int, stream: int, scored: Scored) -> np.random.Generator:

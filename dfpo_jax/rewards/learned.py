@@ -76,7 +76,8 @@ class Learned:
             return None
         settings = {name: value for name, value in asdict(self).items() if name != "score"}
         start = Start("learned", settings, self._make, self._begin)
-        return Link(not_begun, self._range, self._words(self.accuracy), start=start)
+        words = self._words(self.accuracy)
+        return Link(not_begun, self._range, words, clean=self._clean, start=start)
 
     def _words(self, accuracy: float) -> str:
         return f"a learned reward model gave the rewards, right {100 * accuracy:.3g}% of the time"
@@ -154,10 +155,14 @@ class Learned:
             return (0.5 * (1.0 + np.tanh(0.5 * found))).astype(np.float32)
 
         words = f"{self._words(made['accuracy'])} (area under the curve {made['area']:.3g})"
-        return Link(apply, self._range, words)
+        return Link(apply, self._range, words, clean=self._clean)
 
     def _range(self, bounds: Range | None) -> Range | None:
         return (0.0, 1.0) if self.score == "probability" else None
+
+    def _clean(self, bounds: Range) -> Range:
+        half = (bounds[1] - bounds[0]) / 2
+        return self._range(bounds) or (-half, half)  # a logit of 0 says neither right nor wrong
 
 
 def _states(scored: Scored) -> np.ndarray:

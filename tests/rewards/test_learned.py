@@ -89,6 +89,7 @@ def test_its_score_is_the_reward(made, score):
     if score == "probability":
         expected, bounds = 1.0 / (1.0 + np.exp(-expected)), (0.0, 1.0)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert link.clean((0.0, 3.0)) == begun.clean((0.0, 3.0)) == (bounds or (-1.5, 1.5))
     assert found.dtype == np.float32 and link.range((-3.0, 7.0)) == link.range(None) == bounds
     np.testing.assert_array_equal(found[:1], begun.apply(given[:1], responses)[:1])
 
