@@ -36,23 +36,7 @@ def check_link(
         is impure or gives something else than it must; one line that names the class, the function
         and what is expected.
     """
-    if not isinstance(link, Link):
-        raise ValueError(
-            f"{name}: build returned {type(link).__name__}; it must return a "
-            "dfpo_jax.rewards.interface.Link"
-        )
-    for function in ("apply", "range"):
-        if not callable(getattr(link, function)):
-            raise ValueError(
-                f"{name}: {function} is {getattr(link, function)!r}; it must be a function"
-            )
-    if link.clean is not None and not callable(link.clean):
-        raise ValueError(f"{name}: clean is {link.clean!r}; it must be a function or None")
-    if not isinstance(link.words, str):
-        raise ValueError(f"{name}: words is {link.words!r}; it must be a string")
-    real = isinstance(link.unit, numbers.Real) and not isinstance(link.unit, bool)
-    if not real or not 0.0 < link.unit < math.inf:
-        raise ValueError(f"{name}: unit is {link.unit!r}; it must be a finite number above 0")
+    _check_fields(link, name)
     guarded = link._replace(
         unit=float(link.unit),
         apply=lambda rewards, scored: _applied(link, name, rewards, scored),
@@ -75,6 +59,26 @@ def check_link(
             "dfpo_jax.rewards.interface.generator"
         )
     return guarded
+
+
+def _check_fields(link: Any, name: str) -> None:
+    if not isinstance(link, Link):
+        raise ValueError(
+            f"{name}: build returned {type(link).__name__}; it must return a "
+            "dfpo_jax.rewards.interface.Link"
+        )
+    for function in ("apply", "range"):
+        if not callable(getattr(link, function)):
+            raise ValueError(
+                f"{name}: {function} is {getattr(link, function)!r}; it must be a function"
+            )
+    if link.clean is not None and not callable(link.clean):
+        raise ValueError(f"{name}: clean is {link.clean!r}; it must be a function or None")
+    if not isinstance(link.words, str):
+        raise ValueError(f"{name}: words is {link.words!r}; it must be a string")
+    real = isinstance(link.unit, numbers.Real) and not isinstance(link.unit, bool)
+    if not real or not 0.0 < link.unit < math.inf:
+        raise ValueError(f"{name}: unit is {link.unit!r}; it must be a finite number above 0")
 
 
 def _trial(bounds: Range | None, items: Sequence[Item]) -> Scored:
