@@ -76,7 +76,7 @@ tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks
 rewards.interface plans.interface
-rewards.check plans.check
+rewards.check rewards.classifier plans.check
 rewards.* plans.*
 rewards plans
 rollout.sampling rollout.stops rollout.prompts
@@ -86,7 +86,8 @@ rollout.collect
 rollout
 algorithms.config algorithms.presets
 algorithms.interface algorithms.needs algorithms.trunk
-algorithms.units algorithms.old_policy algorithms.sft algorithms.warmup
+algorithms.units algorithms.sft algorithms.warmup algorithms.confidence
+algorithms.old_policy
 algorithms.scores
 algorithms.compose
 algorithms
@@ -94,7 +95,7 @@ contracts.measure
 contracts.*
 contracts
 training.sources training.moved_settings training.settings_dict training.unread
-training.step_size training.config_checks
+training.step_size training.config_checks training.noise_metrics
 training.config_argument
 training.config_keys
 training.config training.config_diff
@@ -108,6 +109,7 @@ training.value_model
 training.report training.run training.programs
 training.run_data
 training.restore training.workdir training.check training.run_log training.warm_start
+training.initial
 training.loop
 training
 """

@@ -15,10 +15,15 @@ import jax.numpy as jnp
 from dfpo_jax import ops
 from dfpo_jax.advantages import Advantage, View
 from dfpo_jax.algorithms import warmup
+from dfpo_jax.algorithms.confidence import (
+    confidence_features,
+    init_confidence,
+    with_confidence,
+)
 from dfpo_jax.algorithms.config import AlgorithmConfig
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Controls, Observed
 from dfpo_jax.algorithms.needs import check_parts
-from dfpo_jax.algorithms.old_policy import evaluate_old
+from dfpo_jax.algorithms.old_policy import evaluate_old, first_policy_features
 from dfpo_jax.algorithms.scores import scores
 from dfpo_jax.algorithms.trunk import (
     critic_states,
@@ -48,13 +53,20 @@ class _Parts(NamedTuple):
     objectives: dict[str, Objective]
 
 
-def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> Algorithm:
+def compose(
+    model: Transformer,
+    config: AlgorithmConfig,
+    temperature: float,
+    *,
+    keeps_reference: bool = False,
+) -> Algorithm:
     """The algorithm of these settings.
 
     Args:
       model: the policy, and the shape of the critic's trunk.
       config: settings of all parts.
       temperature: the sampler's temperature, at which log-probabilities are taken.
+      keeps_reference: whether the state holds the first policy even if no objective needs it.
 
     Raises:
       ValueError: parts that cannot work together, see `needs.check_parts`.
@@ -67,6 +79,7 @@ def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> 
     def bound(function, wanted=True):
         return functools.partial(function, parts) if wanted else None
 
+    keeps_reference |= any("reference" in x.needs for x in objectives.values())
     controls, networks = dict(VALUE_UNITS), ["policy"]
     if critic is not None:
         controls |= warmup.first_controls(config.critic)
@@ -84,7 +97,8 @@ def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> 
         observe=bound(_observe),
         adapt=bound(_adapt),
         networks=tuple(networks),
-        keeps_reference=any("reference" in x.needs for x in objectives.values()),
+        keeps_reference=keeps_reference,
+        features=bound(_features, keeps_reference),
         top=max(objective.top for objective in objectives.values()),
     )
 
@@ -94,6 +108,9 @@ def _init(parts: _Parts, key: Array, policy_params: ArrayTree) -> ArrayTree:
     if parts.critic is not None:
         head = parts.critic.init(key, width)
         params["critic"] = init_critic(parts.config.critic, policy_params, head)
+        if parts.config.critic.confidence:
+            own_key = jax.random.fold_in(key, len(parts.objectives))
+            params["critic"]["confidence"] = init_confidence(own_key, width)
     for number, (name, objective) in enumerate(parts.objectives.items()):
         if objective.init is not None:
             params[name] = objective.init(jax.random.fold_in(key, number), width)
@@ -112,6 +129,7 @@ def _prepare(
         policy_states = response_states(found.old.hidden, length)
         inputs = (policy_states, found.sequence, found.valid, length)
         states = critic_states(config.critic, parts.model, state.params, *inputs)
+        states = with_confidence(state.params["critic"], states, found.confidence)
         reading = critic.read(head, states)
         law = critic.law(reading)
         if not config.returns.outcome:
@@ -122,7 +140,7 @@ def _prepare(
     if "scores" in parts.advantage.needs:
         inputs = (state.params["policy"], found, rollout, parts.temperature)
         view = (view or View(None, None))._replace(scores=scores(parts.model, *inputs))
-    advantages = _advantages(parts, view, steps, rollout)
+    advantages = _advantages(parts, view, steps, rollout, policy_key)
     old = found.old
     if view is not None and view.heads is not None:
         old = old._replace(heads=view.heads[:, :-1])
@@ -140,6 +158,7 @@ def _prepare(
         importance=found.importance,
         advantages=advantages,
         critic=targets,
+        confidence=found.confidence,
         own={
             name: objective.prepare(old, rollout)
             for name, objective in parts.objectives.items()
@@ -168,8 +187,12 @@ def _with_predicted_outcome(steps: Steps, law: Array) -> Steps:
     return steps.replace(rewards=steps.rewards + ends * jnp.mean(law[:, :-1], axis=-1))
 
 
-def _advantages(parts: _Parts, view: View | None, steps: Steps, rollout: Rollout) -> Array:
+def _advantages(
+    parts: _Parts, view: View | None, steps: Steps, rollout: Rollout, key: Array
+) -> Array:
     """Advantages [B, R], 0 outside the mask and where the advantage keeps none."""
+    if parts.config.advantage.channel.is_on:
+        view, steps = parts.config.advantage.channel.inverted(key, view, steps)
     advantages = parts.advantage.estimate(view, steps, rollout)
     if parts.config.advantage.whiten:
         advantages = ops.masked_whiten(advantages, steps.mask)
@@ -254,6 +277,7 @@ def _critic_terms(
     states = critic_states(
         config, parts.model, params, policy_states, batch.sequence, batch.valid, length
     )
+    states = with_confidence(params["critic"], states, batch.confidence)
     # A row's key depends on its number alone, so that splitting a batch changes nothing.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.row)
     head = params["critic"]["head"]
@@ -271,19 +295,29 @@ def _reading(parts: _Parts, state: TrainState, rollout: Rollout, states: slice):
     """What the critic makes of some of the states s_0 .. s_R."""
     params, length = state.params, rollout.tokens.shape[1]
     sequence, valid = join_sequence(rollout)
-    policy_states = None
-    if parts.config.critic.trunk != "own":
+    policy_states, features = None, None
+    confidence = parts.config.critic.confidence
+    if parts.config.critic.trunk != "own" or confidence:
         hidden = hidden_states(parts.model, params["policy"], sequence, valid)
         policy_states = response_states(hidden, length)
+    if confidence:
+        inputs = (parts.model, params["policy"], policy_states, rollout.tokens, parts.temperature)
+        statistics = token_statistics(*inputs, parts.config.log_probs.chunk)
+        features = confidence_features(*statistics, rollout.mask, parts.model.config.vocab_size)
     found = critic_states(
         parts.config.critic, parts.model, params, policy_states, sequence, valid, length
     )
+    found = with_confidence(params["critic"], found, features)
     return parts.critic.read(params["critic"]["head"], found[:, states])
 
 
 def _predict(parts: _Parts, state: TrainState, rollout: Rollout) -> Array:
     law = parts.critic.law(_reading(parts, state, rollout, slice(-1)))
     return law * state.controls["value_scale"] + state.controls["value_shift"]
+
+
+def _features(parts: _Parts, state: TrainState, rollout: Rollout) -> Array:
+    return first_policy_features(parts.model, parts.config, state, rollout, parts.temperature)
 
 
 def _trajectories(parts: _Parts, state: TrainState, rollout: Rollout) -> Array:

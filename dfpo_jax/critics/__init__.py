@@ -32,6 +32,8 @@ class Critics(Choice):
       trunk: "own" (a copy of the policy's transformer, trained with the critic; with LoRA a copy
         of the low-rank updates alone, beside the policy's kernels), "shared" (the policy's, critic
         gradients flow into it) or "detached" (the policy's, they do not).
+      confidence: whether the critic also reads how probable the policy found what it wrote so far,
+        see `algorithms.confidence`.
       lambda_: lambda of the critic's targets.
       warmup: the most iterations in which only the critic learns.
       warmup_patience: 0, or after how many iterations without a rise in the explained variance of
@@ -52,6 +54,7 @@ class Critics(Choice):
     kind: ClassVar[str] = "critic"
     name: str = "flow"
     trunk: str = "own"
+    confidence: bool = False
     lambda_: float = 0.95
     warmup: int = 0
     warmup_patience: int = 0

@@ -30,7 +30,7 @@ from dfpo_jax.types import Rollout
 _LOG = logging.getLogger(__name__)
 
 # Folded into the run's key, one for each use.
-INIT, WARM_START, EVALUATE, CRITIC, ROLLOUT, LORA = range(6)
+INIT, WARM_START, EVALUATE, CRITIC, ROLLOUT, LORA, START = range(7)
 _PIECE = 256  # given responses that are encoded at once
 
 
@@ -175,10 +175,21 @@ def _check_training(run: Run) -> None:
     config, bounds = run.config, run.reward_range
     run.train_task.trial()
     check_value_model(config, run.learner)
+    if run.rewards.start and config.plan.name != "uniform" and not run.train_task.everything():
+        raise ValueError(
+            f"config.plan.name is {config.plan.name!r} and the prompts of {run.train_task.name} "
+            f"are endless; config.rewards.{', '.join(run.rewards.start.settings)} must know before "
+            "the first iteration which prompts will be drawn, so plan.name must be 'uniform'"
+        )
     if bounds is not None and bounds[0] >= bounds[1]:
         raise ValueError(
             f"config.rewards makes of the task's rewards, which lie in "
             f"{run.train_task.reward_range}, {bounds}: all of them would be equal"
+        )
+    if bounds is None and config.advantage.channel.is_on:
+        raise ValueError(
+            "config.advantage.channel acts on a law on the two ends of the range of rewards, and "
+            f"no range is known of those of {run.train_task.name}, so its rates must be 0.0"
         )
     if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
         raise ValueError(
@@ -210,7 +221,12 @@ def make_learner(
       ValueError: `train.frozen` names networks that there are not, or an objective wants more of
         the most probable tokens than there are tokens.
     """
-    algorithm = compose(model, config.algorithm_config(), config.sampling.temperature)
+    algorithm = compose(
+        model,
+        config.algorithm_config(),
+        config.sampling.temperature,
+        keeps_reference=config.rewards.learned.samples > 0,
+    )
     train, tokens = config.train, model.config.vocab_size
     if algorithm.top > tokens:
         raise ValueError(
