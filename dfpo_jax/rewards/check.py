@@ -37,28 +37,7 @@ def check_link(
         is impure or gives something else than it must; one line that names the class, the function
         and what is expected.
     """
-    if not isinstance(link, Link):
-        raise ValueError(
-            f"{name}: build returned {type(link).__name__}; it must return a "
-            "dfpo_jax.rewards.interface.Link"
-        )
-    for function in ("apply", "range"):
-        if not callable(getattr(link, function)):
-            raise ValueError(
-                f"{name}: {function} is {getattr(link, function)!r}; it must be a function"
-            )
-    if link.clean is not None and not callable(link.clean):
-        raise ValueError(f"{name}: clean is {link.clean!r}; it must be a function or None")
-    if not isinstance(link.words, str):
-        raise ValueError(f"{name}: words is {link.words!r}; it must be a string")
-    if link.start is not None and not isinstance(link.start, Start):
-        raise ValueError(
-            f"{name}: start is {type(link.start).__name__}; it must be None or a "
-            "dfpo_jax.rewards.interface.Start"
-        )
-    real = isinstance(link.unit, numbers.Real) and not isinstance(link.unit, bool)
-    if not real or not 0.0 < link.unit < math.inf:
-        raise ValueError(f"{name}: unit is {link.unit!r}; it must be a finite number above 0")
+    _check_fields(link, name)
     guarded = _guarded(link, name)
     if bounds is not None and guarded.clean is not None:
         guarded.clean(bounds)
@@ -89,6 +68,31 @@ def _guarded(link: Link, name: str) -> Link:
         range=lambda bounds: _range(link, name, bounds),
         clean=None if link.clean is None else lambda bounds: _clean(link, name, bounds),
     )
+
+
+def _check_fields(link: Any, name: str) -> None:
+    if not isinstance(link, Link):
+        raise ValueError(
+            f"{name}: build returned {type(link).__name__}; it must return a "
+            "dfpo_jax.rewards.interface.Link"
+        )
+    for function in ("apply", "range"):
+        if not callable(getattr(link, function)):
+            raise ValueError(
+                f"{name}: {function} is {getattr(link, function)!r}; it must be a function"
+            )
+    if link.clean is not None and not callable(link.clean):
+        raise ValueError(f"{name}: clean is {link.clean!r}; it must be a function or None")
+    if not isinstance(link.words, str):
+        raise ValueError(f"{name}: words is {link.words!r}; it must be a string")
+    if link.start is not None and not isinstance(link.start, Start):
+        raise ValueError(
+            f"{name}: start is {type(link.start).__name__}; it must be None or a "
+            "dfpo_jax.rewards.interface.Start"
+        )
+    real = isinstance(link.unit, numbers.Real) and not isinstance(link.unit, bool)
+    if not real or not 0.0 < link.unit < math.inf:
+        raise ValueError(f"{name}: unit is {link.unit!r}; it must be a finite number above 0")
 
 
 def _guarded_start(start: Start, name: str) -> Start:
