@@ -40,7 +40,7 @@ def get_config(arg=None):
         "reinforce_pp": {"algorithm": "reinforce_pp"},
     }
     study.more = {
-        "cells": {"flip": (0.2,)},
+        "cells": {"flip": (0.3,)},
         "algorithms": {
             "c51": {"algorithm": "c51"},
             "iqn": {"algorithm": "iqn"},
@@ -101,6 +101,7 @@ def _ablation():
     return {
         "cells": {"flip": (0.3,), "graded_gaussian": (3.0,)},
         "sweep": {"policy_optimizer": {"learning_rate": (1.5e-3,)}},
+        "reference": "dfpo",
         "base": {"algorithm": "dfpo", "critic": {"flow": {"dcfm_weight": 1.0}}},
         "algorithms": {
             "dfpo": {},

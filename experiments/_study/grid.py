@@ -11,7 +11,7 @@ A study configuration is a `ConfigDict` with these keys; overrides are nested se
   texts "level", "1 - level" and "seed" stand for numbers.
 - `algorithms`: name -> overrides; `reference` is the one that the others are compared with.
 - `more.algorithms`, at `more.cells` (kind of noise -> levels) alone.
-- `ablation`: `base`, overrides under those of each of `ablation.algorithms`, at `ablation.cells`;
+- `ablation`: `base`, overrides under each of `ablation.algorithms`, `cells` and `reference`;
   it may have a `sweep` of its own.
 """
 
@@ -204,7 +204,7 @@ def comparison(source: ConfigDict) -> Study:
 
 
 def ablation(source: ConfigDict) -> Study:
-    """The study of `ablate.py`: the first of its algorithms is the reference.
+    """The study of `ablate.py`.
 
     Raises:
       ValueError: a section is missing or wrong.
@@ -218,7 +218,7 @@ def ablation(source: ConfigDict) -> Study:
         algorithms[name] = base | flatten(overrides)
     places = {name: _chosen(source, "ablation") for name in algorithms}
     sweep = _sweep(source.ablation.get("sweep", source.sweep))
-    return _checked(Study(source, algorithms, places, next(iter(algorithms), ""), sweep))
+    return _checked(Study(source, algorithms, places, source.ablation.reference, sweep))
 
 
 def _sweep(section: ConfigDict) -> dict[str, dict[str, Any]]:

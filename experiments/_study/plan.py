@@ -54,10 +54,10 @@ class Plan:
         """Cells that can be run, those without noise first, then seed by seed."""
         sweep, noisy = [], []
         for pair in self._pairs:
+            chosen, cells = self._choose(pair), self.study.sweep_cells(*pair)
             wanted = self._noisy(pair)
-            cells = self.study.sweep_cells(*pair)
             sweep += cells if wanted else select(cells, self._only)
-            noisy += wanted if self._choose(pair) else ()
+            noisy += wanted if chosen else ()
         order = {seed: number for number, seed in enumerate(self.study.seeds)}
         ready = [*sweep, *sorted(noisy, key=lambda cell: order[cell.seed])]
         return [cell for cell in ready if cell.hash not in self.rows]
