@@ -39,6 +39,17 @@ def get_config(arg=None):
         "base": {"algorithm": "dfpo", "critic": {"flow": {"num_steps": 2}}},
         "algorithms": {"dfpo": {}, "1 step": {"critic": {"flow": {"num_steps": 1}}}},
     }
+    return _two_cells(study) if arg == "two_cells" else study
+
+
+def _two_cells(study):
+    """One without noise and one with."""
+    study.seeds = (0,)
+    study.sweep.policy_optimizer.learning_rate = (1e-3,)
+    study.noise = {"flip": study.noise.flip}
+    study.noise.flip.levels = (0.2,)
+    study.algorithms = {"ppo": {"algorithm": "ppo"}}
+    del study.more
     return study
 
 
