@@ -22,7 +22,7 @@ def get_config(arg=None):
     study = ConfigDict()
     study.run = _run()
     study.seeds = (0, 1, 2)
-    study.sweep = {"policy_optimizer": {"learning_rate": (6e-4, 1.5e-3)}}
+    study.sweep = {"policy_optimizer": {"learning_rate": (3e-4, 6e-4)}}
     study.families = {
         "binary": {"task": {"partial_credit": False}},
         "graded": {"task": {"partial_credit": True}},
@@ -57,7 +57,8 @@ def _run():
     """The quickstart in small: a cell takes less than a minute on one core."""
     run = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))["get_config"]()
     run.rewards.flip.update(false_positive=0.0, false_negative=0.0)
-    run.train.update(iterations=40, prompts=128, samples=4, minibatches=4)
+    run.model.update(d_model=64, num_layers=2, num_heads=2, num_kv_heads=2, d_ff=176)
+    run.train.update(iterations=80, prompts=256, samples=4, minibatches=4)
     run.critic.warmup = 3
     run.evaluation.update(every=0, critic_prompts=0)
     run.checkpoint.every = 0
@@ -100,7 +101,7 @@ def _ablation():
     no_map = {"inference": "ode"}
     return {
         "cells": {"flip": (0.3,), "graded_gaussian": (3.0,)},
-        "sweep": {"policy_optimizer": {"learning_rate": (1.5e-3,)}},
+        "sweep": {"policy_optimizer": {"learning_rate": (6e-4,)}},
         "reference": "dfpo",
         "base": {"algorithm": "dfpo", "critic": {"flow": {"dcfm_weight": 1.0}}},
         "algorithms": {

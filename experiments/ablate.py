@@ -14,9 +14,7 @@ from dfpo_jax.training import command_line
 
 def main():
     """Run the ablation."""
-    from _study.grid import ablation
-
-    program.main("ablate", ablation)
+    program.main("ablate")
 
 
 if __name__ == "__main__":

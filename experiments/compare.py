@@ -24,9 +24,7 @@ from dfpo_jax.training import command_line
 
 def main():
     """Run the study."""
-    from _study.grid import comparison
-
-    program.main("compare", comparison)
+    program.main("compare")
 
 
 if __name__ == "__main__":

@@ -58,5 +58,5 @@ def made_row(cell, after, sampled=0.5, **more):
     accuracy = {"in": [0.5, after], "out": [0.4, after - 0.1]}
     versions = {"dfpo_jax": "1", "jax": "2", "commit": "abc"}
     row = {"cell": cell.hash, **cell.coordinates, **accuracy, "sampled": sampled}
-    row |= {"explained": None, "seconds": 30.0, "cpu_seconds": 20.0}
+    row |= {"explained": None, "metrics": "0" * 12, "seconds": 30.0, "cpu_seconds": 20.0}
     return row | {"settings": dict(cell.changes), **versions, **more}

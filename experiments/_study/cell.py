@@ -2,6 +2,8 @@
 
 import dataclasses
 import gc
+import hashlib
+import json
 import math
 import shutil
 import tempfile
@@ -49,8 +51,9 @@ def run_cell(config: Config, weights: Path, scratch: Path) -> dict[str, Any]:
     Returns:
       "in" and "out", the clean greedy accuracies [before, after] in and out of domain; "sampled",
       the share of right responses in training, and "explained", the critic's explained variance of
-      (noisy) training returns or None, both means over the last fifth of the iterations; "seconds",
-      and "cpu_seconds", those of this process alone.
+      (noisy) training returns or None, both means over the last fifth of the iterations;
+      "metrics", a hash of all metrics but times, which two equal runs share; "seconds", and
+      "cpu_seconds", those of this process alone.
     """
     started, cpu = time.perf_counter(), time.process_time()
     source = dataclasses.replace(config.weights, source=str(weights))
@@ -68,6 +71,7 @@ def run_cell(config: Config, weights: Path, scratch: Path) -> dict[str, Any]:
             row[short] = [round(results[name][when], DIGITS) for when in ("before", "after")]
     row["sampled"] = _late(rows, "rollout/accuracy")
     row["explained"] = _late(rows, "rollout/explained_variance")
+    row["metrics"] = _digest(rows)
     row["seconds"] = round(time.perf_counter() - started, 1)
     return row | {"cpu_seconds": round(time.process_time() - cpu, 1)}
 
@@ -77,6 +81,11 @@ def _late(rows: list[dict[str, float]], key: str) -> float | None:
     values = [row[key] for row in rows[-max(len(rows) // _LAST, 1) :] if key in row]
     values = [value for value in values if math.isfinite(value)]
     return round(float(np.mean(values)), DIGITS) if values else None
+
+
+def _digest(rows: list[dict[str, float]]) -> str:
+    kept = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _forget() -> None:

@@ -3,16 +3,15 @@
 import random
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from dfpo_jax.training import command_line
 
 FLAGS = flags.FLAGS
 CONFIG = command_line.define_config(required=False)
+_FILES = {"compare": "results.jsonl", "ablate": "ablation.jsonl"}
 _RIVALS = ["ppo", "ppo_clipped", "grpo", "dvpo"]
 flags.DEFINE_string("workdir", None, "Directory of the study; created if missing.")
 flags.DEFINE_string("results", None, "File of rows; by default one in the workdir.")
@@ -25,12 +24,11 @@ flags.DEFINE_string("reference", None, "The algorithm that others are compared w
 flags.DEFINE_list("rivals", _RIVALS, "Of whose tolerances the best is compared with it.")
 
 
-def main(kind: str, make: Callable[[ConfigDict], object]) -> None:
+def main(kind: str) -> None:
     """Run a study, or list, check or report it.
 
     Args:
-      kind: "compare" or "ablate", which names its files.
-      make: `grid.comparison` or `grid.ablation`.
+      kind: a key of `_FILES`.
     """
     with command_line.user_errors():
         if not (FLAGS.workdir or FLAGS.results):
@@ -42,11 +40,13 @@ def main(kind: str, make: Callable[[ConfigDict], object]) -> None:
             raise ValueError("--config must be set, except with --report")
         if not FLAGS.workdir and not (FLAGS.report or FLAGS.list):
             raise ValueError("--workdir must be set to run cells")
-        from _study import grid
+        results = Path(FLAGS.results or Path(FLAGS.workdir) / _FILES[kind])
+        if FLAGS.report and not results.exists():
+            raise FileNotFoundError(f"there is no file {results}")
+        from _study import grid  # imports JAX
 
+        make = {"compare": grid.comparison, "ablate": grid.ablation}[kind]
         study = make(FLAGS.config) if FLAGS.config else None
-        default = "results.jsonl" if kind == "compare" else "ablation.jsonl"
-        results = Path(FLAGS.results or Path(FLAGS.workdir) / default)
         only = grid.parse_only(FLAGS.only)
         if FLAGS.report:
             return _report(kind, study, results)
@@ -66,8 +66,6 @@ def _report(kind: str, study, results: Path) -> None:
     from _study import plan, report
     from _study.results import newest, read
 
-    if not results.exists():
-        raise FileNotFoundError(f"there is no file {results}")
     rows, order = read(results), ()
     if study:
         state = plan.Plan(study, rows, {})

@@ -69,6 +69,7 @@ def test_a_study_goes_on_after_kills_with_equal_rows(tmp_path):
     assert process.returncode == 0, errors
     expected = rows(whole)
     assert [row["noise"] for row in expected].count("clean") == 1 and len(expected) == 2
+    assert len({row["metrics"] for row in expected}) == 2
     assert "### Tolerance" in out and (whole / "compare.html").exists()
     assert list((whole / "cells").iterdir()) == []
 
