@@ -211,6 +211,7 @@ class Batch:
       importance: [B, R] truncated sampler-to-trainer weights (1 where switched off).
       advantages: [B, R].
       critic: the critic's own targets, or None.
+      confidence: [B, R + 1, 6] what the critic reads of the policy's probabilities, or None.
       own: what objectives prepared for themselves, by name.
     """
 
@@ -227,6 +228,7 @@ class Batch:
     importance: Array | None = None
     advantages: Array | None = None
     critic: Any = None
+    confidence: Array | None = None
     own: dict[str, Any] = struct.field(default_factory=dict)
 
 

@@ -9,20 +9,23 @@ episodes; the table shows how far they are from the truth in 19 states at depths
     python experiments/token_mdp.py                  # the main rows, 3 seeds
     python experiments/token_mdp.py --rows=all       # and the ablation, at lambda .95
     python experiments/token_mdp.py --rows=scalar,dfpo --updates=200 --json=rows.json
+    python experiments/token_mdp.py --two_scales     # rewards of two scales, 1/2 and 20, in one MDP
 
 Columns, in reward units and averaged over states and seeds: `w1` between the whole laws (32 atoms
 for the quantile critic, which knows no more; 512 points of the flow); `w1_32` to the truth at 32
 levels only; errors of the mean and of the mean of the lowest 10 %; true mass of the interval
 between the 5 % and 95 % quantiles; network evaluations per sample at inference; training time.
+With two scales errors are over twice the scale of the state's rewards, one line for each scale.
 """
 
+import dataclasses
 import json
 import time
 
 import jax
 import numpy as np
 from _token_mdp.critics import Row, evaluations, read, score, train
-from _token_mdp.mdp import make_mdp, make_truth
+from _token_mdp.mdp import SCALES, by_scale, make_mdp, make_truth
 from absl import flags
 
 from dfpo_jax.critics import Flow, Quantile, Scalar
@@ -37,6 +40,7 @@ flags.DEFINE_integer("seeds", 3, "Seeds; each has its own MDP, states, episodes 
 flags.DEFINE_float("flip", 0.2, "Probability that a reward is flipped.")
 flags.DEFINE_float("noise", 0.15, "Deviation of the Gaussian noise on rewards.")
 flags.DEFINE_enum("policy", "uniform", ["uniform", "random"], "The policy that is evaluated.")
+flags.DEFINE_bool("two_scales", False, "The first token decides between rewards of two scales.")
 flags.DEFINE_string("rows", "main", 'Comma-separated names, "main" or "all".')
 flags.DEFINE_string("json", None, "File for the rows of the table.")
 
@@ -99,6 +103,22 @@ ABLATION = {
 ROWS = MAIN | ABLATION
 
 
+def _both(name: str, row: Row) -> dict[str, Row]:
+    """A row in the affine units of the whole range of rewards, and in asinh units."""
+    affine = dataclasses.replace(row, scale=SCALES[1])
+    return {
+        f"{name}, affine": affine,
+        f"{name}, asinh": dataclasses.replace(row, scale=SCALES[0], learns="asinh"),
+    }
+
+
+TWO_SCALES = {
+    "scalar, affine": dataclasses.replace(MAIN["scalar"], scale=SCALES[1]),
+    **_both("quantile", MAIN["quantile"]),
+    **_both("dfpo", _flow(lambda_=1.0)),
+}
+
+
 def run_row(name: str, row: Row, mdps, truths, updates: int) -> list[dict]:
     """Train on every seed and score every reading: one line of the table each."""
     train_row = jax.jit(lambda mdp, key: train(row, updates, mdp, key))
@@ -111,35 +131,41 @@ def run_row(name: str, row: Row, mdps, truths, updates: int) -> list[dict]:
     seconds = time.perf_counter() - start
     scores: dict[str, list] = {}
     for mdp, truth, learned in zip(mdps, truths, params, strict=True):
-        for reading, both in read_row(learned, truth.tokens, truth.depth).items():
-            q, fine = (np.asarray(x, np.float64) for x in both)
-            scores.setdefault(reading, []).append(score(q, fine, truth, mdp.noise))
+        found = read_row(learned, truth.tokens, truth.depth)
+        for reading in row.readings or found:  # jit sorts the keys of a dict
+            for part, (where, scale) in by_scale(mdp, truth).items():
+                some = jax.tree.map(lambda x, where=where: x[where], truth)
+                both = (np.asarray(x, np.float64)[where] for x in found[reading])
+                q, fine = (0.5 + (x - 0.5) / (2.0 * scale) for x in both)
+                key = (reading, part)
+                scores.setdefault(key, []).append(score(q, fine, some, mdp.noise))
     lines = []
-    for reading in row.readings or scores:  # jit sorts the keys of a dict
-        seeds = scores[reading]
-        line = {"row": name, "reading": reading, "evaluations": evaluations(reading)}
+    for (how, part), seeds in scores.items():
+        reading = ", ".join(filter(None, (how, part)))
+        line = {"row": name, "reading": reading, "evaluations": evaluations(how)}
         line |= {key: float(np.mean([s[key] for s in seeds])) for key in seeds[0]}
         line |= {"ms_per_update": 1e3 * seconds / updates / len(mdps), "seconds": seconds}
         lines.append(line)
     return lines
 
 
-def select_rows(names: str) -> dict[str, Row]:
-    """Rows of --rows.
+def select_rows(names: str, two_scales: bool = False) -> dict[str, Row]:
+    """Rows of --rows; with `two_scales` of those in the units of that MDP.
 
     Raises:
       ValueError: an unknown name; the message lists what there is.
     """
     if names in ("main", "all"):
-        return MAIN if names == "main" else ROWS
+        return TWO_SCALES if two_scales else MAIN if names == "main" else ROWS
+    table = TWO_SCALES if two_scales else ROWS
     # Names contain commas themselves: take the longest name that fits.
     chosen, rest = {}, names
     while rest:
-        fits = [n for n in ROWS if rest == n or rest.startswith(n + ",")]
+        fits = [n for n in table if rest == n or rest.startswith(n + ",")]
         if not fits:
-            raise ValueError(f"--rows: {rest!r} does not start with one of {', '.join(ROWS)}")
+            raise ValueError(f"--rows: {rest!r} does not start with one of {', '.join(table)}")
         name = max(fits, key=len)
-        chosen[name], rest = ROWS[name], rest[len(name) + 1 :]
+        chosen[name], rest = table[name], rest[len(name) + 1 :]
     return chosen
 
 
@@ -156,11 +182,10 @@ def format_line(line: dict) -> str:
 def main():
     """Run the chosen rows, print the table, write it as JSON."""
     with command_line.user_errors():
-        rows = select_rows(FLAGS.rows)
-    mdps = [
-        make_mdp(jax.random.key(1000 + s), policy=FLAGS.policy, flip=FLAGS.flip, noise=FLAGS.noise)
-        for s in range(FLAGS.seeds)
-    ]
+        rows = select_rows(FLAGS.rows, FLAGS.two_scales)
+    options = {"policy": FLAGS.policy, "flip": FLAGS.flip, "noise": FLAGS.noise}
+    options["two_scales"] = FLAGS.two_scales
+    mdps = [make_mdp(jax.random.key(1000 + s), **options) for s in range(FLAGS.seeds)]
     truths = [make_truth(mdp, np.random.default_rng(s)) for s, mdp in enumerate(mdps)]
     titles = "  ".join(f"{k:>8s}" for k in ("w1", "w1_32", "mean", "cvar", "coverage"))
     print(f"{'critic: reading':40s}  {titles}  evals  ms/update  seconds", flush=True)

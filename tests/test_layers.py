@@ -31,7 +31,7 @@ ops.policy_gradients
 ops.divergences ops.sequences ops.trust_regions
 ops.flowrl
 ops.divergences
-ops.channel
+ops.channel ops.units
 ops
 models.lora
 models.config
@@ -43,7 +43,7 @@ models.value_flow
 models.value_heads
 models.partition
 models
-critics.interface
+critics.interface critics.units
 critics.flow_inference
 critics.tails
 critics.flow_losses critics.ensemble
@@ -86,7 +86,8 @@ rollout.collect
 rollout
 algorithms.config algorithms.presets
 algorithms.interface algorithms.needs algorithms.trunk
-algorithms.units algorithms.old_policy algorithms.sft algorithms.warmup
+algorithms.units algorithms.sft algorithms.warmup algorithms.confidence
+algorithms.old_policy
 algorithms.scores
 algorithms.compose
 algorithms

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dfpo_jax.critics import Quantile
+from dfpo_jax.critics.units import AFFINE
 from dfpo_jax.objectives import Clip, Objective
 from dfpo_jax.plans import Drawn, Plan
 from dfpo_jax.types import Loss
@@ -52,3 +54,19 @@ class Better:
             return Drawn(rollout, texts, items), {"plan/replaced": float(better.mean())}
 
         return Plan(collect, frozenset({"groups"} if samples >= 2 else ()))
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A critic of three quantiles that knows no units."""
+
+    def build(self):
+        return Quantile(3).build()
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """One that learns in the units that it is given."""
+
+    def build(self, units=AFFINE):
+        return Quantile(3).build(units)

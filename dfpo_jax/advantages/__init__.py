@@ -11,6 +11,7 @@ from dfpo_jax.advantages.group import Group
 from dfpo_jax.advantages.interface import Advantage, Scores, View
 from dfpo_jax.advantages.min_variance import MinVariance
 from dfpo_jax.advantages.pool import Pool
+from dfpo_jax.advantages.precision import Precision
 from dfpo_jax.advantages.rank import Rank
 from dfpo_jax.advantages.sigma import Sigma
 from dfpo_jax.advantages.tail_aware import TailAware
@@ -34,6 +35,7 @@ class Advantages(Choice):
     whiten: bool = True
     gae: Gae = field(default_factory=Gae)
     sigma: Sigma = field(default_factory=Sigma)
+    precision: Precision = field(default_factory=Precision)
     rank: Rank = field(default_factory=Rank)
     agreement: Agreement = field(default_factory=Agreement)
     group: Group = field(default_factory=Group)

@@ -15,6 +15,11 @@ import jax.numpy as jnp
 from dfpo_jax import ops
 from dfpo_jax.advantages import Advantage, View
 from dfpo_jax.algorithms import warmup
+from dfpo_jax.algorithms.confidence import (
+    confidence_features,
+    init_confidence,
+    with_confidence,
+)
 from dfpo_jax.algorithms.config import AlgorithmConfig
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Controls, Observed
 from dfpo_jax.algorithms.needs import check_parts
@@ -94,6 +99,9 @@ def _init(parts: _Parts, key: Array, policy_params: ArrayTree) -> ArrayTree:
     if parts.critic is not None:
         head = parts.critic.init(key, width)
         params["critic"] = init_critic(parts.config.critic, policy_params, head)
+        if parts.config.critic.confidence:
+            own_key = jax.random.fold_in(key, len(parts.objectives))
+            params["critic"]["confidence"] = init_confidence(own_key, width)
     for number, (name, objective) in enumerate(parts.objectives.items()):
         if objective.init is not None:
             params[name] = objective.init(jax.random.fold_in(key, number), width)
@@ -112,6 +120,7 @@ def _prepare(
         policy_states = response_states(found.old.hidden, length)
         inputs = (policy_states, found.sequence, found.valid, length)
         states = critic_states(config.critic, parts.model, state.params, *inputs)
+        states = with_confidence(state.params["critic"], states, found.confidence)
         reading = critic.read(head, states)
         law = critic.law(reading)
         if not config.returns.outcome:
@@ -140,6 +149,7 @@ def _prepare(
         importance=found.importance,
         advantages=advantages,
         critic=targets,
+        confidence=found.confidence,
         own={
             name: objective.prepare(old, rollout)
             for name, objective in parts.objectives.items()
@@ -254,6 +264,7 @@ def _critic_terms(
     states = critic_states(
         config, parts.model, params, policy_states, batch.sequence, batch.valid, length
     )
+    states = with_confidence(params["critic"], states, batch.confidence)
     # A row's key depends on its number alone, so that splitting a batch changes nothing.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.row)
     head = params["critic"]["head"]
@@ -271,13 +282,19 @@ def _reading(parts: _Parts, state: TrainState, rollout: Rollout, states: slice):
     """What the critic makes of some of the states s_0 .. s_R."""
     params, length = state.params, rollout.tokens.shape[1]
     sequence, valid = join_sequence(rollout)
-    policy_states = None
-    if parts.config.critic.trunk != "own":
+    policy_states, features = None, None
+    confidence = parts.config.critic.confidence
+    if parts.config.critic.trunk != "own" or confidence:
         hidden = hidden_states(parts.model, params["policy"], sequence, valid)
         policy_states = response_states(hidden, length)
+    if confidence:
+        inputs = (parts.model, params["policy"], policy_states, rollout.tokens, parts.temperature)
+        statistics = token_statistics(*inputs, parts.config.log_probs.chunk)
+        features = confidence_features(*statistics, rollout.mask, parts.model.config.vocab_size)
     found = critic_states(
         parts.config.critic, parts.model, params, policy_states, sequence, valid, length
     )
+    found = with_confidence(params["critic"], found, features)
     return parts.critic.read(params["critic"]["head"], found[:, states])
 
 
@@ -292,7 +309,7 @@ def _trajectories(parts: _Parts, state: TrainState, rollout: Rollout) -> Array:
 
 def _observe(parts: _Parts, controls: Controls, observed: Observed) -> Controls:
     if not parts.config.critic.source:  # a value model keeps its own
-        controls = {**controls, **value_units(controls, observed)}
+        controls = {**controls, **value_units(controls, observed, parts.config.critic.units)}
     for objective in parts.objectives.values():
         if objective.observe is not None:
             controls |= objective.observe(controls)

@@ -22,12 +22,15 @@ class Observed(NamedTuple):
       range: (low, high) that they lie in, or None where no bound is known.
       least_scale: the smallest unit of value where none is known.
       first: whether this is the first iteration of the run.
+      clean_range: (low, high) of rewards without the noise and penalties that the chain adds, of
+        the size of the verifier's own range; None where it declares none.
     """
 
     rewards: Any
     range: tuple[float, float] | None = None
     least_scale: float = 1e-3
     first: bool = True
+    clean_range: tuple[float, float] | None = None
 
 
 def _same(controls: Controls, *_) -> Controls:
@@ -45,8 +48,9 @@ class Algorithm(NamedTuple):
       loss: (params, batch, context, key) -> dict of name -> `Term`.
       predict: (state, rollout) -> [B, R, M] sorted return quantiles in raw reward units at every
         state (M = 1 for a scalar critic), or None for algorithms without a critic.
-      trajectories: (state, rollout) -> [17, B, M] normalised positions of the flow at s_0 for 17
-        times from 0 to 1, for plots; None for critics that are no flow.
+      trajectories: (state, rollout) -> [17, B, M] positions of the flow at s_0 for 17 times
+        from 0 to 1, in the units that the critic learns in, for plots; None for critics that are no
+        flow.
       controls: first values of what changes between iterations, by name.
       observe: (controls, Observed) -> controls; before `prepare`.
       adapt: (controls, means of the iteration's terms by name) -> controls; after the updates.

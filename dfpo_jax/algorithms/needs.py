@@ -35,6 +35,8 @@ def check_parts(config: AlgorithmConfig, plan: Plans | None = None, samples: int
             "returns.outcome is False and critic.source ''; nothing would know what is good, so "
             "critic.source must name the work directory of a run that trained a value model"
         )
+    if critic is not None and critic.quiet_steps:
+        _check_quiet_steps(config, objectives)
     if advantage.whole_response:
         _check_whole_responses(config, objectives, critic is None)
 
@@ -51,6 +53,23 @@ def _missing(who: str, need: str, gives: dict, config: AlgorithmConfig, plan) ->
     found = ", ".join(f"{k} gives {', '.join(sorted(v)) or 'nothing'}" for k, v in gives.items())
     givers = ", ".join(others) or "no part that is registered"
     return f"{who} needs {need}; {found}; it is given by {givers}"
+
+
+def _check_quiet_steps(config: AlgorithmConfig, objectives: dict) -> None:
+    reader = (
+        f"critic {config.critic.name!r} with units {config.critic.units!r} relates successive "
+        "states only where their returns are equal (its dcfm_weight is above 0)"
+    )
+    if config.returns.discount != 1.0:
+        raise ValueError(
+            f"returns.discount is {config.returns.discount}; {reader}, so it must be 1.0"
+        )
+    for name, objective in objectives.items():
+        if objective.reward is not None:
+            raise ValueError(
+                f"objective {name!r} adds rewards of single tokens; {reader}, so it must stand in "
+                "the loss"
+            )
 
 
 def _check_whole_responses(config: AlgorithmConfig, objectives: dict, alone: bool) -> None:

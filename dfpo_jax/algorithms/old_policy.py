@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from dfpo_jax import ops
+from dfpo_jax.algorithms.confidence import confidence_features
 from dfpo_jax.algorithms.config import AlgorithmConfig
 from dfpo_jax.algorithms.trunk import (
     hidden_states,
@@ -29,6 +30,7 @@ class Evaluated:
       old: the old policy and the reference, as objectives see them.
       importance: [B, R] truncated sampler-to-trainer weights (1 where switched off).
       steps: the token MDP, with rewards in value units.
+      confidence: [B, R + 1, 6] what the critic reads of the policy's probabilities, or None.
     """
 
     sequence: Array
@@ -36,6 +38,7 @@ class Evaluated:
     old: Old
     importance: Array
     steps: Steps
+    confidence: Array | None
 
 
 def evaluate_old(
@@ -55,24 +58,24 @@ def evaluate_old(
     policy = jax.tree.map(jax.lax.stop_gradient, state.params["policy"])
     needs = frozenset().union(*(objective.needs for objective in objectives.values()))
 
-    def log_probs_of(params, hidden, tokens):
+    def statistics_of(params, hidden, tokens):
         states = response_states(hidden, tokens.shape[1])
         chunk = config.log_probs.chunk
-        return token_statistics(model, params, states, tokens, temperature, chunk)[0]
+        return token_statistics(model, params, states, tokens, temperature, chunk)
 
     hidden = hidden_states(model, policy, sequence, valid)
     log_probs, reference, expert = rollout.log_probs, None, None
+    statistics = statistics_of(policy, hidden, rollout.tokens)  # costs nothing where unused
     if config.log_probs.recompute:
-        log_probs = log_probs_of(policy, hidden, rollout.tokens)
+        log_probs = statistics[0]
     if "reference" in needs:
         start = lora.join(state.reference, lora.split(policy)[1])
-        reference = log_probs_of(
-            start, hidden_states(model, start, sequence, valid), rollout.tokens
-        )
+        states = hidden_states(model, start, sequence, valid)
+        reference = statistics_of(start, states, rollout.tokens)[0]
     if "expert" in needs:
         theirs = rollout.replace(tokens=rollout.expert.tokens, mask=rollout.expert.mask)
         states = hidden_states(model, policy, *join_sequence(theirs))
-        expert = log_probs_of(policy, states, theirs.tokens) * theirs.mask
+        expert = statistics_of(policy, states, theirs.tokens)[0] * theirs.mask
     mask, bootstrap = rollout.mask, jnp.zeros_like(rollout.truncated)
     if config.returns.overlong == "mask":
         mask = mask * (1.0 - rollout.truncated[:, None].astype(jnp.float32))
@@ -94,4 +97,8 @@ def evaluate_old(
             log_probs, rollout.log_probs, cap=config.objective.importance_cap
         )
     steps = Steps(rewards, mask, bootstrap, config.returns.discount)
-    return Evaluated(sequence, valid, old, importance, steps)
+    confidence = None
+    if config.critic.confidence:
+        tokens = model.config.vocab_size
+        confidence = confidence_features(*statistics, rollout.mask, tokens)
+    return Evaluated(sequence, valid, old, importance, steps, confidence)

@@ -1,5 +1,6 @@
 """Critics: what the return of a state is, as functions of states. One file and one field each."""
 
+import inspect
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from dfpo_jax.critics.quantile import Quantile
 from dfpo_jax.critics.robust import Robust
 from dfpo_jax.critics.scalar import Scalar
 from dfpo_jax.critics.scalar_flow import ScalarFlow
+from dfpo_jax.critics.units import UNITS
 from dfpo_jax.settings import Choice, check_choice, check_interval, check_unread
 
 TRUNKS = ("own", "shared", "detached")
@@ -30,12 +32,18 @@ class Critics(Choice):
       trunk: "own" (a copy of the policy's transformer, trained with the critic; with LoRA a copy
         of the low-rank updates alone, beside the policy's kernels), "shared" (the policy's, critic
         gradients flow into it) or "detached" (the policy's, they do not).
+      confidence: whether the critic also reads how probable the policy found what it wrote so far,
+        see `algorithms.confidence`.
       lambda_: lambda of the critic's targets.
       warmup: the most iterations in which only the critic learns.
       warmup_patience: 0, or after how many iterations without a rise in the explained variance of
         the returns the warm-up ends early.
       warmup_rise: the least increase of its highest value so far that counts as a rise.
       loss_weight: coefficient of the critic's objective beside the policy's.
+      units: what the critic learns in: "affine" (value units x = (G - mu) / s) or "asinh"
+        (asinh(x), which resolves returns of several scales at once; ours). In "asinh" s is the
+        scale of rewards without noise, see `algorithms.units`. Only of a critic that gives a law,
+        as means do not commute with such a map; one of your own takes `units` in its `build`.
       source: "" or the work directory of another run, whose critic this one starts as: its
         parameters, in its units of value. Only with an own trunk.
 
@@ -46,11 +54,13 @@ class Critics(Choice):
     kind: ClassVar[str] = "critic"
     name: str = "flow"
     trunk: str = "own"
+    confidence: bool = False
     lambda_: float = 0.95
     warmup: int = 0
     warmup_patience: int = 0
     warmup_rise: float = 0.01
     loss_weight: float = 1.0
+    units: str = "affine"
     source: str = ""
     none: NoCritic = field(default_factory=NoCritic)
     scalar: Scalar = field(default_factory=Scalar)
@@ -66,6 +76,7 @@ class Critics(Choice):
         """Check ranges and names."""
         super().__post_init__()
         check_choice(self, "trunk", TRUNKS)
+        check_choice(self, "units", tuple(UNITS))
         check_interval(self, "lambda_", low=0.0, high=1.0)
         check_interval(self, "warmup", "loss_weight", "warmup_rise", low=0.0)
         check_interval(self, "warmup_patience", low=0, high=self.warmup)
@@ -77,10 +88,24 @@ class Critics(Choice):
                 "states of another policy means nothing, so trunk must be 'own'"
             )
 
+        if self.units != "affine":
+            self._check_law()
+
+    def _check_law(self) -> None:
+        takes = "units" in inspect.signature(type(self.chosen).build).parameters
+        gives = self.build().gives if takes else frozenset()
+        if "law" not in gives:
+            why = "gives no law" if takes or not self.is_own else "takes no units in its build"
+            raise ValueError(
+                f"units is {self.units!r} and name {self.name!r}, which {why}; only quantiles can "
+                "be mapped back without bias, so units must be 'affine'"
+            )
+
     def build(self) -> Critic | None:
         """The critic; None where there is none.
 
         Raises:
           ValueError: a critic of your own is wrong; one line.
         """
-        return self.build_chosen(check_critic)
+        inputs = () if self.units == "affine" else (UNITS[self.units],)
+        return self.build_chosen(check_critic, *inputs)

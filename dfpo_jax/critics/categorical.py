@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dfpo_jax import ops
 from dfpo_jax.critics.interface import Critic, at_successors, init_head, mixed_returns
+from dfpo_jax.critics.units import AFFINE, Units
 from dfpo_jax.models.value_heads import QuantileHead
 from dfpo_jax.settings import check_choice, check_interval, check_unread
 from dfpo_jax.types import Array, Loss
@@ -24,8 +25,10 @@ class Categorical:
 
     Attributes:
       num_bins: K bins of equal width, or K atoms.
-      support: the bins cover [-support, support] in value units, in which rewards of a known range
-        lie in [-1, 1]; the first and the last atom lie at its ends. Returns outside count as them.
+      support: the bins cover [-support, support] in the units that the critic learns in; the first
+        and the last atom lie at its ends. Returns outside count as them. In affine units rewards of
+        a known range lie in [-1, 1]. In asinh units a return of 20 scales is 3.7, one of 1e4 is
+        9.9.
       smoothing: deviation of the Gaussian, in widths of a bin; the paper's 0.75 by default.
       num_quantiles: M, equal shares of the mass, by whose means a state's distribution is read.
       projection: what becomes of a sample: "gaussian" (a Gaussian over the bins) or "linear"
@@ -53,11 +56,11 @@ class Categorical:
         if self.projection == "linear":
             check_unread(self, "smoothing", because="projection is 'linear'")
 
-    def build(self) -> Critic:
+    def build(self, units: Units = AFFINE) -> Critic:
         """The critic; its reading is the log-probabilities [B, T, K] of bins or atoms."""
         head = QuantileHead(self.num_bins)  # K linear outputs that start at 0
         project = _binned if self.projection == "gaussian" else _on_atoms
-        project, law = functools.partial(project, self), functools.partial(_law, self)
+        project, law = functools.partial(project, self), functools.partial(_law, self, units)
 
         def read(params, states):
             return jax.nn.log_softmax(head.apply({"params": params}, states))
@@ -75,7 +78,7 @@ class Categorical:
             read=read,
             law=law,
             returns=returns,
-            targets=lambda *inputs: project(returns(*inputs)),
+            targets=lambda *inputs: project(units.to(returns(*inputs))),
             losses=losses,
             gives=frozenset({"value", "law"}),
         )
@@ -98,26 +101,26 @@ def _on_atoms(config: Categorical, samples: Array) -> Array:
     return ops.project_categorical(samples, mass, _line(config, config.num_bins))
 
 
-def _law(config: Categorical, log_probs: Array) -> Array:
-    """Mean within each of M equal shares of the mass, in order: [B, T, M].
+def _law(config: Categorical, units: Units, log_probs: Array) -> Array:
+    """Mean within each of M equal shares of the mass, in order and in value units: [B, T, M].
 
-    A bin's mass is spread evenly over it. The mean over the shares is that of the histogram. That
-    of quantiles at M levels is not where the mass has gaps: of returns of -1 and 1 it would move in
-    steps of 2 / M.
+    A bin's mass is spread evenly over it, in the units that the critic learns in. The mean over the
+    shares is that of the histogram. That of quantiles at M levels is not where the mass has gaps:
+    of returns of -1 and 1 it would move in steps of 2 / M.
     """
     mass, num = jnp.exp(log_probs), config.num_quantiles
     if config.projection == "gaussian":
         low, width = _line(config, config.num_bins + 1)[:-1], 2.0 * config.support / config.num_bins
     else:
         low, width = _line(config, config.num_bins), 0.0
-    levels, centres = jnp.linspace(0.0, 1.0, num + 1), low + 0.5 * width
+    levels, centres = jnp.linspace(0.0, 1.0, num + 1), units.mean(low, width)
 
     def lorenz(mass):  # [K] -> [M + 1] integrals of the quantile function up to each level
         below, sums = (jnp.pad(jnp.cumsum(x), (1, 0)) for x in (mass, mass * centres))
         k = jnp.clip(jnp.searchsorted(below, levels, side="right") - 1, 0, config.num_bins - 1)
         within = jnp.minimum(levels - below[k], mass[k])
         reached = within / jnp.maximum(mass[k], jnp.finfo(mass.dtype).tiny)
-        return sums[k] + within * (low[k] + 0.5 * width * reached)
+        return sums[k] + within * units.mean(low[k], width * reached)
 
     integrals = jnp.vectorize(lorenz, signature="(k)->(m)")(mass)
     return jnp.sort(num * jnp.diff(integrals, axis=-1), axis=-1)

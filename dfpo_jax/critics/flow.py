@@ -1,5 +1,6 @@
 """DFPO's critic: the whole distribution of the return as a flow (arXiv 2602.05890)."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from dfpo_jax.critics.flow_losses import (
 )
 from dfpo_jax.critics.interface import Critic, at_successors, init_head
 from dfpo_jax.critics.tails import TAILS, check_tails, tail_weights
+from dfpo_jax.critics.units import AFFINE, Units, same_law
 from dfpo_jax.models.value_flow import ValueFlow, ValueFlowConfig
 from dfpo_jax.settings import check_choice, check_interval, check_unread
 from dfpo_jax.types import Array, ArrayTree, Steps
@@ -34,9 +36,9 @@ class Flow:
       num_steps: K, solver steps of the old field.
       solver: "euler", "midpoint", "heun" or "rk4".
       first_step: length of the first of these steps over that of each other one.
-      value_bound: 0, or the largest size of a return and of a state of the flow, in normalised
-        units: targets and solver steps are clipped to it, so that neither an outlier nor an
-        unstable step carries the critic away.
+      value_bound: 0, or the largest size of a return and of a state of the flow, in the units that
+        the critic learns in: targets and solver steps are clipped to it, so that neither an outlier
+        nor an unstable step carries the critic away.
       num_quantiles: M, quantiles by which a state's distribution is read, also in the tail losses.
       inference: "one_step" reads the flow map, "ode" integrates K steps, "euler" reads the mean
         alone, by one Euler step from M noises (Value Flows, arXiv 2510.07650; it takes one random
@@ -48,19 +50,22 @@ class Flow:
       noise: "independent", or "shared": anchor and flow matching have one noise and one time, and
         the noise is that from which the target sample came (Value Flows).
       anchor_weight: bootstrapped anchor.
-      dcfm_weight: distributional flow matching between successive states.
+      dcfm_weight: distributional flow matching between successive states. In asinh units the flows
+        of two states are related only where their returns are equal, so that it leaves out tokens
+        with a reward and needs a discount of 1.
       dcfm_base: "keep" or "shift".
       geometry: "map", "reflow" or "straight".
       geometry_weight: geometric consistency.
       cvar_weight, upper_gain_weight, mean_shift_weight, tail_shape_weight, tail_curvature_weight:
-        conditional risk and tail shape of the one-step quantiles.
+        conditional risk and tail shape of the one-step quantiles, in the units that the critic
+        learns in.
       tail_targets: what they are compared with: "flow", the old field's K-step quantiles, or
         "returns", the sorted target samples.
       tail_alpha, tail_beta: mass of the lower and the upper tail.
       uncertainty: weight on anchor and flow matching: "none", "emphasize", "discount" or
         "coefficient_of_variation", see `ops.uncertainty_weights`.
-      uncertainty_temperature: its temperature, in normalised value units; a pure number with
-        "coefficient_of_variation".
+      uncertainty_temperature: its temperature, in the units that the critic learns in; a pure
+        number with "coefficient_of_variation".
 
     Raises:
       ValueError: a value outside its range, or one that no loss reads; named with what is allowed.
@@ -142,9 +147,9 @@ class Flow:
         clip = (-self.value_bound, self.value_bound) if self.value_bound > 0 else None
         return Reader(self.inference, self.num_steps, self.solver, self.first_step, clip)
 
-    def build(self) -> Critic:
+    def build(self, units: Units = AFFINE) -> Critic:
         """The critic; its reading is a `FlowReading`."""
-        head, reader = ValueFlow(self.head), self.reader
+        head, reader = ValueFlow(self.head), dataclasses.replace(self.reader, units=units)
 
         def field(params, condition):
             return lambda z, t, d: head.apply(
@@ -163,17 +168,18 @@ class Flow:
 
         def samples(key, reading, steps, lambda_):
             now = field(reading.params, reading.condition[:, :-1])
-            return return_samples(self, key, now, successors(reading, steps), steps, lambda_)
+            inputs = now, successors(reading, steps), steps, lambda_, units
+            return return_samples(self, key, *inputs)
 
         def targets(key, reading, steps, lambda_):
             now = field(reading.params, reading.condition[:, :-1])
             last = ops.last_valid(steps.mask) * (1.0 - steps.bootstrap[:, None])
             returns, noise = samples(key, reading, steps, lambda_)
             return FlowTargets(
-                samples=returns,
+                samples=units.to(returns),
                 condition=reading.condition,
                 steps=steps,
-                has_successor=steps.mask * (1.0 - last),
+                has_successor=steps.mask * (1.0 - last) * same_law(units, steps),
                 weight=uncertainty_weight(self, now, steps.mask),
                 noise=noise,
             )
@@ -200,7 +206,8 @@ class Flow:
             return samples(*inputs)[0]
 
         gives = frozenset({"value"} if self.inference == "euler" else {"value", "law"})
-        return Critic(init, read, law, returns, targets, losses, gives, paths)
+        related = self.dcfm_weight > 0.0 and not units.affine
+        return Critic(init, read, law, returns, targets, losses, gives, paths, quiet_steps=related)
 
 
 class FlowReading(NamedTuple):
@@ -215,10 +222,11 @@ class FlowTargets:
     """What the losses need per token.
 
     Attributes:
-      samples: [B, R, S] return samples.
+      samples: [B, R, S] return samples, in the units that the critic learns in.
       condition: [B, R + 1, C] the old head's condition at s_0 .. s_R.
       steps: the token MDP.
-      has_successor: [B, R] 1 where the state after a token has a return of its own.
+      has_successor: [B, R] 1 where the state after a token has a return of its own, to whose flow
+        that of the state before it is related.
       weight: [B, R] uncertainty weight of anchor and flow matching.
       noise: [B, R, S] the noise of anchor and flow matching, or None where each draws its own.
     """

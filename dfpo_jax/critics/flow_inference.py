@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from dfpo_jax import ops
+from dfpo_jax.critics.units import AFFINE, Units
 from dfpo_jax.models.value_flow import Velocity
 from dfpo_jax.types import Array
 
@@ -64,7 +65,8 @@ class Reader:
       inference: "one_step" reads the flow map, "ode" integrates, "euler" integrates for samples,
         and reads the value by one Euler step.
       num_steps, solver, first_step: of the integration.
-      clip: the interval that values and solver states are clipped to, or None.
+      clip: the interval that states of the flow are clipped to, or None.
+      units: those of the flow's states, beside value units.
     """
 
     inference: str = "one_step"
@@ -72,16 +74,20 @@ class Reader:
     solver: str = "midpoint"
     first_step: float = 2.0
     clip: tuple[float, float] | None = None
+    units: Units = AFFINE
 
     def samples(self, velocity: Velocity, noise: Array) -> Array:
-        """Samples (or quantiles, of an ordered grid of noise) by the chosen inference."""
+        """Samples (or quantiles, of an ordered grid of noise) by the chosen inference, of returns.
+
+        In value units; all that `integrated`, `spread` and `paths` give is in units of the flow.
+        """
         if self.inference == "one_step":
-            return self.clipped(one_step(velocity, noise))
-        return self.integrated(velocity, noise)
+            return self.clipped(self.units.back(one_step(velocity, noise)))
+        return self.units.back(self.integrated(velocity, noise))
 
     def clipped(self, values: Array) -> Array:
-        """Values within the interval."""
-        return values if self.clip is None else jnp.clip(values, *self.clip)
+        """Returns, in value units, within the interval."""
+        return values if self.clip is None else jnp.clip(values, *map(self.units.back, self.clip))
 
     def integrated(self, velocity: Velocity, noise: Array) -> Array:
         """z_1 by the solver's steps, whatever the inference."""

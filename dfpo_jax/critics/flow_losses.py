@@ -4,6 +4,7 @@ Distributional Value Flow Policy Optimization, arXiv 2602.05890; the equations a
 see the README. `config` is `critics.flow.Flow` everywhere.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from dfpo_jax import ops
 from dfpo_jax.critics.flow_inference import Reader, noise_grid, one_step
 from dfpo_jax.critics.interface import draw, mixed_returns
 from dfpo_jax.critics.tails import risk_losses, tail_weights
+from dfpo_jax.critics.units import AFFINE, Units
 from dfpo_jax.models.value_flow import Velocity
 from dfpo_jax.types import Array, Loss, Steps
 
@@ -41,6 +43,7 @@ def return_samples(
     next_velocity: Velocity,
     steps: Steps,
     lambda_: float | Array,
+    units: Units = AFFINE,
 ) -> tuple[Array, Array | None]:
     """Samples of the return at every state, by the configured target mode, and their noise.
 
@@ -51,13 +54,15 @@ def return_samples(
       next_velocity: old field at the states after tokens (the next valid ones).
       steps: rewards, mask, bootstraps and discount.
       lambda_: a number or [B].
+      units: those of the flow's states.
 
     Returns:
-      ([B, R, S], [B, R, S]). The noise is that which the old field carried to the bootstrap of a
-      sample; where a return ends without one, it belongs to no value. None where losses draw their
-      own.
+      ([B, R, S], [B, R, S]). Samples are in value units. The noise is that which the old field
+      carried to the bootstrap of a sample; where a return ends without one, it belongs to no value.
+      None where losses draw their own.
     """
-    reader, mask, shared = config.reader, steps.mask, config.noise == "shared"
+    reader = dataclasses.replace(config.reader, units=units)
+    mask, shared = steps.mask, config.noise == "shared"
     shape = (*steps.rewards.shape, config.num_samples)
     noise_key, mix_key = jax.random.split(key)
     if config.target_mode == "mixture":
@@ -138,13 +143,17 @@ def flow_losses(
     weight: Array,
     noise: Array | None = None,
 ) -> dict[str, Loss]:
-    """Every critic loss that has a weight.
+    """Every critic loss that has a weight, in units of the flow.
+
+    Those of risk and tails too: they compare quantiles with target quantiles, and are 0 where both
+    laws are equal, in whichever units. Their squares in value units would leave a batch to its
+    states of the largest scale, as cosh(z)^2 would multiply the gradients.
 
     Args:
       config: which losses, and how.
       keys: [B], one per row, of its noise and times.
       fields: the velocities.
-      targets: [B, R, S] return samples.
+      targets: [B, R, S] return samples, in units of the flow.
       steps: rewards and discount.
       has_successor: [B, R], 1 where the state after a token has a return of its own.
       weight: [B, R] uncertainty weight of anchor and flow matching.

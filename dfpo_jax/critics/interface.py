@@ -1,7 +1,7 @@
 """What a critic is: pure functions of states, which know no transformer.
 
 Shapes: B sequences, R tokens, states s_0 .. s_R of width D (see `dfpo_jax.types`). All values are
-in normalised units.
+in normalised units; a critic may learn in others inside, see `critics.units`.
 """
 
 from collections.abc import Callable
@@ -37,8 +37,11 @@ class Critic(NamedTuple):
         nothing. A mask of its own counts no token that `steps.mask` does not.
       gives: what other parts may read, "value" and, where `law` is a distribution, "law"; "heads"
         where there are some.
-      paths: (reading) -> [17, B, T, M] positions of a flow at 17 times from 0 to 1, for plots.
+      paths: (reading) -> [17, B, T, M] positions of a flow at 17 times from 0 to 1, for plots, in
+        the units that it learns in.
       heads: (reading) -> [B, T, N] values of several heads that learn apart.
+      quiet_steps: whether a loss relates successive states only where nothing lies between them:
+        the discount must be 1 and no objective may add rewards to tokens.
     """
 
     init: Callable[[Array, int], ArrayTree]
@@ -50,6 +53,7 @@ class Critic(NamedTuple):
     gives: frozenset[str]
     paths: Callable[[Reading], Array] | None = None
     heads: Callable[[Reading], Array] | None = None
+    quiet_steps: bool = False
 
 
 def init_head(head: Any, key: Array, *inputs: Any) -> ArrayTree:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from dfpo_jax import ops
 from dfpo_jax.critics.interface import Critic, at_successors, draw, init_head, mixed_returns
+from dfpo_jax.critics.units import AFFINE, Units
 from dfpo_jax.models.value_heads import ImplicitQuantileHead
 from dfpo_jax.settings import check_interval
 from dfpo_jax.types import Loss
@@ -26,7 +27,8 @@ class Iqn:
         target.
       num_cosines: features of a level.
       hidden: width of the product of a state with a level.
-      kappa: threshold of the Huber loss in normalised units; 0 for the absolute error.
+      kappa: threshold of the Huber loss, in the units that the critic learns in; 0 for the
+        absolute error.
 
     Raises:
       ValueError: a value outside its range, named with what is allowed.
@@ -44,7 +46,7 @@ class Iqn:
         check_interval(self, "num_quantiles", low=2)
         check_interval(self, "kappa", low=0.0)
 
-    def build(self) -> Critic:
+    def build(self, units: Units = AFFINE) -> Critic:
         """The critic; its reading is the quantiles [B, T, M] at the midpoint levels, sorted."""
         head = ImplicitQuantileHead(self.hidden, self.num_cosines)
 
@@ -53,7 +55,8 @@ class Iqn:
             return jnp.sort(head.apply({"params": params}, states, levels), axis=-1)
 
         def returns(key, quantiles, steps, lambda_):
-            return mixed_returns(key, at_successors(quantiles, steps), steps, lambda_)
+            after = at_successors(units.back(quantiles), steps)
+            return mixed_returns(key, after, steps, lambda_)
 
         def losses(params, states, rows, old_params, keys):
             del old_params
@@ -65,9 +68,9 @@ class Iqn:
         return Critic(
             init=lambda key, width: init_head(head, key, jnp.zeros((1, width)), jnp.zeros(1)),
             read=read,
-            law=lambda quantiles: quantiles,
+            law=units.back,
             returns=returns,
-            targets=lambda *inputs: jax.lax.stop_gradient(returns(*inputs)),
+            targets=lambda *inputs: jax.lax.stop_gradient(units.to(returns(*inputs))),
             losses=losses,
             gives=frozenset({"value", "law"}),
         )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from dfpo_jax import ops
 from dfpo_jax.critics.interface import Critic, at_successors, init_head, mixed_returns
 from dfpo_jax.critics.tails import check_tails, risk_losses, tail_weights
+from dfpo_jax.critics.units import AFFINE, Units
 from dfpo_jax.models.value_heads import EnsembleHead, QuantileHead
 from dfpo_jax.settings import check_choice, check_interval, check_unread
 from dfpo_jax.types import Array, Loss
@@ -24,8 +25,8 @@ class Quantile:
 
     Attributes:
       num_quantiles: M.
-      kappa: threshold of the Huber loss in normalised units; 0 for the absolute error, whose
-        minimum is at the quantiles themselves.
+      kappa: threshold of the Huber loss, in the units that the critic learns in; 0 for the
+        absolute error, whose minimum is at the quantiles themselves.
       target_mode: "mixture" (samples of the lambda-mixture of laws) or "average" (lambda-average,
         quantile by quantile: the targets of DVPO's distributional GAE).
       num_heads: N.
@@ -81,11 +82,11 @@ class Quantile:
                 "tail_curvature_weight is above 0"
             )
 
-    def build(self) -> Critic:
+    def build(self, units: Units = AFFINE) -> Critic:
         """The critic.
 
         Its reading is the quantiles [B, T, M], sorted, and with several heads those of each,
-        [B, T, N, M], as they are.
+        [B, T, N, M], as they are; in the units that it learns in.
         """
         several = self.num_heads > 1
         shape = (self.num_heads, self.num_quantiles)
@@ -99,7 +100,8 @@ class Quantile:
             return found if several else jnp.sort(found, axis=-1)
 
         def law(reading):
-            return jnp.sort(jnp.mean(reading, axis=-2), axis=-1) if several else reading
+            ordered = jnp.sort(jnp.mean(reading, axis=-2), axis=-1) if several else reading
+            return units.back(ordered)
 
         def returns(key, reading, steps, lambda_):
             quantiles = law(reading)
@@ -131,10 +133,10 @@ class Quantile:
             read=read,
             law=law,
             returns=returns,
-            targets=lambda *inputs: jax.lax.stop_gradient(returns(*inputs)),
+            targets=lambda *inputs: jax.lax.stop_gradient(units.to(returns(*inputs))),
             losses=losses,
             gives=frozenset(gives),
-            heads=(lambda reading: jnp.mean(reading, axis=-1)) if several else None,
+            heads=(lambda reading: jnp.mean(units.back(reading), axis=-1)) if several else None,
         )
 
 

@@ -104,3 +104,9 @@ from dfpo_jax.ops.trust_regions import (
     top_k_divergence,
     trust_region_mask,
 )
+from dfpo_jax.ops.units import (
+    LARGEST_ASINH,
+    asinh_units,
+    from_asinh_units,
+    mean_from_asinh_units,
+)

@@ -46,6 +46,8 @@ def check_link(
             raise ValueError(
                 f"{name}: {function} is {getattr(link, function)!r}; it must be a function"
             )
+    if link.clean is not None and not callable(link.clean):
+        raise ValueError(f"{name}: clean is {link.clean!r}; it must be a function or None")
     if not isinstance(link.words, str):
         raise ValueError(f"{name}: words is {link.words!r}; it must be a string")
     real = isinstance(link.unit, numbers.Real) and not isinstance(link.unit, bool)
@@ -55,7 +57,10 @@ def check_link(
         unit=float(link.unit),
         apply=lambda rewards, scored: _applied(link, name, rewards, scored),
         range=lambda bounds: _range(link, name, bounds),
+        clean=None if link.clean is None else lambda bounds: _clean(link, name, bounds),
     )
+    if bounds is not None and guarded.clean is not None:
+        guarded.clean(bounds)
     scored = _trial(bounds, items or _MADE_UP)
     given, twice = scored.clean.copy(), []
     for _ in range(2):
@@ -100,13 +105,21 @@ def _applied(link: Link, name: str, rewards: np.ndarray, scored: Scored) -> np.n
 
 def _range(link: Link, name: str, bounds: Range | None) -> Range | None:
     found = call_custom(name, "range", lambda: link.range(bounds))
-    if found is None:
-        return None
+    unknown = "None, where no bound is known, or "
+    return None if found is None else _pair(found, f"{name}: range", bounds, unknown)
+
+
+def _clean(link: Link, name: str, bounds: Range) -> Range:
+    found = call_custom(name, "clean", lambda: link.clean(bounds))
+    return _pair(found, f"{name}: clean", bounds)
+
+
+def _pair(found: Any, who: str, bounds: Range | None, others: str = "") -> Range:
     is_pair = isinstance(found, tuple) and len(found) == 2
     is_pair = is_pair and all(isinstance(end, int | float | np.number) for end in found)
     if not is_pair or not (np.isfinite(found).all() and found[0] <= found[1]):
         raise ValueError(
-            f"{name}: range returned {found!r} for rewards in {bounds}; it must return None, where "
-            "no bound is known, or (low, high), finite and in this order"
+            f"{who} returned {found!r} for rewards in {bounds}; it must return {others}(low, "
+            "high), finite and in this order"
         )
     return float(found[0]), float(found[1])

@@ -57,12 +57,16 @@ class Link(NamedTuple):
         right".
       unit: how much one unit of the rewards that come in amounts to in those that come out; above 0
         and finite.
+      clean: range of the rewards that come in -> range of what becomes of them without noise and
+        penalties. None for `range` and, where that knows no bound, for the range that comes in,
+        times `unit`.
     """
 
     apply: Callable[[np.ndarray, Scored], np.ndarray]
     range: Callable[[Range | None], Range | None]
     words: str = ""
     unit: float = 1.0
+    clean: Callable[[Range], Range] | None = None
 
 
 def chain(links: Sequence[Link]) -> Link:
@@ -80,8 +84,20 @@ def chain(links: Sequence[Link]) -> Link:
             bounds = link.range(bounds)
         return bounds
 
+    def clean(bounds: Range) -> Range:
+        for link in links:
+            bounds = _clean(link, bounds)
+        return bounds
+
     words = "; ".join(link.words for link in links if link.words)
-    return Link(apply, composed, words, math.prod(link.unit for link in links))
+    return Link(apply, composed, words, math.prod(link.unit for link in links), clean)
+
+
+def _clean(link: Link, bounds: Range) -> Range:
+    if link.clean is not None:
+        return link.clean(bounds)
+    found = link.range(bounds)
+    return (bounds[0] * link.unit, bounds[1] * link.unit) if found is None else found
 
 
 def generator(seed: int, stream: int, scored: Scored) -> np.random.Generator:

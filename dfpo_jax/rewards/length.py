@@ -51,7 +51,8 @@ class Length:
         where = f"within {self.buffer} tokens of the length limit"
         if self.share > 0.0:
             where = f"in the last {100 * self.share:.3g}% of the length limit"
-        return Link(self._apply, self._range, f"responses {where} lost up to {self.scale:.3g}")
+        words = f"responses {where} lost up to {self.scale:.3g}"
+        return Link(self._apply, self._range, words, clean=lambda bounds: bounds)
 
     def _apply(self, rewards: np.ndarray, scored: Scored) -> np.ndarray:
         buffer = np.float32(self.buffer or self.share * scored.limit)

@@ -369,8 +369,8 @@ def draw_trajectories(positions: np.ndarray) -> str:
     """Paths of the flow at one state, from noise at time 0 to the return at time 1.
 
     Args:
-      positions: [times, M] normalised positions at evenly spaced times; one path per noise
-        quantile, in ascending order.
+      positions: [times, M] in the units that the critic learns in, at evenly spaced times; one path
+        per noise quantile, in ascending order.
 
     Returns:
       The chart.

@@ -12,10 +12,13 @@ FIXED = (
     "critic.name",
     "critic.trunk",
     "critic.source",
+    "critic.units",
     "train.frozen",
     "train.behaviour_lag",
     "evaluation.out_of_domain",  # accuracies before and after are of the same sets
 )
+# Of those, what runs that were started before there was such a setting did.
+_BEFORE = {"critic.units": "affine"}
 # Of those, what only says how the same function is computed.
 CHANGEABLE = ("model.dtype", "model.remat", "model.attention", "model.max_positions")
 
@@ -30,7 +33,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
       ValueError: one that a started run cannot change (in `FIXED` and not in `CHANGEABLE`).
     """
     changed, refused = [], []
-    flat_old, flat_new = flatten(old), flatten(new)
+    flat_old, flat_new = _BEFORE | flatten(old), _BEFORE | flatten(new)
     for key in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(key), flat_new.get(key)
         if before != after:

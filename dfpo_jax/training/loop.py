@@ -60,7 +60,8 @@ def iteration(
         source, prompts, config.train.prompts, config.train.samples
     )
     rollout, sampled = collected.rollout, time.perf_counter()
-    seen = Observed(rollout.rewards, run.reward_range, run.least_scale, first=step == 0)
+    ranges = {"range": run.reward_range, "clean_range": run.clean_range}
+    seen = Observed(rollout.rewards, **ranges, least_scale=run.least_scale, first=step == 0)
     state = run.learner.observe(state, seen)
     state, means = run.learner.update(state, *run.learner.prepare(state, rollout))
     state = run.learner.adapt(state, means)

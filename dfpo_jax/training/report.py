@@ -26,8 +26,8 @@ class CriticSnapshot:
       prompts: n texts.
       quantiles: [n, M] predicted return quantiles at the prompt's state, in units of raw reward.
       observed: [n, k] observed (noisy) returns of k sampled responses.
-      trajectories: [17, n, M] normalised positions of the flow at times 0, 1/16, .., 1, by
-        ascending noise quantile; None for a critic without a flow.
+      trajectories: [17, n, M] positions of the flow, in the units that the critic learns in, at
+        times 0, 1/16, .., 1, by ascending noise quantile; None for a critic without a flow.
     """
 
     prompts: list[str]

@@ -71,6 +71,21 @@ class Run:
         return self.rewards.range(self.train_task.reward_range)
 
     @property
+    def clean_range(self) -> tuple[float, float] | None:
+        """The verifier's own range in units of the rewards the learner sees, or None.
+
+        Half its width is `least_scale`. Its midpoint is that of the range that the reward chain
+        makes of it without noise and penalties.
+        """
+        if self.plan.range is not None:
+            return self.plan.range
+        if self.train_task.reward_range is None:
+            return None
+        low, high = self.rewards.clean(self.train_task.reward_range)
+        middle, half = (low + high) / 2, self.least_scale
+        return middle - half, middle + half
+
+    @property
     def least_scale(self) -> float:
         """The smallest unit of value where noise is unbounded: half the verifier's own range.
 

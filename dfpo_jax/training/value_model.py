@@ -48,13 +48,19 @@ def check_value_model(config: Config, learner: Learner) -> None:
                 f"{shapes[0] or 'missing'}; this run's is {shapes[1] or 'missing'}: critic, model "
                 "and LoRA must be those of that run"
             )
-    _check_inputs(config, read_json(Path(source) / "config.json"))
+    check_inputs(config, read_json(Path(source) / "config.json"))
 
 
-def _check_inputs(config: Config, theirs: Mapping[str, Any]) -> None:
-    """Raise ValueError where the value model was trained on other tokens or kernels."""
+def check_inputs(config: Config, theirs: Mapping[str, Any]) -> None:
+    """Raise ValueError where a value model was trained on other tokens, units or kernels.
+
+    Args:
+      config: of the run that takes it over.
+      theirs: its run's configuration, as config.json holds it.
+    """
     ours = json.loads(json.dumps(dataclasses.asdict(config)))
-    names = ["tokenizer"]
+    ours, theirs = (x | {"critic.units": _critic_units(x)} for x in (ours, theirs))
+    names = ["tokenizer", "critic.units"]
     if config.model.lora.rank > 0:  # its updates stand beside kernels that it does not hold
         names += ["weights"] if config.weights.source else ["seed"]
     for name in names:
@@ -63,6 +69,10 @@ def _check_inputs(config: Config, theirs: Mapping[str, Any]) -> None:
                 f"config.critic.source is {config.critic.source!r}, whose {name} is "
                 f"{theirs[name]!r}; this run's is {ours[name]!r}"
             )
+
+
+def _critic_units(config: Mapping[str, Any]) -> str:
+    return config["critic"].get("units", "affine")  # runs older than the setting had no other
 
 
 def with_value_model(source: str, learner: Learner, state: TrainState) -> TrainState:

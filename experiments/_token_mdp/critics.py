@@ -21,6 +21,7 @@ from _token_mdp.mdp import (
 
 from dfpo_jax import ops
 from dfpo_jax.critics import Critic, Flow, Quantile, Scalar
+from dfpo_jax.critics.units import UNITS
 from dfpo_jax.types import Array, Steps
 
 WIDTH = 64
@@ -47,9 +48,11 @@ class Row:
       rate: Adam's rate at the start; it decays to 0 along half a cosine. Chosen per family from
         factors of about 2: scalar .001-.032, quantile .001-.064, flow .004-.032.
       lambda_: lambda of the targets.
-      normalise: value units (G - 1/2) / (1/2), or the reward itself.
+      normalise: value units (G - 1/2) / scale, or the reward itself.
       readings: names in `READINGS`; each gives a line of the table. () for a critic that is read in
         one way only.
+      scale: of the value units.
+      learns: what the critic learns in, "affine" or "asinh".
     """
 
     critic: Scalar | Quantile | Flow
@@ -57,11 +60,17 @@ class Row:
     lambda_: float = 1.0
     normalise: bool = True
     readings: tuple[str, ...] = ()
+    scale: float = 0.5
+    learns: str = "affine"
+
+    def build(self, settings: Scalar | Quantile | Flow) -> Critic:
+        """The critic of these settings, the row's or those of one of its readings."""
+        return settings.build(*([] if self.learns == "affine" else [UNITS[self.learns]]))
 
     @property
     def units(self) -> tuple[float, float]:
         """Centre and scale of the value units."""
-        return (0.5, 0.5) if self.normalise else (0.0, 1.0)
+        return (0.5, self.scale) if self.normalise else (0.0, 1.0)
 
 
 # How a flow is read: settings of inference that replace the row's own.
@@ -97,7 +106,7 @@ def loss(critic: Critic, lambda_: float, params, old, x: Array, steps: Steps, ke
 
 def train(row: Row, updates: int, mdp: TokenMDP, key: Array):
     """Parameters after `updates` updates, each on BATCH fresh episodes."""
-    critic, (centre, scale) = row.critic.build(), row.units
+    critic, (centre, scale) = row.build(row.critic), row.units
     trunk_key, head_key = jax.random.split(key)
     empty = jnp.zeros((1, LENGTH * TOKENS))
     trunk, head = Trunk().init(trunk_key, empty), nn.unbox(critic.init(head_key, WIDTH))
@@ -127,7 +136,7 @@ def read(row: Row, params, tokens: Array, depth: Array) -> dict[str, tuple[Array
     def quantiles(settings, num):
         if isinstance(settings, Flow):
             settings = dataclasses.replace(settings, num_quantiles=num)
-        critic = settings.build()
+        critic = row.build(settings)
         law = critic.law(critic.read(params["head"], states))[0] * scale + centre
         return jnp.repeat(law, num // law.shape[-1], axis=-1)
 

@@ -3,6 +3,9 @@
 An episode is LENGTH tokens out of TOKENS; its reward, after the last token, is a coin of known
 odds (flips included) plus Gaussian noise. Behind every prefix the return is therefore a mixture of
 two Gaussians, at 0 and at 1, whose weight is found by enumerating the completions.
+
+With two scales, the first token also decides how large the reward is: of a reward y as above it
+makes 1/2 + scale (2 y - 1). The scale 1/2 leaves y as it is.
 """
 
 import math
@@ -15,24 +18,39 @@ from flax import struct
 from dfpo_jax.types import Array
 
 LENGTH, TOKENS, QUANTILES, FINE = 6, 3, 32, 512
+SCALES = (0.5, 20.0)
 
 
 @struct.dataclass
 class TokenMDP:
-    """scores, log_policy: [LENGTH, TOKENS]; flip and noise as the flags."""
+    """scores, log_policy: [LENGTH, TOKENS]; flip and noise as the flags.
+
+    scales: [TOKENS] of the rewards, by the first token; None for 1/2.
+    """
 
     scores: Array
     log_policy: Array
     flip: float
     noise: float
+    scales: Array | None = None
 
 
-def make_mdp(key: Array, *, policy: str, flip: float, noise: float) -> TokenMDP:
-    """Random scores and a "uniform" or "random" policy."""
+def make_mdp(
+    key: Array, *, policy: str, flip: float, noise: float, two_scales: bool = False
+) -> TokenMDP:
+    """Random scores and a "uniform" or "random" policy.
+
+    With `two_scales` the first token leads with probability 1/2 to rewards of each of `SCALES`.
+    """
     score_key, policy_key = jax.random.split(key)
     logits = jax.random.normal(policy_key, (LENGTH, TOKENS)) * (policy == "random")
     scores = jax.random.normal(score_key, (LENGTH, TOKENS))
-    return TokenMDP(scores, jax.nn.log_softmax(logits), flip, noise)
+    if not two_scales:
+        return TokenMDP(scores, jax.nn.log_softmax(logits), flip, noise)
+    low = jnp.arange(TOKENS) < TOKENS // 2
+    first = jnp.where(low, 0.5 / low.sum(), 0.5 / (~low).sum())
+    log_policy = jax.nn.log_softmax(logits).at[0].set(jnp.log(first))
+    return TokenMDP(scores, log_policy, flip, noise, jnp.where(low, *SCALES))
 
 
 def sample_episodes(mdp: TokenMDP, key: Array, batch: int) -> tuple[Array, Array]:
@@ -42,7 +60,10 @@ def sample_episodes(mdp: TokenMDP, key: Array, batch: int) -> tuple[Array, Array
     tokens = jax.random.categorical(token_key, logits)
     success = jax.random.uniform(coin_key, (batch,)) < success_probability(mdp, tokens)
     noise = mdp.noise * jax.random.normal(noise_key, (batch,))
-    return tokens, success.astype(jnp.float32) + noise
+    rewards = success.astype(jnp.float32) + noise
+    if mdp.scales is not None:
+        rewards = 0.5 + mdp.scales[tokens[:, 0]] * (2.0 * rewards - 1.0)
+    return tokens, rewards
 
 
 def success_probability(mdp: TokenMDP, tokens: Array) -> Array:
@@ -66,7 +87,7 @@ class Truth:
       tokens: [N, LENGTH], arbitrary behind the prefix.
       depth: [N] length of the prefix.
       weight: [N] mass of the Gaussian at 1; the one at 0 has the rest.
-      quantiles, fine: [N, QUANTILES] and [N, FINE], at the levels of `ops.quantile_levels`.
+      quantiles, fine: [N, QUANTILES] and [N, FINE], at the levels of `ops.quantile_levels`, of y.
       cvar: [N] mean of the lowest 10 %.
     """
 
@@ -109,6 +130,17 @@ def mixture_cvar(weight: np.ndarray, noise: float, alpha: float) -> np.ndarray:
         return mean * normal_cdf(z) - noise * density
 
     return ((1.0 - weight) * part(0.0) + weight * part(1.0)) / alpha
+
+
+def by_scale(mdp: TokenMDP, truth: Truth) -> dict[str, tuple[np.ndarray, float]]:
+    """Name -> (which states [N], scale of their rewards): all, or those of either scale.
+
+    The root belongs to neither.
+    """
+    if mdp.scales is None:
+        return {"": (np.ones(len(truth.depth), bool), 0.5)}
+    scale = np.asarray(mdp.scales)[truth.tokens[:, 0]]
+    return {f"scale {x:g}": ((truth.depth > 0) & (scale == x), x) for x in SCALES}
 
 
 def make_truth(mdp: TokenMDP, rng: np.random.Generator) -> Truth:

@@ -6,7 +6,7 @@ from tiny import Markov
 from dfpo_jax.advantages import Advantages, Gae, Risk
 from dfpo_jax.algorithms import AlgorithmConfig, Returns, compose
 from dfpo_jax.algorithms.needs import check_parts
-from dfpo_jax.critics import Critics
+from dfpo_jax.critics import Critics, Flow
 from dfpo_jax.objectives import Expert, Flowrl, Kl, Objectives
 from dfpo_jax.plans import Plans
 
@@ -57,6 +57,31 @@ def test_one_sentence_says_what_is_needed_and_what_gives_it(config, sentence):
         givers = [f"critic {name!r}" for name, x in critics.items() if x and need in x.gives]
         sentence = sentence.replace(word, ", ".join(givers))
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"returns": Returns(discount=0.9)}, "returns.discount is 0.9; {}, so it must be 1.0"),
+        (
+            {"objective": Objectives(kl=Kl(0.1, where="reward"))},
+            "objective 'kl' adds rewards of single tokens; {}, so it must stand in the loss",
+        ),
+    ],
+)
+def test_flow_matching_in_asinh_units_needs_equal_returns(options, sentence):
+    flow = Critics(units="asinh")
+    with pytest.raises(ValueError) as error:
+        check_parts(AlgorithmConfig(flow, **options))
+    reader = (
+        "critic 'flow' with units 'asinh' relates successive states only where their returns are "
+        "equal (its dcfm_weight is above 0)"
+    )
+    assert str(error.value) == sentence.format(reader)
+    check_parts(AlgorithmConfig(flow))
+    for critic in (Critics(), Critics(units="asinh", flow=Flow(dcfm_weight=0.0))):
+        check_parts(AlgorithmConfig(critic, **options))
+    check_parts(AlgorithmConfig(Critics("quantile", units="asinh"), **options))
 
 
 def test_groups_need_several_responses_to_a_prompt():

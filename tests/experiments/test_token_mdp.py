@@ -110,3 +110,56 @@ def test_json_holds_the_table(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert [line["row"] for line in lines] == ["scalar", "quantile"]
     assert printed[1:] == [token_mdp.format_line(line) for line in lines]
+
+
+# --- rewards of two scales ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_scales():
+    options = {"policy": "random", "flip": 0.2, "noise": 0.15, "two_scales": True}
+    made = mdp.make_mdp(jax.random.key(5), **options)
+    return made, mdp.make_truth(made, np.random.default_rng(0))
+
+
+def test_half_of_the_first_tokens_lead_to_each_scale(two_scales):
+    made, truth = two_scales
+    mass = np.exp(np.asarray(made.log_policy[0]))
+    np.testing.assert_allclose([mass[0], mass[1:].sum()], 0.5, rtol=1e-6)
+    tokens, rewards = (np.asarray(x) for x in mdp.sample_episodes(made, jax.random.key(1), 50_000))
+    for where, scale in mdp.by_scale(made, truth).values():
+        n = np.flatnonzero(where)[0]
+        behind = (tokens[:, : truth.depth[n]] == truth.tokens[n, : truth.depth[n]]).all(-1)
+        found = 0.5 + (rewards[behind] - 0.5) / (2.0 * scale)
+        assert abs(found.mean() - truth.weight[n]) < 4 * 0.55 / np.sqrt(behind.sum())
+    parts = [where.sum() for where, _ in mdp.by_scale(made, truth).values()]
+    assert sum(parts) == 18 and min(parts) >= 5  # all but the root
+
+
+def test_rows_of_two_scales_are_chosen_by_their_own_names():
+    assert token_mdp.select_rows("main", True) == token_mdp.TWO_SCALES
+    assert list(token_mdp.select_rows("quantile, asinh,dfpo, affine", True)) == [
+        "quantile, asinh",
+        "dfpo, affine",
+    ]
+    with pytest.raises(ValueError, match="'dfpo' does not start with one of scalar, affine, "):
+        token_mdp.select_rows("dfpo", True)
+
+
+@pytest.mark.slow
+def test_asinh_units_resolve_both_scales_alike(two_scales):
+    """W1 over scale; in affine units the flow does not see the small scale at all."""
+    made, truth = two_scales
+
+    def errors(name):
+        row = token_mdp.TWO_SCALES[name]
+        row = dataclasses.replace(row, readings=row.readings[:1])
+        lines = token_mdp.run_row(name, row, [made], [truth], 120)
+        assert [line["reading"][-9:] for line in lines] == ["scale 0.5", " scale 20"]
+        return [line["w1"] for line in lines]
+
+    small, large = errors("dfpo, affine")
+    assert small > 4 * large
+    for name, most in (("quantile, asinh", 0.15), ("dfpo, asinh", 0.4)):
+        small, large = errors(name)
+        assert 0.5 < small / large < 2.0 and max(small, large) < most

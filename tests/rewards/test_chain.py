@@ -207,3 +207,21 @@ def test_the_rewards_of_a_seed_stay_what_they_were(sections, expected):
     found = Rewards(**sections).build((0.0, 1.0)).apply(responses.clean, responses)
     np.testing.assert_array_equal(found, np.array(expected, np.float32))
     assert found.dtype == np.float32
+
+
+def test_the_clean_range_of_a_chain_leaves_noise_and_penalties_out():
+    links = [
+        Flip(0.2, 0.1).build(),
+        Gaussian(2.0).build(),
+        Spike(0.1).build(),
+        Length(buffer=4, scale=2.0).build(),
+        Scale(3.0).build(),
+    ]
+    built = chain(links)
+    assert built.range((0.0, 1.0)) is None and built.clean((0.0, 1.0)) == (0.0, 3.0)
+    assert chain([*links, Clip(2.0).build()]).clean((0.0, 1.0)) == (0.0, 2.0)
+    own = Link(lambda r, s: r, lambda b: None, unit=10.0)
+    assert chain([own, Scale(0.5).build()]).clean((-1.0, 2.0)) == (-5.0, 10.0)
+    told = own._replace(clean=lambda bounds: (7.0, 9.0))
+    assert chain([told, Scale(0.5).build()]).clean((-1.0, 2.0)) == (3.5, 4.5)
+    assert Rewards().build((0.0, 1.0)).clean((0.0, 1.0)) == (0.0, 1.0)

@@ -113,6 +113,8 @@ def unseeded(rewards, scored):
         (Link(keep, same, unit=-1), "unit is -1; it must be a finite number above 0"),
         (Link(keep, same, unit=np.inf), "unit is inf; it must be a finite number above 0"),
         (Link(keep, same, unit=np.nan), "unit is nan; it must be a finite number above 0"),
+        (Link(keep, same, clean=1.0), "clean is 1.0; it must be a function or None"),
+        (Link(keep, same, clean=lambda b: None), "clean returned None .* must return .low, high."),
         (Link(keep, same, unit=None), "unit is None; it must be a finite number above 0"),
         (Link(lambda r: r, same), "apply raised TypeError"),
         (Link(lambda r, s: r[s.payload], same), "apply raised AttributeError"),

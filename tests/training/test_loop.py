@@ -328,6 +328,7 @@ def test_rare_rewards_under_unbounded_noise_do_not_shrink_the_units():
     config.rewards.spike.probability = 0.1
     run = build_run(parse_config(config))
     assert run.reward_range is None and run.least_scale == 0.5
+    assert run.clean_range == (0.0, 1.0)
     state, rewards = run.learner.start(jax.random.key(0)), [0.0] * 98 + [1.0, 40.0]
     observed = Observed(rewards, run.reward_range, run.least_scale)
     assert units(run.learner.observe(state, observed)) == (0.0, 0.5)

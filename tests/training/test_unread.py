@@ -91,7 +91,16 @@ def test_only_the_chosen_part_has_settings_for_a_command_line(section, name):
             refuse_unread(parsed, flagged(config, path))
 
 
-SHARED = ("trunk", "lambda_", "warmup", "warmup_patience", "warmup_rise", "loss_weight", "source")
+SHARED = (
+    "trunk",
+    "lambda_",
+    "warmup",
+    "warmup_patience",
+    "warmup_rise",
+    "loss_weight",
+    "units",
+    "source",
+)
 OF_CRITICS = [
     *(f"critic.{name}" for name in SHARED),
     *leaves(Config().critic_optimizer, "critic_optimizer"),

@@ -1,10 +1,14 @@
 """The critic of another run as a value model."""
 
+import dataclasses
+import json
+
 import jax
 import numpy as np
 import pytest
 from tiny_run import tiny
 
+from dfpo_jax.training import value_model as value_models
 from dfpo_jax.training.config import parse_config
 from dfpo_jax.training.loop import train
 from dfpo_jax.training.metrics import read_metrics
@@ -68,6 +72,17 @@ def test_one_that_does_not_fit_is_refused_before_anything_compiles(value_model, 
     with pytest.raises(ValueError, match=message) as error:
         build_run(parse_config(config))
     assert "\n" not in str(error.value)
+
+
+def test_one_that_learned_in_other_units_is_refused():
+    config = parse_config(policy_of("values"))
+    theirs = json.loads(json.dumps(dataclasses.asdict(config)))
+    value_models.check_inputs(config, theirs)
+    del theirs["critic"]["units"]  # as in runs that are older than the setting
+    value_models.check_inputs(config, theirs)
+    theirs["critic"]["units"] = "asinh"
+    with pytest.raises(ValueError, match="whose critic.units is 'asinh'; this run's is 'affine'"):
+        value_models.check_inputs(config, theirs)
 
 
 def test_an_empty_directory_is_no_value_model(tmp_path):

@@ -153,6 +153,7 @@ PLAIN = json.loads(json.dumps(parse_config(tiny()), default=lambda x: x.__dict__
 FIXED = [
     "critic.name",
     "critic.trunk",
+    "critic.units",
     "evaluation.out_of_domain",
     "seed",
     *(x for x in leaves(PLAIN) if x.startswith(("model.", "tokenizer.", "weights."))),
@@ -174,6 +175,15 @@ def test_what_a_started_run_cannot_change(key):
         return
     with pytest.raises(ValueError, match=rf"a started run cannot change config\.{key}: "):
         config_diff.changed_settings(PLAIN, new)
+
+
+def test_a_run_that_is_older_than_the_units_of_critics_goes_on_in_affine_ones():
+    old, new = (json.loads(json.dumps(PLAIN)) for _ in range(2))
+    del old["critic"]["units"]
+    assert config_diff.changed_settings(old, new) == []
+    new["critic"]["units"] = "asinh"
+    with pytest.raises(ValueError, match=r"config\.critic\.units: 'affine' -> 'asinh'"):
+        config_diff.changed_settings(old, new)
 
 
 @pytest.mark.parametrize(
