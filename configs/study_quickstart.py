@@ -98,6 +98,7 @@ def _ablation():
     flow = lambda **settings: {"critic": {"flow": settings}}  # noqa: E731
     advantage = lambda name: {"advantage": {"name": name}}  # noqa: E731
     rho = lambda **settings: {"advantage": {"gae": {"risk": settings}}}  # noqa: E731
+    asinh = {"critic": {"units": "asinh"}}
     no_map = {"inference": "ode"}
     return {
         "cells": {"flip": (0.3,), "graded_gaussian": (3.0,)},
@@ -122,7 +123,11 @@ def _ablation():
             "targets of observed returns": {"critic": {"lambda_": 1.0}},
             "advantage sigma": advantage("sigma"),
             "advantage rank": advantage("rank"),
+            "advantage precision": advantage("precision"),
             "advantage tail_aware": advantage("tail_aware"),
+            "units asinh": asinh,
+            "units asinh, advantage rank": {**asinh, **advantage("rank")},
+            "units asinh, advantage precision": {**asinh, **advantage("precision")},
             "rho cvar": rho(measure="cvar", alpha=0.25),
             "rho mean_cvar": rho(measure="mean_cvar", alpha=0.25),
             "rho wang averse": rho(measure="wang"),
