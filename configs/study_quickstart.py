@@ -54,11 +54,11 @@ def get_config(arg=None):
 
 
 def _run():
-    """The quickstart in small: a cell takes less than a minute on one core."""
+    """The quickstart in small, for cells of about a minute on one core."""
     run = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))["get_config"]()
     run.rewards.flip.update(false_positive=0.0, false_negative=0.0)
     run.model.update(d_model=64, num_layers=2, num_heads=2, num_kv_heads=2, d_ff=176)
-    run.train.update(iterations=40, prompts=256, samples=4, minibatches=4)
+    run.train.update(iterations=40, prompts=192, samples=4, minibatches=3)
     run.critic.warmup = 3
     run.evaluation.update(every=0, critic_prompts=0)
     run.checkpoint.every = 0
