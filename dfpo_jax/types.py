@@ -263,8 +263,8 @@ class TrainState:
       skipped: [] int32, updates in a row, up to the last one, that were not finite.
       params: by network: "policy" and, for algorithms with them, "critic" and others.
       opt_state: optimizer states of the networks that train, by network.
-      reference: policy parameters the KL is measured against, or None; with LoRA only those that
-        train.
+      reference: policy parameters that the run began with, against which a KL is measured, or None;
+        with LoRA only those that train.
       controls: by name, [] float32, what the algorithm changes between iterations: "value_shift"
         and "value_scale" (mu and sigma of the value units z = (G - mu) / sigma), and those of its
         objectives, such as "kl_coefficient".

@@ -95,7 +95,8 @@ def build(config: ConfigDict) -> Run:
     """The run.
 
     Raises:
-      ValueError: its settings are wrong, or some responses would have no return.
+      ValueError: its settings are wrong, some responses would have no return, or the rewards
+        would first have to be made.
     """
     parsed = parse_config(config)
     if parsed.returns.overlong != "terminal":
@@ -103,7 +104,13 @@ def build(config: ConfigDict) -> Run:
             f"config.returns.overlong is {parsed.returns.overlong!r}; here it must be 'terminal', "
             "so that every response has a return"
         )
-    return build_run(parsed)
+    run = build_run(parsed)
+    if run.rewards.start is not None:
+        raise ValueError(
+            "config.rewards has votes or a learned reward model, which a run makes of its first "
+            "policy; here both must be off"
+        )
+    return run
 
 
 def policy_of(run: Run, source: str | None, directory: Path) -> ArrayTree:

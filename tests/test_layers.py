@@ -76,7 +76,7 @@ tasks.verifiers
 tasks.reasoning_gym tasks.jsonl
 tasks
 rewards.interface plans.interface
-rewards.check plans.check
+rewards.check rewards.classifier plans.check
 rewards.* plans.*
 rewards plans
 rollout.sampling rollout.stops rollout.prompts
@@ -95,12 +95,12 @@ contracts.measure
 contracts.*
 contracts
 training.sources training.moved_settings training.settings_dict training.unread
-training.step_size training.config_checks
+training.step_size training.config_checks training.noise_metrics
 training.config_argument
 training.config_keys
 training.config training.config_diff
 training.json_lines training.command_line
-training.optim training.metrics
+training.optim training.metrics training.run_tokens
 training.preemption training.failures training.lock training.checksums
 training.distributed
 training.update
@@ -109,6 +109,7 @@ training.value_model training.page
 training.report training.run training.programs
 training.run_data
 training.restore training.workdir training.check training.run_log training.warm_start
+training.initial
 training.loop
 training
 """

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from dfpo_jax.advantages.agreement import Agreement
 from dfpo_jax.advantages.batch import Batch
+from dfpo_jax.advantages.channel import Channel
 from dfpo_jax.advantages.check import check_advantage
 from dfpo_jax.advantages.gae import Gae, Risk
 from dfpo_jax.advantages.group import Group
@@ -17,7 +18,7 @@ from dfpo_jax.advantages.sigma import Sigma
 from dfpo_jax.advantages.tail_aware import TailAware
 from dfpo_jax.settings import Choice
 
-__all__ = ["Advantage", "Advantages", "Risk", "Scores", "View", "check_advantage"]
+__all__ = ["Advantage", "Advantages", "Channel", "Risk", "Scores", "View", "check_advantage"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,14 @@ class Advantages(Choice):
       name: one of the advantages below, or one of your own.
       custom: settings of one of your own.
       whiten: subtract the mean and divide by the deviation over all valid tokens.
+      channel: known error rates of the verifier, whose effect on what the critic predicts is undone
+        before the advantage reads it.
     """
 
     kind: ClassVar[str] = "advantage"
     name: str = "gae"
     whiten: bool = True
+    channel: Channel = field(default_factory=Channel)
     gae: Gae = field(default_factory=Gae)
     sigma: Sigma = field(default_factory=Sigma)
     precision: Precision = field(default_factory=Precision)

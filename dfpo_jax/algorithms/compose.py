@@ -23,7 +23,7 @@ from dfpo_jax.algorithms.confidence import (
 from dfpo_jax.algorithms.config import AlgorithmConfig
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Controls, Observed
 from dfpo_jax.algorithms.needs import check_parts
-from dfpo_jax.algorithms.old_policy import evaluate_old
+from dfpo_jax.algorithms.old_policy import evaluate_old, first_policy_features
 from dfpo_jax.algorithms.scores import scores
 from dfpo_jax.algorithms.trunk import (
     critic_states,
@@ -53,13 +53,20 @@ class _Parts(NamedTuple):
     objectives: dict[str, Objective]
 
 
-def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> Algorithm:
+def compose(
+    model: Transformer,
+    config: AlgorithmConfig,
+    temperature: float,
+    *,
+    keeps_reference: bool = False,
+) -> Algorithm:
     """The algorithm of these settings.
 
     Args:
       model: the policy, and the shape of the critic's trunk.
       config: settings of all parts.
       temperature: the sampler's temperature, at which log-probabilities are taken.
+      keeps_reference: whether the state holds the first policy even if no objective needs it.
 
     Raises:
       ValueError: parts that cannot work together, see `needs.check_parts`.
@@ -72,6 +79,7 @@ def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> 
     def bound(function, wanted=True):
         return functools.partial(function, parts) if wanted else None
 
+    keeps_reference |= any("reference" in x.needs for x in objectives.values())
     controls, networks = dict(VALUE_UNITS), ["policy"]
     if critic is not None:
         controls |= warmup.first_controls(config.critic)
@@ -89,7 +97,8 @@ def compose(model: Transformer, config: AlgorithmConfig, temperature: float) -> 
         observe=bound(_observe),
         adapt=bound(_adapt),
         networks=tuple(networks),
-        keeps_reference=any("reference" in x.needs for x in objectives.values()),
+        keeps_reference=keeps_reference,
+        features=bound(_features, keeps_reference),
         top=max(objective.top for objective in objectives.values()),
     )
 
@@ -131,7 +140,7 @@ def _prepare(
     if "scores" in parts.advantage.needs:
         inputs = (state.params["policy"], found, rollout, parts.temperature)
         view = (view or View(None, None))._replace(scores=scores(parts.model, *inputs))
-    advantages = _advantages(parts, view, steps, rollout)
+    advantages = _advantages(parts, view, steps, rollout, policy_key)
     old = found.old
     if view is not None and view.heads is not None:
         old = old._replace(heads=view.heads[:, :-1])
@@ -178,8 +187,12 @@ def _with_predicted_outcome(steps: Steps, law: Array) -> Steps:
     return steps.replace(rewards=steps.rewards + ends * jnp.mean(law[:, :-1], axis=-1))
 
 
-def _advantages(parts: _Parts, view: View | None, steps: Steps, rollout: Rollout) -> Array:
+def _advantages(
+    parts: _Parts, view: View | None, steps: Steps, rollout: Rollout, key: Array
+) -> Array:
     """Advantages [B, R], 0 outside the mask and where the advantage keeps none."""
+    if parts.config.advantage.channel.is_on:
+        view, steps = parts.config.advantage.channel.inverted(key, view, steps)
     advantages = parts.advantage.estimate(view, steps, rollout)
     if parts.config.advantage.whiten:
         advantages = ops.masked_whiten(advantages, steps.mask)
@@ -301,6 +314,10 @@ def _reading(parts: _Parts, state: TrainState, rollout: Rollout, states: slice):
 def _predict(parts: _Parts, state: TrainState, rollout: Rollout) -> Array:
     law = parts.critic.law(_reading(parts, state, rollout, slice(-1)))
     return law * state.controls["value_scale"] + state.controls["value_shift"]
+
+
+def _features(parts: _Parts, state: TrainState, rollout: Rollout) -> Array:
+    return first_policy_features(parts.model, parts.config, state, rollout, parts.temperature)
 
 
 def _trajectories(parts: _Parts, state: TrainState, rollout: Rollout) -> Array:

@@ -55,7 +55,10 @@ class Algorithm(NamedTuple):
       observe: (controls, Observed) -> controls; before `prepare`.
       adapt: (controls, means of the iteration's terms by name) -> controls; after the updates.
       networks: keys of the params.
-      keeps_reference: whether the state holds the policy's first parameters, to measure a KL.
+      keeps_reference: whether the state holds the policy's first parameters, to measure a KL or for
+        `features`.
+      features: (state, rollout) -> [B, F] `trunk.response_features` under the first policy, or None
+        where the state does not hold it.
       top: K, of how many of its most probable tokens the sampler gives log-probabilities.
     """
 
@@ -69,4 +72,5 @@ class Algorithm(NamedTuple):
     adapt: Callable[[Controls, Mapping[str, float]], Controls] = _same
     networks: tuple[str, ...] = ("policy",)
     keeps_reference: bool = False
+    features: Callable[[TrainState, Rollout], Array] | None = None
     top: int = 0

@@ -37,6 +37,8 @@ def check_parts(config: AlgorithmConfig, plan: Plans | None = None, samples: int
         )
     if critic is not None and critic.quiet_steps:
         _check_quiet_steps(config, objectives)
+    if config.advantage.channel.is_on:
+        _check_channel(config, objectives, advantage.needs)
     if advantage.whole_response:
         _check_whole_responses(config, objectives, critic is None)
 
@@ -69,6 +71,37 @@ def _check_quiet_steps(config: AlgorithmConfig, objectives: dict) -> None:
             raise ValueError(
                 f"objective {name!r} adds rewards of single tokens; {reader}, so it must stand in "
                 "the loss"
+            )
+
+
+def _check_channel(config: AlgorithmConfig, objectives: dict, needs: frozenset[str]) -> None:
+    """Raise ValueError where the returns are not binary, or nothing reads a critic."""
+    rates = config.advantage.channel
+    who = f"advantage.channel has rates {rates.false_positive} and {rates.false_negative}"
+    if not needs & {"value", "law"}:
+        raise ValueError(
+            f"{who}; advantage {config.advantage.name!r} reads no critic, so they must be 0.0"
+        )
+    for name, found, wanted in (
+        ("returns.discount", config.returns.discount, 1.0),
+        ("returns.outcome", config.returns.outcome, True),
+        ("critic.source", config.critic.source, ""),
+    ):
+        if found != wanted:
+            raise ValueError(
+                f"{name} is {found!r}; {who}, which belong to returns at the two ends of the range "
+                f"of rewards, so it must be {wanted!r}"
+            )
+    if config.returns.overlong == "bootstrap":
+        raise ValueError(
+            f"returns.overlong is 'bootstrap'; {who}, which belong to returns at the two ends of "
+            "the range of rewards, so it must be 'terminal' or 'mask'"
+        )
+    for name, objective in objectives.items():
+        if objective.reward is not None:
+            raise ValueError(
+                f"objective {name!r} adds rewards of single tokens; {who}, which belong to returns "
+                "at the two ends of the range of rewards, so it must stand in the loss"
             )
 
 

@@ -12,13 +12,40 @@ from dfpo_jax.algorithms.config import AlgorithmConfig
 from dfpo_jax.algorithms.trunk import (
     hidden_states,
     join_sequence,
+    response_features,
     response_states,
     token_statistics,
 )
 from dfpo_jax.models import lora
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.objectives import Objective, Old
-from dfpo_jax.types import Array, Rollout, Steps, TrainState
+from dfpo_jax.types import Array, ArrayTree, Rollout, Steps, TrainState
+
+
+def first_policy_features(
+    model: Transformer,
+    config: AlgorithmConfig,
+    state: TrainState,
+    rollout: Rollout,
+    temperature: float,
+) -> Array:
+    """`trunk.response_features` [B, 2 D + 2] of a rollout under the policy that the run began with.
+
+    Args:
+      model, config, temperature: of the algorithm.
+      state: with a reference.
+      rollout: B responses.
+    """
+    policy, length = _first_policy(state), rollout.tokens.shape[1]
+    states = response_states(hidden_states(model, policy, *join_sequence(rollout)), length)
+    chunk = config.log_probs.chunk
+    log_probs, _ = token_statistics(model, policy, states, rollout.tokens, temperature, chunk)
+    return response_features(states, log_probs, rollout.mask)
+
+
+def _first_policy(state: TrainState) -> ArrayTree:
+    kept = lora.split(state.params["policy"])[1]
+    return lora.join(state.reference, jax.lax.stop_gradient(kept))
 
 
 @struct.dataclass
@@ -69,7 +96,7 @@ def evaluate_old(
     if config.log_probs.recompute:
         log_probs = statistics[0]
     if "reference" in needs:
-        start = lora.join(state.reference, lora.split(policy)[1])
+        start = _first_policy(state)
         states = hidden_states(model, start, sequence, valid)
         reference = statistics_of(start, states, rollout.tokens)[0]
     if "expert" in needs:

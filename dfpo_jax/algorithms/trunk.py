@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax import ops
 from dfpo_jax.critics import Critics
 from dfpo_jax.models import lora, vocabulary
 from dfpo_jax.models.transformer import Transformer
@@ -33,6 +34,27 @@ def response_states(hidden: Array, length: int) -> Array:
     They mean nothing after the response, nor in s_0 where a row's prompt has no token.
     """
     return hidden[:, -length - 1 :]
+
+
+def response_features(states: Array, log_probs: Array, mask: Array) -> Array:
+    """A summary of a whole response, [B, 2 D + 2] float32.
+
+    The state after its last valid token, the mean of the states after each of them, and the mean
+    and the least of their log-probabilities; 0 for a response without valid tokens.
+
+    Args:
+      states: [B, R + 1, D] of s_0 .. s_R.
+      log_probs: [B, R].
+      mask: [B, R].
+    """
+    after, mask = states[:, 1:].astype(jnp.float32), mask.astype(jnp.float32)
+    log_probs = jnp.where(mask > 0, log_probs, 0.0)
+    last = jnp.einsum("brd,br->bd", after, ops.last_valid(mask))
+    count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1.0)
+    mean = jnp.einsum("brd,br->bd", after, mask) / count
+    likely = jnp.sum(log_probs, axis=1, keepdims=True) / count
+    least = jnp.min(log_probs, axis=1, keepdims=True)
+    return jnp.concatenate([last, mean, likely, least], axis=-1)
 
 
 def token_statistics(

@@ -173,13 +173,12 @@ class Flow:
 
         def targets(key, reading, steps, lambda_):
             now = field(reading.params, reading.condition[:, :-1])
-            last = ops.last_valid(steps.mask) * (1.0 - steps.bootstrap[:, None])
             returns, noise = samples(key, reading, steps, lambda_)
             return FlowTargets(
                 samples=units.to(returns),
                 condition=reading.condition,
                 steps=steps,
-                has_successor=steps.mask * (1.0 - last) * same_law(units, steps),
+                has_successor=_has_successor(steps) * same_law(units, steps),
                 weight=uncertainty_weight(self, now, steps.mask),
                 noise=noise,
             )
@@ -208,6 +207,11 @@ class Flow:
         gives = frozenset({"value"} if self.inference == "euler" else {"value", "law"})
         related = self.dcfm_weight > 0.0 and not units.affine
         return Critic(init, read, law, returns, targets, losses, gives, paths, quiet_steps=related)
+
+
+def _has_successor(steps: Steps) -> Array:
+    """[B, R] 1 on tokens after which there is a state with a return of its own."""
+    return steps.mask * (1.0 - ops.last_valid(steps.mask) * (1.0 - steps.bootstrap[:, None]))
 
 
 class FlowReading(NamedTuple):

@@ -62,6 +62,7 @@ from dfpo_jax.ops.policy_gradients import (
 )
 from dfpo_jax.ops.quantiles import (
     QUANTILE_LEVELS,
+    bernoulli_quantiles,
     cdf,
     crps,
     head_consistency,

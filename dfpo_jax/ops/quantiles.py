@@ -55,6 +55,28 @@ def noise_quantiles(num: int) -> Array:
     return (noise - noise[::-1]) / 2
 
 
+def bernoulli_quantiles(probabilities: Array, num: int) -> Array:
+    """Quantiles of 1 with a probability and else 0: `clip(num p - (num - j), 0, 1)`, j = 1..num.
+
+    The one at the border between 0s and 1s lies between them, so that the mean is p whatever `num`.
+
+    Args:
+      probabilities: [...] in [0, 1].
+      num: M, at least 1 (static).
+
+    Returns:
+      [..., M] float32 or wider, sorted ascending, in [0, 1].
+
+    Raises:
+      ValueError: if `num` is below 1.
+    """
+    check(num >= 1, "num", num, "at least 1")
+    probabilities = as_float(probabilities)
+    above = jnp.arange(num - 1, -1, -1, dtype=probabilities.dtype)  # quantiles above each
+    above = above.reshape(*(1,) * probabilities.ndim, num)
+    return jnp.clip(num * probabilities[..., None] - above, 0, 1)
+
+
 def quantile_at(quantiles: Array, level: float) -> Array:
     """The quantile at any level, linear between those given and constant beyond them.
 

@@ -1,5 +1,6 @@
 """Checks a link of the user's own, once before training and whenever it is applied."""
 
+import json
 import math
 import numbers
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dfpo_jax.rewards.interface import Link, Range, Scored
+from dfpo_jax.rewards.interface import Initial, Link, Range, Scored, Start
 from dfpo_jax.settings import call_custom
 from dfpo_jax.tasks.base import Item
 
@@ -36,31 +37,13 @@ def check_link(
         is impure or gives something else than it must; one line that names the class, the function
         and what is expected.
     """
-    if not isinstance(link, Link):
-        raise ValueError(
-            f"{name}: build returned {type(link).__name__}; it must return a "
-            "dfpo_jax.rewards.interface.Link"
-        )
-    for function in ("apply", "range"):
-        if not callable(getattr(link, function)):
-            raise ValueError(
-                f"{name}: {function} is {getattr(link, function)!r}; it must be a function"
-            )
-    if link.clean is not None and not callable(link.clean):
-        raise ValueError(f"{name}: clean is {link.clean!r}; it must be a function or None")
-    if not isinstance(link.words, str):
-        raise ValueError(f"{name}: words is {link.words!r}; it must be a string")
-    real = isinstance(link.unit, numbers.Real) and not isinstance(link.unit, bool)
-    if not real or not 0.0 < link.unit < math.inf:
-        raise ValueError(f"{name}: unit is {link.unit!r}; it must be a finite number above 0")
-    guarded = link._replace(
-        unit=float(link.unit),
-        apply=lambda rewards, scored: _applied(link, name, rewards, scored),
-        range=lambda bounds: _range(link, name, bounds),
-        clean=None if link.clean is None else lambda bounds: _clean(link, name, bounds),
-    )
+    _check_fields(link, name)
+    guarded = _guarded(link, name)
     if bounds is not None and guarded.clean is not None:
         guarded.clean(bounds)
+    if link.start is not None:  # nothing can be applied before it has begun
+        _range(link, name, bounds)
+        return guarded._replace(start=_guarded_start(link.start, name))
     scored = _trial(bounds, items or _MADE_UP)
     given, twice = scored.clean.copy(), []
     for _ in range(2):
@@ -75,6 +58,67 @@ def check_link(
             "dfpo_jax.rewards.interface.generator"
         )
     return guarded
+
+
+def _guarded(link: Link, name: str) -> Link:
+    """The link, whose functions are checked whenever they are called."""
+    return link._replace(
+        unit=float(link.unit),
+        apply=lambda rewards, scored: _applied(link, name, rewards, scored),
+        range=lambda bounds: _range(link, name, bounds),
+        clean=None if link.clean is None else lambda bounds: _clean(link, name, bounds),
+    )
+
+
+def _check_fields(link: Any, name: str) -> None:
+    if not isinstance(link, Link):
+        raise ValueError(
+            f"{name}: build returned {type(link).__name__}; it must return a "
+            "dfpo_jax.rewards.interface.Link"
+        )
+    for function in ("apply", "range"):
+        if not callable(getattr(link, function)):
+            raise ValueError(
+                f"{name}: {function} is {getattr(link, function)!r}; it must be a function"
+            )
+    if link.clean is not None and not callable(link.clean):
+        raise ValueError(f"{name}: clean is {link.clean!r}; it must be a function or None")
+    if not isinstance(link.words, str):
+        raise ValueError(f"{name}: words is {link.words!r}; it must be a string")
+    if link.start is not None and not isinstance(link.start, Start):
+        raise ValueError(
+            f"{name}: start is {type(link.start).__name__}; it must be None or a "
+            "dfpo_jax.rewards.interface.Start"
+        )
+    real = isinstance(link.unit, numbers.Real) and not isinstance(link.unit, bool)
+    if not real or not 0.0 < link.unit < math.inf:
+        raise ValueError(f"{name}: unit is {link.unit!r}; it must be a finite number above 0")
+
+
+def _guarded_start(start: Start, name: str) -> Start:
+    """The start, whose link is checked whenever it is applied."""
+
+    def begin(made: Any, initial: Initial) -> Link:
+        link = call_custom(name, "start.begin", lambda: start.begin(made, initial))
+        if not isinstance(link, Link) or link.start is not None:
+            raise ValueError(f"{name}: start.begin must return a Link that has no start")
+        return _guarded(link, name)
+
+    def make(initial: Initial) -> Any:
+        made = call_custom(name, "start.make", lambda: start.make(initial))
+        try:
+            same = json.loads(json.dumps(made, allow_nan=False)) == made
+        except (TypeError, ValueError):
+            same = False
+        if not same:
+            raise ValueError(
+                f"{name}: start.make returned {type(made).__name__}, which JSON does not give back "
+                "as it was; it must be of dicts with strings as keys, lists, strings, finite "
+                "numbers, booleans and None"
+            )
+        return made
+
+    return start._replace(make=make, begin=begin)
 
 
 def _trial(bounds: Range | None, items: Sequence[Item]) -> Scored:

@@ -1,7 +1,8 @@
 """One round of an iteration: responses are sampled, verified and rewarded."""
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -104,6 +105,7 @@ def draw(
     num_samples: int,
     round: int = 0,
     tally: Counter | None = None,
+    states: Callable[[Rollout], np.ndarray] | None = None,
 ) -> Drawn:
     """Sample `num_samples` responses per item, verify them and apply the reward chain.
 
@@ -118,6 +120,7 @@ def draw(
       num_samples: responses per item.
       round: of the sampling plan. A later round than 0 samples with `fold_in(key, round)`.
       tally: verifier failures and shortened prompts are added to it, under their metrics' names.
+      states: what a link may read of the responses, see `Scored.states`; None where nothing can be.
 
     Returns:
       A host-side `Rollout` with N * num_samples rows, those of one prompt consecutive, its texts
@@ -129,6 +132,20 @@ def draw(
     generation = sampler(params, prompt_tokens, prompt_mask, key, num_samples=num_samples)
     texts = sampler.texts(generation)
     clean = score(task, items, texts, tally)
+    rollout = Rollout(
+        prompt_tokens=np.repeat(prompt_tokens, num_samples, axis=0),
+        prompt_mask=np.repeat(prompt_mask, num_samples, axis=0),
+        tokens=generation.tokens,
+        mask=generation.mask,
+        log_probs=generation.log_probs,
+        truncated=generation.truncated,
+        rewards=clean,
+        clean_rewards=clean,
+        groups=np.repeat(np.arange(len(items), dtype=np.int32), num_samples),
+        top_tokens=generation.top_tokens,
+        top_log_probs=generation.top_log_probs,
+        samples=num_samples,
+    )
     scored = Scored(
         step=step,
         round=round,
@@ -138,19 +155,8 @@ def draw(
         limit=generation.mask.shape[1],
         clean=clean.copy(),
         range=task.reward_range,
+        read=task.answer,
+        states=None if states is None else functools.partial(states, rollout),
     )
-    rollout = Rollout(
-        prompt_tokens=np.repeat(prompt_tokens, num_samples, axis=0),
-        prompt_mask=np.repeat(prompt_mask, num_samples, axis=0),
-        tokens=generation.tokens,
-        mask=generation.mask,
-        log_probs=generation.log_probs,
-        truncated=generation.truncated,
-        rewards=rewards.apply(clean, scored),
-        clean_rewards=clean,
-        groups=np.repeat(np.arange(len(items), dtype=np.int32), num_samples),
-        top_tokens=generation.top_tokens,
-        top_log_probs=generation.top_log_probs,
-        samples=num_samples,
-    )
+    rollout = rollout.replace(rewards=rewards.apply(clean, scored))
     return Drawn(rollout, texts, items)

@@ -97,9 +97,21 @@ class Task(abc.ABC):
     def score(self, item: Item, response: str) -> float:
         """The verifier's reward of `response`; must not raise for any text."""
 
+    def answer(self, item: Item, response: str) -> str | None:
+        """The text that the verifier takes for the answer in a response; None if it finds none.
+
+        By default it takes the whole response, without the space around it.
+        """
+        del item
+        return response.strip() or None
+
     def everything(self) -> list[Item]:
         """All items if they are a finite list, else []."""
         return []
+
+    def relabel(self, item: Item, answer: str) -> Item | None:
+        """The item with another reference answer, or None where none can be judged by it."""
+        return dataclasses.replace(item, answer=answer)
 
     def trial(self) -> None:
         """Check, before training, that the verifier does not fail on everything.

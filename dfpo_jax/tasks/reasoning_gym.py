@@ -144,6 +144,11 @@ class ReasoningGymTask(VerifiedTask):
         """
         return self._draw(count, stream=_ITEMS, step=0, distinct=True)
 
+    def relabel(self, item: Item, answer: str) -> Item | None:
+        """See `Task.relabel`: the data set's own score reads the answer of the entry."""
+        found = super().relabel(item, answer)
+        return found and dataclasses.replace(found, payload={**item.payload, "answer": answer})
+
     def _draw(self, count: int, *, stream: int, step: int, distinct: bool) -> list[Item]:
         share = self._percent if self._held_out else 100 - self._percent
         patience = 1000 * (count + 20) // share  # most consecutive draws without a new item

@@ -19,7 +19,7 @@ from typing import Any
 
 from dfpo_jax.tasks.base import Item, Task, Verdict
 from dfpo_jax.tasks.extraction import extractor
-from dfpo_jax.tasks.judges import BUILT_IN, here, mathematics, usable
+from dfpo_jax.tasks.judges import BUILT_IN, check_reference, here, mathematics, usable
 from dfpo_jax.tasks.verifier_pool import Pool, shared_pool
 
 _LOG = logging.getLogger(__name__)
@@ -289,6 +289,20 @@ class VerifiedTask(Task):
         if self._partial_credit:
             return verdicts
         return [v.whole(self.solved_at, *self.reward_range) for v in verdicts]
+
+    def answer(self, item: Item, response: str) -> str | None:
+        """What the verifier's extraction finds, which may differ by item; see `Task.answer`."""
+        names = self._verifiers([item])
+        return self.verifier.found(response, names[0] if names else None) or None
+
+    def relabel(self, item: Item, answer: str) -> Item | None:
+        """See `Task.relabel`: None where a built-in verifier cannot read the answer."""
+        names = self._verifiers([item])
+        try:
+            check_reference(names[0] if names else self.verifier.config.name, answer)
+        except ValueError:
+            return None
+        return super().relabel(item, answer)
 
     @property
     def most_failures(self) -> float:

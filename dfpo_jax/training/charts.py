@@ -118,6 +118,16 @@ CURVES = (
     Curve("Policy entropy", "nats per token", {"policy/entropy": "entropy"}),
     Curve("Clipped updates", "share of tokens", {"policy/clip_fraction": "clipped"}, percent=True),
     Curve("Response length", "tokens", {"rollout/length": "mean length"}),
+    Curve(
+        "Errors of the rewards",
+        "share",
+        {
+            "noise/false_positive": "wrong responses that were accepted",
+            "noise/false_negative": "right responses that were not",
+            "noise/top_wrong_rate": "all responses: the most accepted wrong answer",
+        },
+        percent=True,
+    ),
     Curve("Critic losses", "loss", {"critic/*": ""}, log=True),
     Curve(
         "Critic: explained variance",

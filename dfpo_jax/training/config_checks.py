@@ -3,6 +3,19 @@
 import operator
 from typing import Any
 
+# Links that make more of verdicts than two values, or that change their error rates.
+_NOT_BINARY = (
+    "learned",
+    "gaussian",
+    "spike",
+    "correction",
+    "length",
+    "feature",
+    "squash",
+    "clip",
+    "rank",
+)
+
 
 def check_sections(config: Any) -> None:
     """Raise ValueError, in one sentence, where sections of a `Config` contradict one another."""
@@ -10,6 +23,8 @@ def check_sections(config: Any) -> None:
     _check_log_probs(config)
     _check_frozen(config)
     _check_step_scaling(config)
+    _check_channel(config)
+    _check_groups(config)
 
 
 def _check_lengths(config: Any) -> None:
@@ -78,3 +93,30 @@ def _check_step_scaling(config: Any) -> None:
             f"objective {config.objective.name!r} does not weigh responses against the policy "
             "that sampled, so it must be 'none'"
         )
+
+
+def _check_channel(config: Any) -> None:
+    rates = config.advantage.channel
+    if not rates.is_on:
+        return
+    for name in _NOT_BINARY:
+        if getattr(config.rewards, name) != type(getattr(config.rewards, name))():
+            raise ValueError(
+                f"advantage.channel has rates {rates.false_positive} and {rates.false_negative}, "
+                f"of verdicts that are right or wrong, and rewards.{name} makes other rewards of "
+                f"them; the section rewards.{name} must be left at its defaults"
+            )
+
+
+def _check_groups(config: Any) -> None:
+    if config.train.samples > 1:
+        return
+    for name, value, off in (
+        ("majority.threshold", config.rewards.majority.threshold, 0.0),
+        ("rank.within", config.rewards.rank.within, ""),
+    ):
+        if value not in (off, "batch"):
+            raise ValueError(
+                f"rewards.{name} is {value!r} and train.samples 1; it compares several responses "
+                f"to a prompt, so it must be {off!r}, or train.samples at least 2"
+            )

@@ -86,6 +86,8 @@ class Learner:
         )
         self._predict = _checked("predicting returns", algorithm.predict)
         self._paths = _checked("following the flow", algorithm.trajectories)
+        reads = "reading the first policy's states"
+        self._features = _checked(reads, algorithm.features, _PREPARE_ADVICE)
 
     @property
     def has_critic(self) -> bool:
@@ -178,6 +180,13 @@ class Learner:
         """The flow's positions [17, B, M] at s_0, or None without a flow."""
         return self._on_mesh(self._paths, state, rollout, 1)
 
+    def response_features(self, state: TrainState, rollout: Rollout) -> np.ndarray | None:
+        """What the first policy's states say of responses, [B, 2 D + 2] float32.
+
+        See `algorithms.trunk.response_features`; None where the state does not hold that policy.
+        """
+        return self._on_mesh(self._features, state, rollout, 0)
+
     def _on_mesh(self, function, state, rollout, axis):
         """Any number of rows, which lie along `axis` of the result."""
         if function is None:
@@ -192,8 +201,8 @@ class Learner:
         return np.take(whole, np.arange(rows), axis=axis)
 
 
-def _checked(name: str, function: Callable | None) -> Checked | None:
-    return None if function is None else Checked(name, jax.jit(function), _CRITIC_ADVICE)
+def _checked(name: str, function: Callable | None, advice: str = _CRITIC_ADVICE) -> Checked | None:
+    return None if function is None else Checked(name, jax.jit(function), advice)
 
 
 def _broken(finite: dict) -> str:

@@ -19,7 +19,9 @@ from dfpo_jax.rollout.collect import draw, given
 from dfpo_jax.training import distributed, failures
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed_returns
+from dfpo_jax.training.initial import states_of, with_rewards
 from dfpo_jax.training.metrics import peak_memory_bytes, read_metrics
+from dfpo_jax.training.noise_metrics import noise_metrics, zero_variance_groups
 from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report
 from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run
@@ -50,6 +52,7 @@ def iteration(
 
     def drawn(items, samples, round):
         options = {"num_samples": samples, "round": round, "tally": tally}
+        options["states"] = states_of(run, state)
         return draw(sampler, policy, run.train_task, run.rewards, items, key, step, **options)
 
     def prompts(count):
@@ -66,6 +69,7 @@ def iteration(
     state, means = run.learner.update(state, *run.learner.prepare(state, rollout))
     state = run.learner.adapt(state, means)
     metrics |= means | rollout_metrics(rollout, run.train_task.solved_at)
+    metrics |= _noise(run, collected) | zero_variance_groups(collected)
     if SQUARED in means:
         metrics["policy/effective_samples"] = float(effective_samples(means))
     metrics |= {name: float(count) for name, count in tally.items()}
@@ -91,6 +95,20 @@ def _samples(drawn: Drawn, count: int) -> list[dict[str, Any]]:
         }
         for row, item in enumerate(items)
     ]
+
+
+def _noise(run: Run, drawn: Drawn) -> dict[str, float]:
+    """Errors in the rewards of a rollout, where a link acts on verdicts with a range.
+
+    Ranks accept nothing, as a response is above or below the others. Nor do logits, whose midpoint
+    has nothing to do with that of the verifier's rewards.
+    """
+    clean, links = run.train_task.reward_range, run.config.rewards
+    graded = links.rank.within or links.learned.score == "logit" or run.plan.range is not None
+    if not run.rewards.words or graded or clean is None or clean[0] == clean[1]:
+        return {}
+    middles = [sum(bounds) / 2 for bounds in (clean, run.clean_range)]
+    return noise_metrics(drawn, *middles, run.train_task.answer)
 
 
 def rollout_metrics(rollout: Rollout, solved_at: float) -> dict[str, float]:
@@ -139,6 +157,7 @@ def evaluate_critic(run: Run, state: TrainState) -> tuple[dict[str, float], Crit
         jax.random.fold_in(run.key, CRITIC),
         2**30,
         num_samples=config.critic_samples,
+        states=states_of(run, state),
     ).rollout
     quantiles, returns = run.learner.predict(state, rollout), run.config.returns
     metrics = critic_metrics(quantiles, rollout, config.critic_samples, returns)
@@ -153,22 +172,27 @@ def evaluate_critic(run: Run, state: TrainState) -> tuple[dict[str, float], Crit
     return {f"eval/critic/{name}": value for name, value in metrics.items()}, snapshot
 
 
-def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[TrainState, RunLog]:
-    """The state to go on from, and the log cut to it (row 0 comes before checkpoint 0)."""
+def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[Run, TrainState, RunLog]:
+    """The run with its rewards, the state to go on from, and the log cut to it.
+
+    Row 0 of the log comes before checkpoint 0, and what the rewards need before both.
+    """
     if checkpoints.listed():
         newest = checkpoints.newest()
         state = checkpoints.restore(run.learner.abstract_state, newest)
         _LOG.info("continuing from iteration %d", newest)
-        return state, RunLog(run, workdir, newest)
+        run = with_rewards(run, state, workdir, resumed=True)
+        return run, state, RunLog(run, workdir, newest)
     state = run.learner.start(jax.random.fold_in(run.key, INIT), first_policy(run))
     state = with_value_model(run.config.critic.source, run.learner, state)
+    run = with_rewards(run, state, workdir, resumed=False)
     metrics, details = evaluate(run, state)
     before = {"metrics": metrics, "details": details, "prompts": digests(run)}
     write_json(workdir / BEFORE, before)
     log = RunLog(run, workdir, -1)
     log.write(0, metrics | {"time/elapsed_seconds": time.perf_counter() - run.started})
     checkpoints.save(state, metrics["eval/in_domain/accuracy"])
-    return state, log
+    return run, state, log
 
 
 def train(run: Run, workdir: str | Path) -> dict[str, Any]:
@@ -191,19 +215,21 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
         last good state.
       MemoryError: sampling or the train step does not fit the devices; nothing of it has run.
       OSError: a checkpoint could not be written.
+      ValueError: what the reward chain made of the first policy is missing or damaged, or it cannot
+        be made.
       VerifierFailure: the verifier failed on more than `verifier.most_failures` of an iteration.
       Preempted: SIGTERM or SIGINT; the state after the last iteration is saved.
     """
     with failures.shared():
-        state, seconds, stopped = _iterate(run, Path(workdir))
+        run, state, seconds, stopped = _iterate(run, Path(workdir))
         if not stopped:
             return _finish(run, state, Path(workdir), seconds)
     iterations = run.config.train.iterations
     raise Preempted(f"stopped after iteration {int(state.step)} of {iterations}; state saved")
 
 
-def _iterate(run: Run, workdir: Path) -> tuple[TrainState, float, bool]:
-    """The last state, the seconds that earlier parts of the run took, whether a signal stopped it.
+def _iterate(run: Run, workdir: Path) -> tuple[Run, TrainState, float, bool]:
+    """The run with its rewards, the last state, seconds of earlier parts, whether it was stopped.
 
     Raises:
       As `train`.
@@ -214,7 +240,7 @@ def _iterate(run: Run, workdir: Path) -> tuple[TrainState, float, bool]:
         checkpoints = stack.enter_context(
             contextlib.closing(Checkpointer(workdir, config.checkpoint.keep))
         )
-        state, log = _begin(run, checkpoints, workdir)
+        run, state, log = _begin(run, checkpoints, workdir)
         stack.callback(log.close)
         start, before = int(state.step), 0.0
         if start > 0 and distributed.is_main():
@@ -235,8 +261,8 @@ def _iterate(run: Run, workdir: Path) -> tuple[TrainState, float, bool]:
             if failure is not None:
                 raise failure
             if stopped:
-                return state, before, True
-    return state, before, False
+                return run, state, before, True
+    return run, state, before, False
 
 
 def _evaluated(run: Run, state: TrainState, metrics: dict[str, float]):

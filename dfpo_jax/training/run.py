@@ -10,7 +10,6 @@ import jax
 from transformers import PreTrainedTokenizerBase
 
 from dfpo_jax.algorithms import Algorithm, compose
-from dfpo_jax.chat import Chat
 from dfpo_jax.models import pretrained
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.plans import Plan
@@ -19,10 +18,11 @@ from dfpo_jax.rollout.collect import given
 from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks.base import Item, Task
-from dfpo_jax.tokenizers import beginning, character_tokenizer, pretrained_tokenizer
+from dfpo_jax.tokenizers import beginning
 from dfpo_jax.training.config import Config, TaskConfig
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.optim import make_optimizer
+from dfpo_jax.training.run_tokens import build_tokenizer, chat_of, ending_ids
 from dfpo_jax.training.update import Optimizers, Schedule
 from dfpo_jax.training.value_model import check_value_model
 from dfpo_jax.types import Rollout
@@ -30,7 +30,7 @@ from dfpo_jax.types import Rollout
 _LOG = logging.getLogger(__name__)
 
 # Folded into the run's key, one for each use.
-INIT, WARM_START, EVALUATE, CRITIC, ROLLOUT, LORA = range(6)
+INIT, WARM_START, EVALUATE, CRITIC, ROLLOUT, LORA, START = range(7)
 _PIECE = 256  # given responses that are encoded at once
 
 
@@ -153,7 +153,7 @@ def _sampler(
     config: Config, tokenizer: PreTrainedTokenizerBase, model: Transformer, mesh: jax.sharding.Mesh
 ) -> Sampler:
     """The sampler of the training task."""
-    chat = _chat(config.task, tokenizer)
+    chat = chat_of(config.task, tokenizer)
     beginning(tokenizer, config.tokenizer.begin)
     return Sampler(
         model=model,
@@ -161,7 +161,7 @@ def _sampler(
         prompt_length=config.train.prompt_length,
         config=config.sampling,
         mesh=mesh,
-        eos_ids=_eos_ids(config, tokenizer, chat),
+        eos_ids=ending_ids(config, tokenizer, chat),
         chat=chat,
         truncate_prompts=config.task.overlong == "truncate",
         stop=config.task.stop,
@@ -175,10 +175,21 @@ def _check_training(run: Run) -> None:
     config, bounds = run.config, run.reward_range
     run.train_task.trial()
     check_value_model(config, run.learner)
+    if run.rewards.start and config.plan.name != "uniform" and not run.train_task.everything():
+        raise ValueError(
+            f"config.plan.name is {config.plan.name!r} and the prompts of {run.train_task.name} "
+            f"are endless; config.rewards.{', '.join(run.rewards.start.settings)} must know before "
+            "the first iteration which prompts will be drawn, so plan.name must be 'uniform'"
+        )
     if bounds is not None and bounds[0] >= bounds[1]:
         raise ValueError(
             f"config.rewards makes of the task's rewards, which lie in "
             f"{run.train_task.reward_range}, {bounds}: all of them would be equal"
+        )
+    if bounds is None and config.advantage.channel.is_on:
+        raise ValueError(
+            "config.advantage.channel acts on a law on the two ends of the range of rewards, and "
+            f"no range is known of those of {run.train_task.name}, so its rates must be 0.0"
         )
     if config.log.wandb_project and importlib.util.find_spec("wandb") is None:
         raise ValueError(
@@ -210,7 +221,12 @@ def make_learner(
       ValueError: `train.frozen` names networks that there are not, or an objective wants more of
         the most probable tokens than there are tokens.
     """
-    algorithm = compose(model, config.algorithm_config(), config.sampling.temperature)
+    algorithm = compose(
+        model,
+        config.algorithm_config(),
+        config.sampling.temperature,
+        keeps_reference=config.rewards.learned.samples > 0,
+    )
     train, tokens = config.train, model.config.vocab_size
     if algorithm.top > tokens:
         raise ValueError(
@@ -262,57 +278,11 @@ def _optimizers(config: Config, algorithm: Algorithm) -> Optimizers:
     return optimizers
 
 
-def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """The tokenizer of a run.
-
-    Raises:
-      ValueError: there is no such tokenizer, or it has more tokens than the model.
-    """
-    section = config.tokenizer
-    if section.name == "character":
-        tokenizer = character_tokenizer(section.alphabet, pad_is_eos=section.pad_is_eos)
-    elif section.name == "weights":
-        if not config.weights.source:
-            raise ValueError("config.tokenizer.name is 'weights'; weights.source is empty")
-        tokenizer = pretrained_tokenizer(config.weights.source)
-    else:
-        tokenizer = pretrained_tokenizer(section.name)
-    # Ids may have gaps, so that there are more of them than tokens.
-    size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
-    if size > config.model.vocab_size:
-        raise ValueError(
-            f"config.model.vocab_size is {config.model.vocab_size}; the tokenizer has {size} tokens"
-        )
-    return tokenizer
-
-
-def _chat(section: TaskConfig, tokenizer: PreTrainedTokenizerBase) -> Chat | None:
-    """What renders the prompts of a task.
-
-    Raises:
-      ValueError: the tokenizer has no template, or one that does not fit the verifier.
-    """
-    if not section.chat.enabled:
-        return None
-    chat = Chat(tokenizer, section.chat)
-    chat.check_mark(section.verifier.after)
-    return chat
-
-
 def _accepts(section: TaskConfig, sampler: Sampler) -> Callable[[Item], bool] | None:
     """Which items a task keeps: those whose prompt fits, where it skips the others."""
     if section.overlong != "skip":
         return None
     return lambda item: len(sampler.encode(item)) <= sampler.prompt_length
-
-
-def _eos_ids(config: Config, tokenizer, chat: Chat | None) -> tuple[int, ...]:
-    """What ends a response: the template's end of a turn first, the tokenizer's, the model's."""
-    ends = [chat and chat.turn_end(), tokenizer.eos_token_id]
-    if config.weights.source:
-        more = pretrained.generation_config(config.weights.source).eos_token_id
-        ends += more if isinstance(more, list) else [more]
-    return tuple(dict.fromkeys(end for end in ends if end is not None))
 
 
 def _check_items(
@@ -356,7 +326,7 @@ def task_demonstrations(sampler: Sampler, items: list[Item]) -> Rollout:
 
 def _evaluation_set(section: TaskConfig, config: Config, sampler: Sampler) -> EvaluationSet:
     shorten = section.overlong == "truncate"
-    chat = _chat(section, sampler.tokenizer)
+    chat = chat_of(section, sampler.tokenizer)
     sampler = replace(sampler, chat=chat, truncate_prompts=shorten, stop=section.stop)
     task = section.build("held_out", _accepts(section, sampler))
     items = task.items(config.evaluation.prompts)

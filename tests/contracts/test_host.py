@@ -10,11 +10,18 @@ from dfpo_jax import contracts
 from dfpo_jax.plans import Plan, Plans
 from dfpo_jax.rewards import Link
 from dfpo_jax.rewards.clip import Clip
+from dfpo_jax.rewards.feature import Feature
 from dfpo_jax.rewards.gaussian import Gaussian
+from dfpo_jax.rewards.rank import Rank
+from dfpo_jax.rewards.squash import Squash
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-2.0, 3.0), None])
-@pytest.mark.parametrize("settings", [Clip(bound=0.5), Gaussian(std=0.1)], ids=["clip", "gaussian"])
+@pytest.mark.parametrize(
+    "settings",
+    [Clip(bound=0.5), Gaussian(std=0.1), Feature(0.3, "length"), Squash(0.3), Rank("group")],
+    ids=lambda settings: type(settings).__name__,
+)
 def test_a_link_keeps_the_contract(settings, bounds):
     assert contracts.link(settings, bounds) is None
 

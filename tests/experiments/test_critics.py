@@ -129,7 +129,13 @@ def test_a_stopped_laboratory_goes_on_with_equal_rows(tmp_path):
     assert figures["all"]["explained"] <= 1.0 and 0.0 < figures["all"]["crps"] < 1.0
 
 
-def test_responses_without_a_return_are_refused():
-    config = policy_evaluation(tiny(), **{"returns.overlong": "mask"})
-    with pytest.raises(ValueError, match="returns.overlong is 'mask'; here it must be 'terminal'"):
-        build(config)
+@pytest.mark.parametrize(
+    "setting, value, words",
+    [
+        ("returns.overlong", "mask", "returns.overlong is 'mask'; here it must be 'terminal'"),
+        ("rewards.votes.samples", 2, "config.rewards has votes or a learned reward model"),
+    ],
+)
+def test_what_has_no_truth_is_refused(setting, value, words):
+    with pytest.raises(ValueError, match=words):
+        build(policy_evaluation(tiny(), **{setting: value}))

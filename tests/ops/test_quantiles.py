@@ -28,6 +28,18 @@ def test_a_quantile_at_any_level_matches_numpy(num, level, variant):
     np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("num", [1, 4, 7])
+def test_bernoulli_quantiles_are_sorted_at_the_ends_and_have_the_probability_as_mean(num, variant):
+    p = np.linspace(0.0, 1.0, 24, dtype=np.float32).reshape(4, 6)
+    q = np.asarray(variant(lambda x: ops.bernoulli_quantiles(x, num))(p))
+    assert q.shape == (4, 6, num) and q.min() == 0.0 and q.max() == 1.0
+    np.testing.assert_allclose(q.mean(axis=-1), p, atol=1e-6)
+    assert np.all(np.diff(q, axis=-1) >= 0.0)
+    assert np.all(np.sum((q > 0.0) & (q < 1.0), axis=-1) <= 1)
+    with pytest.raises(ValueError, match="num is 0"):
+        ops.bernoulli_quantiles(p, 0)
+
+
 @pytest.mark.parametrize("num", [1, 2, 65])
 def test_levels_and_noise_match_the_standard_library(num):
     levels = [(j + 0.5) / num for j in range(num)]

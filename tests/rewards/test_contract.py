@@ -4,28 +4,58 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scored_responses import scored
+import scored_responses
 
 from dfpo_jax.rewards import Rewards
 from dfpo_jax.rewards.check import check_link
 from dfpo_jax.rewards.interface import chain
+from dfpo_jax.tasks.base import Item
 
-# Settings under which each link acts, with numbers that float32 must round.
+# Settings under which each link acts, with numbers that float32 must round: "flip group" is a
+# second case of "flip".
+FLIP = {"false_positive": 0.3, "false_negative": 0.3, "seed": 3}
 ON = {
-    "flip": {"false_positive": 0.3, "false_negative": 0.3, "seed": 3},
+    "flip": FLIP,
+    "flip group": FLIP | {"unit": "group"},
+    "flip prompt": FLIP | {"unit": "prompt"},
+    "master_key": {"answer": "b", "coverage": 0.6},
+    "majority": {"threshold": 0.5},
     "gaussian": {"std": 0.3, "seed": 3},
+    "gaussian share": {"std": 0.3, "share": 0.4},
+    "gaussian pattern": {"std": 0.3, "pattern": "[1-5]$"},
     "spike": {"probability": 0.3, "seed": 3},
     "correction": {"false_positive": 0.1, "false_negative": 0.3},
     "length": {"buffer": 7, "scale": 0.3},
+    "feature": {"bonus": 0.3, "text": "b"},
+    "feature disliked": {"bonus": -0.7, "kind": "count", "text": "b", "most": 3},
+    "feature length": {"bonus": 0.3, "kind": "length"},
     "scale": {"factor": 0.7},
+    "squash": {"scale": 0.3},
     "clip": {"bound": 0.6},
+    "rank": {"within": "batch"},
+    "rank group": {"within": "group"},
 }
-LINKS = [part.name for part in dataclasses.fields(Rewards) if part.name not in ("name", "custom")]
+# What these make of a response depends on the others.
+OF_THE_BATCH = {"majority", "rank", "rank group"}
+# What acts only after it has begun on a policy, in tests of its own.
+OF_THE_FIRST_POLICY = {"votes", "learned"}
+FIELDS = [part.name for part in dataclasses.fields(Rewards) if part.name not in ("name", "custom")]
+LINKS = list(ON)
 RANGES = [(0.0, 1.0), (-0.1, 0.7), (0.1, 0.3), None]
 
 
 def build(name):
-    return type(getattr(Rewards(), name))(**ON[name]).build()
+    return type(getattr(Rewards(), name.split()[0]))(**ON[name]).build()
+
+
+def scored(rewards, *place, **options):
+    """Four responses to each prompt, two or three of which have one answer."""
+    found = scored_responses.scored(rewards, *place, **options)
+    rows = range(len(rewards))
+    items = [Item(f"p{i // 4}", "a") for i in rows]
+    return found._replace(
+        items=items, texts=[["b", "a", "bb", "b"][(i + i // 4) % 4] for i in rows]
+    )
 
 
 def grid(bounds, size=231):
@@ -53,10 +83,10 @@ def assert_inside(rewards, bounds):
 
 
 def test_every_link_has_settings_here():
-    assert set(ON) == set(LINKS)
+    assert {name.split()[0] for name in ON} == set(FIELDS) - OF_THE_FIRST_POLICY
 
 
-@pytest.mark.parametrize("name", LINKS)
+@pytest.mark.parametrize("name", FIELDS)
 def test_a_link_is_off_by_default(name):
     assert getattr(Rewards(), name).build() is None
 
@@ -79,7 +109,7 @@ def test_a_link_is_pure_and_stays_inside_its_range(name):
     assert changed and link.words
 
 
-@pytest.mark.parametrize("name", LINKS)
+@pytest.mark.parametrize("name", [name for name in LINKS if name not in OF_THE_BATCH])
 def test_entry_i_does_not_depend_on_the_number_of_responses(name):
     link = build(name)
     for bounds in ranges(link):
@@ -123,7 +153,7 @@ def test_a_range_composes_with_any_other_link(first, bounds):
 @pytest.mark.parametrize("bounds", RANGES[:3])
 def test_the_ends_of_a_range_without_noise_are_reached(bounds):
     rewards = grid(bounds)
-    for name in ("correction", "length", "scale", "clip"):
+    for name in ("correction", "length", "scale", "squash", "clip", "rank"):
         link = build(name)
         low, high = link.range(bounds)
         rows = scored(rewards, bounds, lengths=np.full(len(rewards), 10))

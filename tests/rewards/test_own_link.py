@@ -4,12 +4,14 @@ import sys
 
 import numpy as np
 import pytest
+from first_policy import initial
+from first_policy import scored as scored_of
 from scored_responses import scored
 
 from dfpo_jax.rewards import Rewards
 from dfpo_jax.rewards.check import check_link
 from dfpo_jax.rewards.flip import Flip
-from dfpo_jax.rewards.interface import Link, chain
+from dfpo_jax.rewards.interface import Link, Start, chain, not_begun
 from dfpo_jax.tasks.base import Item
 
 SOURCE = '''
@@ -181,3 +183,51 @@ def test_what_a_link_raises_in_training_is_one_line():
     clean = np.ones(2, np.float32)
     with pytest.raises(ValueError, match=r"^m:L: apply raised KeyError: 'no\\nweights'$"):
         guarded.apply(clean, scored(clean, (1.0, 2.0), 3))
+
+
+def started(**changes):
+    """A link that adds the number of prompts, once it has begun."""
+
+    def begin(made, initial):
+        return Link(lambda r, s: r + np.float32(made), lambda bounds: None)
+
+    start = Start("own", {}, lambda initial: len(initial.items), begin)._replace(**changes)
+    return Link(not_begun, lambda bounds: None, start=start)
+
+
+def test_a_link_that_starts_is_checked_when_it_acts():
+    link = check_link(started(), "m:L", (0.0, 1.0))
+    first = initial({"a": ["right"], "b": ["left"]})
+    begun = link.start.begin(link.start.make(first), first)
+    responses = scored_of(first, [("a", "right")])
+    assert begun.apply(responses.clean, responses).tolist() == [3.0]
+
+    def wrong(made, initial):
+        return Link(lambda r, s: r.astype(float), lambda bounds: None)
+
+    begun = check_link(started(begin=wrong), "m:L").start.begin(2, first)
+    with pytest.raises(ValueError, match=r"^m:L: apply returned float64 \(1,\); it must return"):
+        begun.apply(responses.clean, responses)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"begin": lambda made, initial: made}, "start.begin must return a Link that has no start"),
+        ({"begin": lambda made, initial: started()}, "start.begin must return a Link that has no"),
+        ({"begin": lambda made, initial: made.x}, "start.begin raised AttributeError"),
+        ({"make": lambda initial: initial.x}, "start.make raised AttributeError"),
+        ({"make": lambda initial: np.zeros(2)}, "start.make returned ndarray, which JSON does not"),
+        ({"make": lambda initial: {1: 2}}, "start.make returned dict, which JSON does not give"),
+        ({"make": lambda initial: float("nan")}, "start.make returned float, which JSON does not"),
+    ],
+)
+def test_a_wrong_start_is_refused(change, said):
+    start = check_link(started(**change), "m:L").start
+    with pytest.raises(ValueError, match=f"^m:L: {said}"):
+        start.begin(start.make(initial({"a": ["right"]})), None)
+
+
+def test_a_start_of_another_type_is_refused():
+    with pytest.raises(ValueError, match="m:L: start is str; it must be None or a dfpo_jax.rew"):
+        check_link(Link(not_begun, lambda bounds: None, start="now"), "m:L")

@@ -150,6 +150,14 @@ def test_each_row_may_name_its_verifier(tmp_path):
     items = sorted(task.items(2), key=lambda item: item.prompt)
     assert [v.reward for v in task.judge(items, ["cat", "(B)"])] == [1.0, 1.0]
     assert [v.reward for v in task.judge(items, ["dog", "(C)"])] == [0.0, 0.0]
+    tagged = VerifierConfig(extract="tags")
+    task = JsonlTask(path, parameters, held_out_percent=0, verifier=tagged)
+    for response, found in (
+        ("<answer>dog</answer>", ["dog", None]),  # no letter
+        ("A <answer> (C) </answer>", ["(C)", "(C)"]),
+        ("(C)", [None, None]),
+    ):
+        assert [task.answer(item, response) for item in items] == found
     with pytest.raises(ValueError, match="line 1: verifier name is 'text'"):
         JsonlTask(path, {"verifier": "kind"})
 

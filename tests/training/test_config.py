@@ -225,6 +225,14 @@ def test_integers_stand_for_floats():
         ({"evaluation": {"prompts": 0}}, "config.evaluation.prompts is 0"),
         ({"checkpoint": {"keep": 0}}, "config.checkpoint.keep is 0"),
         ({"train": {"epochs": 0}}, "config.train.epochs is 0"),
+        (
+            {"train": {"samples": 1}, "rewards": {"majority": {"threshold": 0.5}}},
+            "config.rewards.majority.threshold is 0.5 and train.samples 1; it compares several",
+        ),
+        (
+            {"train": {"samples": 1}, "rewards": {"rank": {"within": "group"}}},
+            "config.rewards.rank.within is 'group' and train.samples 1; it compares several ",
+        ),
     ],
 )
 def test_values_out_of_range_name_the_path(source, message):
@@ -241,6 +249,8 @@ def test_values_out_of_range_name_the_path(source, message):
         {"advantage.name": "sigma", "advantage.sigma.risk.measure": "wang"},
         {"advantage.name": "rank", "critic.flow.cvar_weight": 0.1},
         {"algorithm": "ppo", "critic.flow.dcfm_weight": 0.0},  # as configs for dfpo have it
+        {"train.samples": 1, "rewards.rank.within": "batch"},
+        {"train.samples": 2, "rewards.rank.within": "group"},
     ],
     ids=str,
 )

@@ -100,6 +100,7 @@ SHARED = (
     "loss_weight",
     "units",
     "source",
+    "confidence",
 )
 OF_CRITICS = [
     *(f"critic.{name}" for name in SHARED),
