@@ -90,6 +90,19 @@ def _noise():
         for name, kind in kinds.items():
             settings = {"rewards": kind["settings"]}
             made[prefix + name] = {**kind, "family": family, "settings": settings}
+    learned = {"samples": 8, "accuracy": "1 - level", "seed": "seed"}
+    # The level is the share of wrong verdicts of the reward model.
+    made["learned"] = {
+        "family": "binary",
+        "levels": (0.28, 0.35, 0.42),
+        "settings": {"rewards": {"learned": learned}},
+    }
+    # One level, for labels of the initial policy in place of the answers.
+    made["votes"] = {
+        "family": "binary",
+        "levels": (1.0,),
+        "settings": {"rewards": {"votes": {"samples": 8}}},
+    }
     return made
 
 

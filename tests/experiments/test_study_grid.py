@@ -46,9 +46,11 @@ def test_the_ablation_starts_from_its_base_with_its_own_sweep():
 def test_the_default_study_has_the_size_it_states():
     source = runpy.run_path(str(ROOT / "configs" / "study_quickstart.py"))["get_config"]()
     study = grid.comparison(source)
-    everywhere = [name for name, places in study.places.items() if len(places) == 18]
+    everywhere = [name for name, places in study.places.items() if len(places) >= 18]
     assert len(everywhere) >= 8 and len(source.noise) >= 6 and len(study.seeds) >= 3
-    assert all(len(kind.levels) == 3 for kind in source.noise.values())
+    assert sum(len(kind.levels) >= 3 for kind in source.noise.values()) >= 6
+    for kind, levels in source.noise.items():
+        assert study.cell(levels.family, "ppo", "0.0003", kind, levels.levels[-1], 0).config
     at = [set(study.places[name]) for name in study.algorithms]
     assert len(at) >= 12 and set.intersection(*at)
     for made in (study, grid.ablation(source)):  # every row is a run
