@@ -105,7 +105,7 @@ training.preemption training.failures training.lock training.checksums
 training.distributed
 training.update
 training.learner training.checkpoint training.evaluate training.charts
-training.value_model
+training.value_model training.page
 training.report training.run training.programs
 training.run_data
 training.restore training.workdir training.check training.run_log training.warm_start

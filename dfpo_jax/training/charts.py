@@ -287,6 +287,24 @@ def draw_curve(curve: Curve, rows: Sequence[Mapping[str, float]]) -> tuple[str |
     return (legend(numbers) if len(series) > 1 else "") + svg, missing
 
 
+def draw_lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str, label: str
+) -> str:
+    """A chart of shares, drawn in percent, as lines through their points.
+
+    Args:
+      series: label of a line -> its horizontal and vertical positions; at least one line.
+      x, y: labels of the axes.
+      label: a description for screen readers.
+    """
+    with _settings():
+        figure, axes = _axes(4.8, 3.2, x=x, y=y)
+        for number, points in enumerate(series.values()):
+            axes.plot(*points, marker="o", markersize=3.5, **_line(number))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return legend({name: number for number, name in enumerate(series)}) + to_svg(figure, label)
+
+
 def _draw_series(axes, steps: np.ndarray, values: np.ndarray, number: int) -> None:
     if len(steps) <= _MANY_POINTS:
         axes.plot(steps, values, marker="o", markersize=3.5, **_line(number))

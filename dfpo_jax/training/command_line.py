@@ -65,12 +65,13 @@ def user_errors() -> Iterator[None]:
         _fail(error)
 
 
-def define_config() -> flags.FlagHolder:
-    """The required flag --config=FILE.py[:argument], whose settings can be overridden."""
+def define_config(required: bool = True) -> flags.FlagHolder:
+    """The flag --config=FILE.py[:argument], whose settings can be overridden."""
     words = "Configuration file, NAME.py[:argument]."
     holder = config_flags.DEFINE_config_file("config", None, words)
     flags.FLAGS["config"].parser = _ConfigParser()
-    flags.mark_flag_as_required("config")
+    if required:
+        flags.mark_flag_as_required("config")
     return holder
 
 

@@ -331,8 +331,9 @@ def parse_config(source: Mapping[str, Any]) -> Config:
     algorithm = source.get("algorithm", Config.algorithm)
     preset = nested(PRESETS.get(algorithm, {}) if isinstance(algorithm, str) else {})
     default = Config()
+    known = {item.name for item in dataclasses.fields(default)}
     for key, value in source.items():  # a saved configuration of an earlier version
-        if sentence := moved_setting(key, value, default):
+        if key not in known and (sentence := moved_setting(key, value, default)):
             raise ValueError(sentence)
     config = parse_section(default, _merged(preset, source), "config", _unknown)
     refuse_unread(config, getattr(source, "flagged", ()))

@@ -1,0 +1,94 @@
+"""One cell of a study, run in this process, and the warm start that the cells of a seed share."""
+
+import dataclasses
+import gc
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfpo_jax import memory
+from dfpo_jax.models import hf
+from dfpo_jax.training.config import Config, WarmStartConfig
+from dfpo_jax.training.loop import train
+from dfpo_jax.training.metrics import read_metrics
+from dfpo_jax.training.run import build_run
+from dfpo_jax.training.warm_start import first_policy
+
+_LAST = 5  # training figures are means over the last fifth of a run
+DIGITS = 6
+
+
+def make_warm_start(config: Config, directory: Path) -> None:
+    """Write the policy that a run starts from, as weights; all or nothing.
+
+    Args:
+      config: a run with a warm start.
+      directory: must not exist.
+    """
+    run = build_run(config)
+    policy = first_policy(run)
+    if policy is None:
+        raise ValueError("config.run.warm_start.steps is 0; cells would start from random weights")
+    hf.save(directory, run.config.model, policy, tokenizer=run.tokenizer)
+    _forget()
+
+
+def run_cell(config: Config, weights: Path, scratch: Path) -> dict[str, Any]:
+    """Train a cell from a shared warm start.
+
+    Args:
+      config: of the cell, with a warm start of its own.
+      weights: from `make_warm_start` of the same seed.
+      scratch: a directory, in which the run's own one is made and removed again.
+
+    Returns:
+      "in" and "out", the clean greedy accuracies [before, after] in and out of domain; "sampled",
+      the share of right responses in training, and "explained", the critic's explained variance of
+      (noisy) training returns or None, both means over the last fifth of the iterations;
+      "metrics", a hash of all metrics but times, which two equal runs share; "seconds", and
+      "cpu_seconds", those of this process alone.
+    """
+    started, cpu = time.perf_counter(), time.process_time()
+    source = dataclasses.replace(config.weights, source=str(weights))
+    config = dataclasses.replace(config, weights=source, warm_start=WarmStartConfig())
+    workdir = Path(tempfile.mkdtemp(prefix="cell_", dir=scratch))
+    try:
+        results = train(build_run(config), workdir)
+        rows = read_metrics(workdir)
+    finally:
+        shutil.rmtree(workdir, ignore_errors=True)
+        _forget()
+    row: dict[str, Any] = {}
+    for short, name in (("in", "in_domain"), ("out", "out_of_domain")):
+        if name in results:
+            row[short] = [round(results[name][when], DIGITS) for when in ("before", "after")]
+    row["sampled"] = _late(rows, "rollout/accuracy")
+    row["explained"] = _late(rows, "rollout/explained_variance")
+    row["metrics"] = _digest(rows)
+    row["seconds"] = round(time.perf_counter() - started, 1)
+    return row | {"cpu_seconds": round(time.process_time() - cpu, 1)}
+
+
+def _late(rows: list[dict[str, float]], key: str) -> float | None:
+    """The mean over the last fifth of the iterations; None where there is nothing."""
+    values = [row[key] for row in rows[-max(len(rows) // _LAST, 1) :] if key in row]
+    values = [value for value in values if math.isfinite(value)]
+    return round(float(np.mean(values)), DIGITS) if values else None
+
+
+def _digest(rows: list[dict[str, float]]) -> str:
+    kept = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _forget() -> None:
+    """Programs and arrays of a run leave the memory with it."""
+    memory.clear_caches()
+    gc.collect()

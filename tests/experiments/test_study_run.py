@@ -1,0 +1,110 @@
+"""A study that is killed and goes on has the rows of one that was not."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIG = "--config=tests/tiny_study.py:two_cells"
+TIMES = ("seconds", "cpu_seconds")
+
+
+def start(*words):
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    return subprocess.Popen(
+        [sys.executable, "experiments/compare.py", *words],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def rows(workdir):
+    path = workdir / "results.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    made = sorted((json.loads(line) for line in lines), key=lambda row: row["cell"])
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in made]
+
+
+def workers(pid):
+    """Processes of the pool, which are alive."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            command, stat = (path / "cmdline").read_bytes(), (path / "stat").read_text()
+        except OSError:
+            continue
+        if b"spawn_main" in command and int(stat.rpartition(")")[2].split()[1]) == pid:
+            found.append(int(path.name))
+    return found
+
+
+def until(happened, seconds=240):
+    end = time.monotonic() + seconds
+    while not (found := happened()):
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.05)
+    return found
+
+
+def alive(pid):
+    path = pathlib.Path(f"/proc/{pid}/stat")
+    return path.exists() and path.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_study_goes_on_after_kills_with_equal_rows(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(CONFIG, f"--workdir={whole}", "--workers=1")
+    out, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    expected = rows(whole)
+    assert [row["noise"] for row in expected].count("clean") == 1 and len(expected) == 2
+    assert len({row["metrics"] for row in expected}) == 2
+    assert "### Tolerance" in out and (whole / "compare.html").exists()
+    assert list((whole / "cells").iterdir()) == []
+
+    process = start(CONFIG, f"--workdir={killed}", "--workers=1")
+    (worker,) = until(lambda: workers(process.pid))
+    until(lambda: list(killed.glob("cells/cell_*")))
+    os.kill(worker, signal.SIGKILL)  # its cell is run again by another
+    until(lambda: rows(killed))
+    (worker,) = until(lambda: workers(process.pid))
+    process.kill()
+    process.communicate()
+    until(lambda: not alive(worker))
+    assert rows(killed) == [row for row in expected if row["noise"] == "clean"]
+
+    process = start(CONFIG, f"--workdir={killed}", "--workers=1")
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0 and "1 cells are done, 1 are left" in errors, errors
+    assert rows(killed) == expected
+
+    process = start(CONFIG, f"--workdir={killed}", "--workers=1", "--check=1")
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0 and ": the same" in errors, errors
+    assert rows(killed) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ((), "--workdir must be set"),
+        (("--workdir=x",), "--config must be set, except with --report"),
+        (("--results=nowhere.jsonl", "--report"), "there is no file nowhere.jsonl"),
+        (("--workdir=x", "--list", "--report"), "--list and --report cannot be combined"),
+    ],
+)
+def test_wrong_flags_are_one_line_and_exit_code_2(words, named):
+    process = start(*words)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2 and named in errors and errors.count("\n") == 1
