@@ -100,7 +100,7 @@ training.config_argument
 training.config_keys
 training.config training.config_diff
 training.json_lines training.command_line
-training.optim training.metrics training.run_tokens
+training.optim training.metrics training.run_tokens training.curves
 training.preemption training.failures training.lock training.checksums
 training.distributed
 training.update

@@ -12,7 +12,7 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -27,6 +27,8 @@ from matplotlib.ticker import (
     NullLocator,
     PercentFormatter,
 )
+
+from dfpo_jax.training.curves import Curve
 
 # Colour drawn -> (light page, dark page). Series use the colours of Okabe and Ito (2008), which
 # colour-blind readers can tell apart, lightened for dark pages.
@@ -71,82 +73,6 @@ _SETTINGS = {
 
 def _settings():
     return matplotlib.style.context(["default", _SETTINGS])
-
-
-class Curve(NamedTuple):
-    """A learning curve chart: its title, unit and series (key of a row -> label).
-
-    Attributes:
-      title: heading.
-      unit: label of the vertical axis.
-      series: metrics key -> legend label; a final "*" matches all keys with that prefix.
-      percent: whether values are shares, drawn in percent.
-      zero_based: whether the vertical axis includes 0.
-      log: whether the axis is logarithmic if all values are positive and span more than a factor
-        of 30.
-    """
-
-    title: str
-    unit: str
-    series: Mapping[str, str]
-    percent: bool = False
-    zero_based: bool = True
-    log: bool = False
-
-
-CURVES = (
-    Curve(
-        "Reward",
-        "reward per response",
-        {"rollout/reward": "as trained on (noisy)", "rollout/clean_reward": "clean"},
-    ),
-    Curve(
-        "Accuracy",
-        "correct responses",
-        {
-            "rollout/accuracy": "training, sampled",
-            "eval/in_domain/accuracy": "held out, in-domain",
-            "eval/out_of_domain/accuracy": "held out, out-of-domain",
-        },
-        percent=True,
-    ),
-    Curve(
-        "KL divergence of the policy",
-        "nats per token",
-        {"policy/kl_old": "to the policy of the iteration's start", "policy/kl": "to the start"},
-    ),
-    Curve("Policy entropy", "nats per token", {"policy/entropy": "entropy"}),
-    Curve("Clipped updates", "share of tokens", {"policy/clip_fraction": "clipped"}, percent=True),
-    Curve("Response length", "tokens", {"rollout/length": "mean length"}),
-    Curve(
-        "Errors of the rewards",
-        "share",
-        {
-            "noise/false_positive": "wrong responses that were accepted",
-            "noise/false_negative": "right responses that were not",
-            "noise/top_wrong_rate": "all responses: the most accepted wrong answer",
-        },
-        percent=True,
-    ),
-    Curve("Critic losses", "loss", {"critic/*": ""}, log=True),
-    Curve(
-        "Critic: explained variance",
-        "share of return variance",
-        {
-            "rollout/explained_variance": "training",
-            "eval/critic/explained_variance": "held out",
-        },
-        zero_based=False,
-    ),
-    Curve(
-        "Critic: distance to observed returns",
-        "reward",
-        {
-            "eval/critic/wasserstein1": "Wasserstein-1 at the prompt",
-            "eval/critic/crps": "CRPS over all tokens",
-        },
-    ),
-)
 
 
 def to_svg(figure: Figure, label: str) -> str:

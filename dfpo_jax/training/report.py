@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dfpo_jax.training import charts
+from dfpo_jax.training.curves import CURVES
 from dfpo_jax.training.page import write_page
 
 _STATES, _EXAMPLES = 4, 12
@@ -172,7 +173,7 @@ def _rewards(words: str) -> str:
 
 def _curves(rows: Sequence[Mapping[str, float]]) -> str:
     cards, missing = [], []
-    for curve in charts.CURVES:
+    for curve in CURVES:
         chart, absent = charts.draw_curve(curve, rows)
         if chart is None:
             missing.append(curve.title)

@@ -12,6 +12,7 @@ from dfpo_jax.rewards import Rewards
 from dfpo_jax.rewards.clip import Clip
 from dfpo_jax.rewards.flip import Flip
 from dfpo_jax.training import charts
+from dfpo_jax.training.curves import CURVES
 from dfpo_jax.training.report import CriticSnapshot, Example, describe_rewards, write_report
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -170,7 +171,7 @@ def everything(tmp_path_factory):
 
 def test_everything_is_drawn_once(everything):
     parsed = Page(everything)
-    titles = [c.title for c in charts.CURVES]
+    titles = [c.title for c in CURVES]
     found = [next(t for t in titles if x.startswith(t)) for x in parsed.charts[: len(titles)]]
     assert found == titles
     states = parsed.charts[len(titles) :]
@@ -232,7 +233,7 @@ def test_examples_are_escaped_marked_and_at_most_twelve(tmp_path):
 def test_without_any_curve_the_report_says_so(tmp_path, rows):
     parsed = page(tmp_path, rows=rows)
     assert parsed.charts == []
-    note = "; ".join(curve.title for curve in charts.CURVES)
+    note = "; ".join(curve.title for curve in CURVES)
     assert f"Not measured in this run: {note}." in parsed.words
     assert "this run kept no predictions of a critic" in parsed.words
     assert "No examples were kept" in parsed.words
