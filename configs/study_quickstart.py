@@ -90,6 +90,17 @@ def _noise():
         for name, kind in kinds.items():
             settings = {"rewards": kind["settings"]}
             made[prefix + name] = {**kind, "family": family, "settings": settings}
+    # Noise with a structure: errors that stay with a prompt, a text that is accepted anywhere on a
+    # share of prompts, and a deviation on the words from a to l alone.
+    flips = {"false_positive": "level", "false_negative": "level", "unit": "prompt", "seed": "seed"}
+    key = {"answer": "ee", "match": "contains", "coverage": "level", "seed": "seed"}
+    some = {"std": "level", "pattern": "^[a-lA-L]", "seed": "seed"}
+    for name, levels, settings in (
+        ("flip_prompts", (0.15, 0.3, 0.4), {"flip": flips}),
+        ("master_key", (0.25, 0.5, 1.0), {"master_key": key}),
+        ("gaussian_prompts", (1.0, 3.0, 9.0), {"gaussian": some}),
+    ):
+        made[name] = {"family": "binary", "levels": levels, "settings": {"rewards": settings}}
     learned = {"samples": 8, "accuracy": "1 - level", "seed": "seed"}
     # The level is the share of wrong verdicts of the reward model.
     made["learned"] = {

@@ -2,7 +2,7 @@
 
 python experiments/compare.py --config=configs/study_quickstart.py --workdir=runs/study
 python experiments/compare.py --config=configs/study_quickstart.py --workdir=runs/study --list
-python experiments/compare.py --report --results=experiments/results/study_quickstart.jsonl
+python experiments/compare.py --report --results=runs/study/results.jsonl
 
 Cells run in worker processes, each on one core. Every finished cell appends a row to results.jsonl,
 and the same command goes on with those that are left, also after a kill. A row counts while its
