@@ -65,7 +65,7 @@ class Evaluated:
     old: Old
     importance: Array
     steps: Steps
-    confidence: Array | None
+    confidence: Array | None = None
 
 
 def evaluate_old(

@@ -54,5 +54,5 @@ def test_bad_settings_are_named(options, message):
 
 
 def test_an_unknown_advantage_is_named():
-    with pytest.raises(ValueError, match="name is 'td'; it must be one of gae, sigma, rank, "):
+    with pytest.raises(ValueError, match="name is 'td'; it must be one of gae, sigma, precision, "):
         Advantages("td")
