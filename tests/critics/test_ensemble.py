@@ -79,7 +79,8 @@ def test_rows_of_a_split_batch_keep_their_heads():
     whole = critic.losses(params, states, rows, params, row_keys())["loss"].per_token
     part = jax.tree.map(lambda x: x[1:], rows)
     found = critic.losses(params, states[1:], part, params, row_keys()[1:])["loss"].per_token
-    np.testing.assert_allclose(found, whole[1:], rtol=1e-5)
+    # Squares of errors that are near 0 hold the rounding of values near 1.
+    np.testing.assert_allclose(found, whole[1:], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("settings", [Ensemble(4, init_scale=0.3), Robust(init_scale=0.3)])
