@@ -66,12 +66,7 @@ def _check_quiet_steps(config: AlgorithmConfig, objectives: dict) -> None:
         raise ValueError(
             f"returns.discount is {config.returns.discount}; {reader}, so it must be 1.0"
         )
-    for name, objective in objectives.items():
-        if objective.reward is not None:
-            raise ValueError(
-                f"objective {name!r} adds rewards of single tokens; {reader}, so it must stand in "
-                "the loss"
-            )
+    _check_token_rewards(objectives, reader)
 
 
 def _check_channel(config: AlgorithmConfig, objectives: dict, needs: frozenset[str]) -> None:
@@ -97,12 +92,9 @@ def _check_channel(config: AlgorithmConfig, objectives: dict, needs: frozenset[s
             f"returns.overlong is 'bootstrap'; {who}, which belong to returns at the two ends of "
             "the range of rewards, so it must be 'terminal' or 'mask'"
         )
-    for name, objective in objectives.items():
-        if objective.reward is not None:
-            raise ValueError(
-                f"objective {name!r} adds rewards of single tokens; {who}, which belong to returns "
-                "at the two ends of the range of rewards, so it must stand in the loss"
-            )
+    _check_token_rewards(
+        objectives, f"{who}, which belong to returns at the two ends of the range of rewards"
+    )
 
 
 def _check_whole_responses(config: AlgorithmConfig, objectives: dict, alone: bool) -> None:
@@ -113,6 +105,11 @@ def _check_whole_responses(config: AlgorithmConfig, objectives: dict, alone: boo
         )
     if not config.returns.outcome:
         raise ValueError(f"returns.outcome is False; {reader}, so it must be True")
+    _check_token_rewards(objectives, reader)
+
+
+def _check_token_rewards(objectives: dict, reader: str) -> None:
+    """Raise ValueError where an objective adds rewards of single tokens, which `reader` forbids."""
     for name, objective in objectives.items():
         if objective.reward is not None:
             raise ValueError(

@@ -67,6 +67,40 @@ def score(
     return rewards
 
 
+def as_scored(
+    task: Task,
+    items: Sequence[Item],
+    texts: Sequence[str],
+    mask: Array,
+    clean: np.ndarray,
+    step: int,
+    round: int,
+) -> Scored:
+    """What links may read of responses; there are equally many per item, one after another.
+
+    Args:
+      task: judged them.
+      items: prompts.
+      texts: [B] responses.
+      mask: [B, R] of their tokens.
+      clean: [B] the verifier's rewards.
+      step: iteration number.
+      round: of the sampling plan.
+    """
+    per_item = len(texts) // len(items)
+    return Scored(
+        step=step,
+        round=round,
+        items=[item for item in items for _ in range(per_item)],
+        texts=texts,
+        lengths=np.asarray(mask).sum(axis=1),
+        limit=mask.shape[1],
+        clean=clean.copy(),
+        range=task.reward_range,
+        read=task.answer,
+    )
+
+
 def given(sampler: Sampler, items: Sequence[Item], texts: Sequence[str]) -> Drawn:
     """Responses that somebody wrote, one for each item: log-probabilities and rewards are 0.
 
@@ -146,17 +180,8 @@ def draw(
         top_log_probs=generation.top_log_probs,
         samples=num_samples,
     )
-    scored = Scored(
-        step=step,
-        round=round,
-        items=[item for item in items for _ in range(num_samples)],
-        texts=texts,
-        lengths=np.asarray(generation.mask).sum(axis=1),
-        limit=generation.mask.shape[1],
-        clean=clean.copy(),
-        range=task.reward_range,
-        read=task.answer,
-        states=None if states is None else functools.partial(states, rollout),
-    )
+    scored = as_scored(task, items, texts, generation.mask, clean, step, round)
+    if states is not None:
+        scored = scored._replace(states=functools.partial(states, rollout))
     rollout = rollout.replace(rewards=rewards.apply(clean, scored))
     return Drawn(rollout, texts, items)

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from dfpo_jax.algorithms.interface import Observed
 from dfpo_jax.plans import Draw, Drawn
 from dfpo_jax.published_files import read_json
 from dfpo_jax.rollout.collect import draw, given
@@ -63,9 +62,7 @@ def iteration(
         source, prompts, config.train.prompts, config.train.samples
     )
     rollout, sampled = collected.rollout, time.perf_counter()
-    ranges = {"range": run.reward_range, "clean_range": run.clean_range}
-    seen = Observed(rollout.rewards, **ranges, least_scale=run.least_scale, first=step == 0)
-    state = run.learner.observe(state, seen)
+    state = run.learner.observe(state, run.observed(rollout.rewards, step))
     state, means = run.learner.update(state, *run.learner.prepare(state, rollout))
     state = run.learner.adapt(state, means)
     metrics |= means | rollout_metrics(rollout, run.train_task.solved_at)

@@ -10,6 +10,7 @@ import jax
 from transformers import PreTrainedTokenizerBase
 
 from dfpo_jax.algorithms import Algorithm, compose
+from dfpo_jax.algorithms.interface import Observed
 from dfpo_jax.models import pretrained
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.plans import Plan
@@ -25,7 +26,7 @@ from dfpo_jax.training.optim import make_optimizer
 from dfpo_jax.training.run_tokens import build_tokenizer, chat_of, ending_ids
 from dfpo_jax.training.update import Optimizers, Schedule
 from dfpo_jax.training.value_model import check_value_model
-from dfpo_jax.types import Rollout
+from dfpo_jax.types import Array, Rollout
 
 _LOG = logging.getLogger(__name__)
 
@@ -93,6 +94,11 @@ class Run:
         """
         bounds = self.train_task.reward_range
         return (1e-3 if bounds is None else (bounds[1] - bounds[0]) / 2) * self.rewards.unit
+
+    def observed(self, rewards: Array, step: int) -> Observed:
+        """The rewards of an iteration, with what is known of all rewards of the run."""
+        ranges = {"range": self.reward_range, "clean_range": self.clean_range}
+        return Observed(rewards, **ranges, least_scale=self.least_scale, first=step == 0)
 
 
 def build_run(config: Config, training: bool = True) -> Run:

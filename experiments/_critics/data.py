@@ -10,14 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from dfpo_jax.algorithms.interface import Observed
 from dfpo_jax.algorithms.warmup import METRIC
 from dfpo_jax.rollout.collect import draw
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.run import INIT, ROLLOUT, Run
 from dfpo_jax.types import ArrayTree, Rollout
 
-_POLICY, _DATA = "policy.npz", "data.json"
+_DATA = "data.json"
 
 
 def save_arrays(path: Path, tree: Any) -> None:
@@ -112,8 +111,7 @@ def train_critic(
     explained, seconds = [], []
     for step in range(count):
         rollout, start = rollouts(step), time.perf_counter()
-        seen = Observed(rollout.rewards, run.reward_range, run.least_scale, first=step == 0)
-        state = learner.observe(state, seen)
+        state = learner.observe(state, run.observed(rollout.rewards, step))
         state, means = learner.update(state, *learner.prepare(state, rollout))
         explained.append(means[METRIC])
         seconds.append(time.perf_counter() - start)

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dfpo_jax.rewards import Scored
-from dfpo_jax.rollout.collect import draw, score
+from dfpo_jax.rollout.collect import as_scored, draw, score
 from dfpo_jax.training.evaluate import observed_returns
 from dfpo_jax.training.run import CRITIC, Run
 from dfpo_jax.types import ArrayTree, Generation, Rollout
@@ -73,16 +72,7 @@ def make_truth(run: Run, policy: ArrayTree, prompts: int, continuations: int) ->
     items = [drawn.items[r] for r in row]
     texts = sampler.texts(whole)
     clean = score(held_out.task, items, texts)
-    scored = Scored(
-        step=_STEP,
-        round=1,
-        items=[item for item in items for _ in range(continuations)],
-        texts=texts,
-        lengths=whole.mask.sum(axis=1),
-        limit=whole.mask.shape[1],
-        clean=clean.copy(),
-        range=held_out.task.reward_range,
-    )
+    scored = as_scored(held_out.task, items, texts, whole.mask, clean, _STEP, 1)
     rewards = run.rewards.apply(clean, scored)
     returns, _ = observed_returns(
         _rows_of(rollout, whole, rewards, np.repeat(row, continuations)), run.config.returns
