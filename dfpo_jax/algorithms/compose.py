@@ -27,6 +27,7 @@ from dfpo_jax.algorithms.old_policy import evaluate_old, first_policy_features
 from dfpo_jax.algorithms.scores import scores
 from dfpo_jax.algorithms.trunk import (
     critic_states,
+    critic_width,
     hidden_states,
     init_critic,
     join_sequence,
@@ -106,11 +107,12 @@ def compose(
 def _init(parts: _Parts, key: Array, policy_params: ArrayTree) -> ArrayTree:
     params, width = {"policy": policy_params}, parts.model.config.d_model
     if parts.critic is not None:
-        head = parts.critic.init(key, width)
+        reads = critic_width(parts.config.critic, parts.model)
+        head = parts.critic.init(key, reads)
         params["critic"] = init_critic(parts.config.critic, policy_params, head)
         if parts.config.critic.confidence:
             own_key = jax.random.fold_in(key, len(parts.objectives))
-            params["critic"]["confidence"] = init_confidence(own_key, width)
+            params["critic"]["confidence"] = init_confidence(own_key, reads)
     for number, (name, objective) in enumerate(parts.objectives.items()):
         if objective.init is not None:
             params[name] = objective.init(jax.random.fold_in(key, number), width)
@@ -126,8 +128,7 @@ def _prepare(
     steps, view, targets, head = found.steps, None, None, None
     if critic is not None:
         head, length = state.params["critic"]["head"], rollout.tokens.shape[1]
-        policy_states = response_states(found.old.hidden, length)
-        inputs = (policy_states, found.sequence, found.valid, length)
+        inputs = (found.old.hidden, found.sequence, found.valid, length)
         states = critic_states(config.critic, parts.model, state.params, *inputs)
         states = with_confidence(state.params["critic"], states, found.confidence)
         reading = critic.read(head, states)
@@ -273,10 +274,8 @@ def _critic_terms(
     parts: _Parts, params: ArrayTree, hidden: Array, batch: Batch, context: Context, key: Array
 ) -> dict[str, Term]:
     length, config = batch.tokens.shape[1], parts.config.critic
-    policy_states = response_states(hidden, length)
-    states = critic_states(
-        config, parts.model, params, policy_states, batch.sequence, batch.valid, length
-    )
+    inputs = (hidden, batch.sequence, batch.valid, length)
+    states = critic_states(config, parts.model, params, *inputs)
     states = with_confidence(params["critic"], states, batch.confidence)
     # A row's key depends on its number alone, so that splitting a batch changes nothing.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.row)
@@ -295,18 +294,17 @@ def _reading(parts: _Parts, state: TrainState, rollout: Rollout, states: slice):
     """What the critic makes of some of the states s_0 .. s_R."""
     params, length = state.params, rollout.tokens.shape[1]
     sequence, valid = join_sequence(rollout)
-    policy_states, features = None, None
+    hidden, features = None, None
     confidence = parts.config.critic.confidence
     if parts.config.critic.trunk != "own" or confidence:
         hidden = hidden_states(parts.model, params["policy"], sequence, valid)
-        policy_states = response_states(hidden, length)
     if confidence:
+        policy_states = response_states(hidden, length)
         inputs = (parts.model, params["policy"], policy_states, rollout.tokens, parts.temperature)
         statistics = token_statistics(*inputs, parts.config.log_probs.chunk)
         features = confidence_features(*statistics, rollout.mask, parts.model.config.vocab_size)
-    found = critic_states(
-        parts.config.critic, parts.model, params, policy_states, sequence, valid, length
-    )
+    inputs = (hidden, sequence, valid, length)
+    found = critic_states(parts.config.critic, parts.model, params, *inputs)
     found = with_confidence(params["critic"], found, features)
     return parts.critic.read(params["critic"]["head"], found[:, states])
 

@@ -116,22 +116,31 @@ def init_critic(config: Critics, policy_params: ArrayTree, head_params: ArrayTre
     return {"head": head_params, "trunk": jax.tree.map(jnp.copy, trunk)}
 
 
+def critic_width(config: Critics, model: Transformer) -> int:
+    """Features of a state that the critic's head reads."""
+    return model.config.d_model * (2 if config.pooled else 1)
+
+
 def critic_states(
     config: Critics,
     model: Transformer,
     params: ArrayTree,
-    policy_states: Array | None,
+    hidden: Array | None,
     sequence: Array,
     valid: Array,
     length: int,
 ) -> Array:
-    """Features [B, R + 1, D] that the critic's head reads at s_0 .. s_R.
+    """Features [B, R + 1, `critic_width`] that the critic's head reads at s_0 .. s_R.
+
+    The trunk's hidden states; with `critic.pooled` followed by the mean of all those so far, from
+    the first token of the prompt to s_i (ours): a state says what comes next, and the mean also
+    what was asked.
 
     Args:
-      config: which trunk.
+      config: which trunk, and whether to pool.
       model: the transformer of both trunks.
       params: of all networks; an own trunk uses only the policy's parameters that LoRA freezes.
-      policy_states: [B, R + 1, D], the policy's hidden states (unused with an own trunk).
+      hidden: [B, P + R, D], the policy's hidden states (unused with an own trunk).
       sequence, valid: [B, P + R].
       length: R.
     """
@@ -142,7 +151,18 @@ def critic_states(
             # The decoder requires its output projection, which nothing here reads.
             shape = (model.config.d_model, model.config.vocab_size)
             trunk = {**trunk, "head": jnp.zeros(shape, model.config.param_dtype)}
-        return response_states(hidden_states(model, trunk, sequence, valid), length)
-    if config.trunk == "detached":
-        return jax.lax.stop_gradient(policy_states)
-    return policy_states
+        hidden = hidden_states(model, trunk, sequence, valid)
+    elif config.trunk == "detached":
+        hidden = jax.lax.stop_gradient(hidden)
+    states = response_states(hidden, length)
+    if not config.pooled:
+        return states
+    means = response_states(_means_so_far(hidden, valid), length)
+    return jnp.concatenate([states, means], axis=-1)
+
+
+def _means_so_far(hidden: Array, valid: Array) -> Array:
+    """[B, T, D] means of the valid states up to each slot; 0 before the first."""
+    weights = valid.astype(jnp.float32)[..., None]
+    total = jnp.cumsum(jnp.where(weights > 0, hidden.astype(jnp.float32), 0.0), axis=1)
+    return (total / jnp.maximum(jnp.cumsum(weights, axis=1), 1.0)).astype(hidden.dtype)

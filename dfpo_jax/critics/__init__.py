@@ -34,6 +34,8 @@ class Critics(Choice):
         gradients flow into it) or "detached" (the policy's, they do not).
       confidence: whether the critic also reads how probable the policy found what it wrote so far,
         see `algorithms.confidence`.
+      pooled: whether the critic also reads the mean of its trunk's states so far, those of the
+        prompt included, see `algorithms.trunk.critic_states`.
       lambda_: lambda of the critic's targets.
       warmup: the most iterations in which only the critic learns.
       warmup_patience: 0, or after how many iterations without a rise in the explained variance of
@@ -55,6 +57,7 @@ class Critics(Choice):
     name: str = "flow"
     trunk: str = "own"
     confidence: bool = False
+    pooled: bool = False
     lambda_: float = 0.95
     warmup: int = 0
     warmup_patience: int = 0

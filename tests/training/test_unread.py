@@ -101,6 +101,7 @@ SHARED = (
     "units",
     "source",
     "confidence",
+    "pooled",
 )
 OF_CRITICS = [
     *(f"critic.{name}" for name in SHARED),
