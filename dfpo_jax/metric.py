@@ -1,6 +1,6 @@
 """What a metric of a run means: a description that stands beside the code that writes it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 
@@ -18,6 +18,9 @@ class Metric:
       healthy: the values to expect, or what to compare it with.
       advice: where to look and what to change where it is otherwise.
       when: which rows have it; "" for every iteration of a run that has the part.
+
+    Raises:
+      ValueError: one of them is no text.
     """
 
     name: str
@@ -27,13 +30,20 @@ class Metric:
     advice: str = ""
     when: str = ""
 
+    def __post_init__(self):
+        """Check that all are texts: a report at the end of a run shows them."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not isinstance(value, str):
+                raise ValueError(f"{item.name} of a metric is {value!r}; it must be a text")
+
 
 def metrics_of(part: Any) -> tuple[Metric, ...]:
     """The descriptions that the settings of a part declare.
 
     A part of the user's own may declare none, or may use the name for something else.
     """
-    found = getattr(part, "metrics", ())
+    found = getattr(type(part), "metrics", ())  # of the class: a property might raise
     if not isinstance(found, tuple | list):
         return ()
     return tuple(x for x in found if isinstance(x, Metric))

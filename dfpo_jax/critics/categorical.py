@@ -48,7 +48,7 @@ class Categorical:
             "nats, mean over tokens.",
             formula="`-sum_k p_k log q_k` over bins or atoms",
             healthy="It falls from log K, 4.6 for the default of 101 bins, to the entropy of the "
-            "targets. That is above 0: with the default smoothing about 1.1 for a return that is "
+            "targets. That is above 0: with the default smoothing about 1.2 for a return that is "
             "certain, and more for one that is not.",
             advice="Where it does not fall, raise `critic_optimizer.learning_rate`. Where it falls "
             "and `rollout/explained_variance` stays low, returns may lie outside "

@@ -47,8 +47,8 @@ METRICS = (
         healthy="Far below `critic/anchor`: at an optimum it is only what one token tells about "
         "the return.",
         advice="It compares with the old critic alone, so that a small value says nothing about "
-        "observed returns. Where it is as large as the anchor, the flow changes faster than it "
-        "can follow: lower `critic_optimizer.learning_rate`, or `critic.flow.dcfm_weight`.",
+        "observed returns. Where it is as large as the anchor, lower `critic.flow.dcfm_weight` or "
+        "`critic_optimizer.learning_rate`, and see whether `eval/critic/crps` falls.",
         when="with `critic.flow.dcfm_weight` above 0",
     ),
     Metric(

@@ -32,12 +32,17 @@ _OF_RUNS = {
 }
 _HEAD = """# Metrics
 
-Every metric that a run writes to metrics.jsonl, one row per iteration. Row 0 is before training. NaN is written as null. Means over
-updates leave out those that were not finite. Losses stand without their weights. "Value units" are (G - mu) / s of a return G, where mu and s
-are the middle and half the width of a known range of rewards; with `critic.units=asinh` a critic learns in asinh of them.
+Every metric that a run writes to metrics.jsonl, one row per iteration. Row 0 is before training. NaN is written as null.
 
-Advantages and links of the reward chain write no metrics of their own. `python tools/metrics_glossary.py` makes this file from the
-descriptions that stand beside the code, and `python tools/metrics_glossary.py --explain=policy/kl_old` prints one of them.
+- Losses stand without their weights. Means over an iteration's updates leave out those that were not finite.
+- Means of `policy/` metrics over tokens are weighted as `objective.aggregation` says; with `constant_length` they are sums over a
+  response, divided by `sampling.max_new_tokens`. Those of `critic/` metrics weigh all tokens alike.
+- "Value units" are (G - mu) / s of a return G. Where the range of the rewards is known, mu is its middle and s half its width;
+  elsewhere both follow the rewards that were seen. With `critic.units=asinh` a critic learns in asinh of them, else in them.
+- `NAME=VALUE` is a setting, as in `--config.critic.units=asinh`.
+
+Advantages and links of the reward chain write no metrics. `python tools/metrics_glossary.py` makes this file from the descriptions that
+stand beside the code, and `python tools/metrics_glossary.py --explain=policy/kl_old` prints one of them.
 """  # noqa: E501
 
 

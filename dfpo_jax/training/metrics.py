@@ -40,9 +40,9 @@ METRICS = (
         "checkpoints come after it.",
         healthy="Steady after the first iteration. What is left beside `time/sample_seconds` is "
         "preparation and updates.",
-        advice="An iteration that takes longer than its neighbours has compiled a program: fewer "
-        "`train.prompt_buckets` compile fewer. For updates, lower `train.epochs`, or raise "
-        "`train.microbatches` only as far as memory needs it.",
+        advice="An iteration that takes far longer than its neighbours has usually compiled a "
+        "program: fewer `train.prompt_buckets` compile fewer. For updates, lower `train.epochs`, "
+        "and raise `train.microbatches` only as far as memory needs it.",
     ),
     Metric(
         "time/elapsed_seconds",

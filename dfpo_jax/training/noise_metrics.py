@@ -24,8 +24,9 @@ METRICS = (
         "FP: share of the wrong responses that were accepted. The verifier's verdict counts as the "
         "truth.",
         healthy="Low; with `rewards.flip` alone, near `rewards.flip.false_positive`.",
-        advice="Where noise is not set on purpose, mend the verifier. With known rates, set "
-        "`rewards.correction` or `advantage.channel`.",
+        advice="Where noise is not set on purpose, mend the verifier. For known rates there are "
+        "`advantage.channel` and `rewards.correction`; the latter changes nothing where all "
+        "prompts have one pair of rates and `advantage.whiten` is on.",
         when=_WHEN,
     ),
     Metric(
@@ -60,8 +61,8 @@ METRICS = (
         healthy="Not rising. Errors that hit all answers alike leave it at about FP times the "
         "share of the commonest wrong answer.",
         advice="Where it rises, the policy exploits one error of the verifier. Find the answer in "
-        "samples.jsonl and refuse it in the verifier, raise `objective.kl.coefficient`, or set "
-        "`rewards.majority`.",
+        "samples.jsonl and refuse it in the verifier, or raise `objective.kl.coefficient`. The "
+        "best checkpoint by held-out accuracy may lie before the rise.",
         when=_WHEN,
     ),
 )

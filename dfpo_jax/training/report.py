@@ -202,7 +202,9 @@ def _meaning(
     """What the series of a chart mean, behind a line that opens it."""
     drawn = {key for row in rows for key in row}
     names = [key for key in charts.series_of(curve, rows) if key in drawn and key in described]
-    entries = "".join(f"<dt><code>{x}</code></dt><dd>{_words(described[x])}</dd>" for x in names)
+    entries = "".join(
+        f"<dt><code>{html.escape(x)}</code></dt><dd>{_words(described[x])}</dd>" for x in names
+    )
     return f"<details><summary>What it means</summary><dl>{entries}</dl></details>" if names else ""
 
 

@@ -12,9 +12,9 @@ METRICS = (
         "units of reward.",
         healthy="It rises together with `rollout/clean_reward`.",
         advice="If it rises and the clean reward does not, the policy exploits errors of the "
-        "verifier: read `noise/top_wrong_rate` and samples.jsonl, and raise "
-        "`objective.kl.coefficient` or set `rewards.correction`. If neither rises, read "
-        "`rollout/zero_variance_groups`, `policy/entropy` and `policy/kl_old`.",
+        "verifier: read `noise/top_wrong_rate` and samples.jsonl, mend the verifier, or raise "
+        "`objective.kl.coefficient`. If neither rises, read `rollout/zero_variance_groups`, "
+        "`policy/entropy` and `policy/kl_old`.",
     ),
     Metric(
         "rollout/reward_std",

@@ -38,8 +38,8 @@ METRICS = (
         "Norm of the gradient by the parameters of the critic: its head, its own trunk, and what "
         "`critic.confidence` adds.",
         formula=_NORM,
-        healthy="Finite; largest at the start. Above `critic_optimizer.clip_norm` the gradient is "
-        "scaled down to it.",
+        healthy="Finite and not growing. Above `critic_optimizer.clip_norm` the gradient is scaled "
+        "down to it.",
         advice="Where it grows, lower `critic_optimizer.learning_rate`, or bound the targets: "
         "`critic.units=asinh`, `critic.flow.value_bound`, `rewards.clip.bound`.",
         when="where a critic trains",

@@ -8,16 +8,18 @@ from collections import Counter
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import metrics_glossary
+import numpy as np
 import optax
 import pytest
 from plan_draws import draw, given, prompts
 from tiny import Markov, markov_params, ragged_rollout
 
-from dfpo_jax import trial
+from dfpo_jax import ops, trial
 from dfpo_jax.algorithms import AlgorithmConfig, compose
 from dfpo_jax.critics import Critics
-from dfpo_jax.metric import metrics_of
+from dfpo_jax.metric import Metric, metrics_of
 from dfpo_jax.objectives import Flowrl, Objectives, check_objective
 from dfpo_jax.plans import Draw, Plans
 from dfpo_jax.rollout.prompts import fitted_ids
@@ -160,6 +162,35 @@ def test_descriptions_name_metrics_that_there_are():
     assert "noise/top_wrong_rate" in named and named <= known
 
 
+def test_figures_that_descriptions_give():
+    by_name = {metric.name: metric for metric in ALL}
+    histogram = Critics().categorical
+    edges = np.linspace(-histogram.support, histogram.support, histogram.num_bins + 1)
+    sigma = float(histogram.smoothing * (edges[1] - edges[0]))
+    rng, shape = np.random.default_rng(0), (1, 1, 200_000)
+
+    def best(z, t, d):  # of a return N(0, 1): cov(y - eps, z_t) = 2 t - 1
+        return (2 * t - 1) / (t**2 + (1 - t) ** 2) * z
+
+    @jax.jit
+    def figures(logs, samples, noise, times, centre, edges):
+        mass = ops.gaussian_histogram(centre, edges, sigma=sigma)
+        entropy = -jnp.sum(jax.scipy.special.xlogy(mass, mass))
+        loss = ops.anchor_loss(best, samples, noise, times)
+        return ops.kl_estimate(logs, 0 * logs)[0], loss[0, 0], entropy
+
+    arrays = rng.normal(size=shape), rng.normal(size=shape), rng.uniform(size=shape)
+    logs = np.log([[1.2, 0.8]])
+    found = figures(*jax.tree.map(np.float32, (logs, *arrays, np.zeros((1, 1)), edges)))
+    high, low = (f"{value:.3f}".lstrip("0") for value in found[0])
+    assert f"{high} (ratio 1.2) to {low} (ratio .8)" in by_name["policy/kl_old"].healthy
+    np.testing.assert_allclose(found[1], np.pi / 2, atol=0.02)
+    assert "pi / 2 where it is N(0, 1)" in by_name["critic/anchor"].healthy
+    (loss,) = metrics_of(histogram)
+    assert f"{np.log(histogram.num_bins):.1f} for the default of 101 bins" in loss.healthy
+    assert f"about {found[2]:.1f} for a return that is certain" in loss.healthy
+
+
 # --- of one run, and parts of the user's own ------------------------------------------------------
 
 
@@ -179,12 +210,17 @@ def test_a_part_of_the_users_own_may_describe_its_metrics_and_need_not():
     assert "policy/clip_fraction" not in found and "plan/replaced" not in found
 
 
-@pytest.mark.parametrize("other", [None, 3, "loss", ("loss", 1), lambda: ()])
+@pytest.mark.parametrize("other", [None, 3, "loss", ("loss", 1), property(lambda part: 1 / 0)])
 def test_something_else_under_the_name_is_no_description(other):
     class Part:
         metrics = other
 
     assert metrics_of(Part()) == ()
+
+
+def test_a_description_that_is_no_text_is_refused():
+    with pytest.raises(ValueError, match="healthy of a metric is 0.2; it must be a text"):
+        Metric("policy/guess", "Mean squared error.", healthy=0.2)
 
 
 def test_one_metric_is_explained_once_for_each_part_that_writes_another():
