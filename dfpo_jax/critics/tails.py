@@ -56,7 +56,8 @@ METRICS = (
         "How convex the quantile function is in its lower tail, plus how concave in its upper one, "
         "in units that the critic learns in. It has no target.",
         formula="`max(mean_low D, 0) + max(-mean_up D, 0)`, `D_j = q_(j+1) - 2 q_j + q_(j-1)`",
-        healthy="Small. It is not 0 for returns of two values, whose quantile function is a step.",
+        healthy="Near 0: it is 0 for a law whose quantile function flattens towards its middle, "
+        "such as a Gaussian.",
         advice="Where `eval/critic/crps` rises with its weight, the returns are not of the shape "
         "that it favours: lower the weight.",
         when="with `tail_curvature_weight` above 0",

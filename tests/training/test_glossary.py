@@ -9,7 +9,6 @@ from collections import Counter
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import metrics_glossary
 import numpy as np
 import optax
 import pytest
@@ -47,15 +46,23 @@ def switched_on(part):
     return dataclasses.replace(part, **weights, **{x: NEEDED[x] for x in NEEDED.keys() & fields})
 
 
-def test_the_file_is_what_the_tool_makes():
-    made = "run python tools/metrics_glossary.py"
-    assert metrics_glossary.FILE.read_text(encoding="utf-8") == document(), made
-
-
 def test_every_description_says_what_the_metric_means_and_no_part_has_two_of_a_name():
     assert all(metric.name and metric.meaning.endswith(".") for metric in ALL)
     for title, found in sections():
         assert max(Counter(metric.name for metric in found).values()) == 1, title
+
+
+def test_the_document_has_each_description_once_and_names_it_wherever_it_belongs():
+    text = document()
+    for metric in set(ALL):
+        assert f"\n\n{metric.meaning}\n\n" in text, metric.name
+    assert text.count("**`critic/cvar`**") == 1
+    assert (
+        "As under Critic `quantile`: `critic/cvar`, `critic/upper_gain`, `critic/mean_shift`"
+        in text
+    )
+    assert "## Critic `robust`\n\nAs under Critic `ensemble`: `critic/loss`.\n" in text
+    assert "\n\n\n" not in text and text.endswith("\n") and not text.endswith("\n\n")
 
 
 # --- what is written is what is described ---------------------------------------------------------
