@@ -21,8 +21,8 @@ LOSSES = (
         "units.",
         formula="`1/2 sum_n w_n (V_n - G)^2` with the lambda-return G from the value of all heads; "
         "w_n is 1 / N, or 1 for the head whose turn the response is where heads are disjoint",
-        healthy="Below half the variance of the returns, which a constant reaches. For rewards at the "
-        "two ends of their range, one with probability p, that is 2 p (1 - p).",
+        healthy="Below half the variance of the returns, which a constant reaches. For rewards at "
+        "the two ends of their range, one with probability p, that is 2 p (1 - p).",
         advice="Where it stays there, the critic knows nothing: see "
         "`eval/critic/explained_variance`. A pessimistic value (`robust`) lowers G, and with it "
         "the values, further every iteration: watch `rollout/explained_variance`.",

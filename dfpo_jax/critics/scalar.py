@@ -32,8 +32,8 @@ class Scalar:
             "Half the squared error of the value, mean over tokens, in squared value units.",
             formula="`1/2 (V - G)^2` with the lambda-return G; with `critic.scalar.value_clip` "
             "the larger one of it and that of the clipped value",
-            healthy="Below half the variance of the returns, which a constant reaches. For rewards at "
-            "the two ends of their range, one with probability p, that is 2 p (1 - p).",
+            healthy="Below half the variance of the returns, which a constant reaches. For rewards "
+            "at the two ends of their range, one with probability p, that is 2 p (1 - p).",
             advice="Where it stays there, the critic knows nothing: see "
             "`eval/critic/explained_variance`. Where it is far above 1, returns lie outside the "
             "units: bound the rewards with `rewards.clip.bound`.",

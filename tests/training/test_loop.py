@@ -59,7 +59,8 @@ def test_a_run_leaves_results_report_metrics_and_checkpoints(finished):
     assert "eval/in_domain/accuracy" in rows[0] and "eval/critic/crps" in rows[4]
     assert "critic/anchor" in rows[1] and "rollout/clean_reward" in rows[1]
     assert "noise/top_wrong_rate" in rows[1] and "rollout/zero_variance_groups" in rows[1]
-    assert "<html" in (workdir / "report.html").read_text()
+    report = (workdir / "report.html").read_text()
+    assert "<html" in report and "<dt><code>critic/anchor</code></dt><dd>How far the flow" in report
     samples = read_rows(workdir / "samples.jsonl")
     assert [row["step"] for row in samples] == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
     for row in samples:
