@@ -51,9 +51,10 @@ def check_unread(config: Any, *names: str, because: str) -> None:
 class Choice:
     """A section that chooses one of several parts.
 
-    A subclass has one field per part, whose value is the part's settings: a dataclass with
-    `build`. Parts whose class says `added = True` are built beside the chosen one. All other fields
-    are settings that the parts share.
+    A subclass has one field per part, whose value is the part's settings: a dataclass with `build`
+    and, for what the part alone writes to metrics.jsonl, descriptions in the class variable
+    `metrics` (see `dfpo_jax.metric`). Parts whose class says `added = True` are built beside the
+    chosen one. All other fields are settings that the parts share.
 
     Attributes:
       name: the field of the part, or "my_package.my_module:MyPart": a dataclass with `build` in a

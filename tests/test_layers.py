@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # other line names: a new part needs no line here.
 LAYERS = """
 (root)
-types settings published_files template_dates
+types settings metric published_files template_dates
 sharding memory trial
 ops.checks
 ops.masking
@@ -95,7 +95,7 @@ contracts.measure
 contracts.*
 contracts
 training.sources training.moved_settings training.settings_dict training.unread
-training.step_size training.config_checks training.noise_metrics
+training.step_size training.config_checks training.noise_metrics training.rollout_metrics
 training.config_argument
 training.config_keys
 training.config training.config_diff
@@ -105,7 +105,7 @@ training.preemption training.failures training.lock training.checksums
 training.distributed
 training.update
 training.learner training.checkpoint training.evaluate training.charts
-training.value_model training.page
+training.value_model training.page training.glossary
 training.report training.run training.programs
 training.run_data
 training.restore training.workdir training.check training.run_log training.warm_start

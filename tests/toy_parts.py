@@ -1,6 +1,7 @@
 """Parts of a user's own, which tests name as "toy_parts:CLASS"."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 
 from dfpo_jax.critics import Quantile
 from dfpo_jax.critics.units import AFFINE
+from dfpo_jax.metric import Metric
 from dfpo_jax.objectives import Clip, Objective
 from dfpo_jax.plans import Drawn, Plan
 from dfpo_jax.types import Loss
@@ -17,6 +19,9 @@ from dfpo_jax.types import Loss
 class Guess:
     """The clipped surrogate, and a network of its own that guesses the reward at every token."""
 
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("policy/guess", "Mean squared error of the guesses."),
+    )
     weight: float = 1.0
 
     def build(self):

@@ -38,9 +38,27 @@ from dfpo_jax.algorithms.trunk import (
 from dfpo_jax.algorithms.units import value_units
 from dfpo_jax.critics import Critic
 from dfpo_jax.critics.interface import lambda_returns
+from dfpo_jax.metric import Metric
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.objectives import Live, Objective
 from dfpo_jax.types import VALUE_UNITS, Array, ArrayTree, Loss, Rollout, Steps, Term, TrainState
+
+METRICS = (
+    Metric(
+        "policy/kl_old",
+        "KL divergence of the policy from the one that the iteration started with, in nats per "
+        "token, mean over the iteration's updates, each before it is made.",
+        formula="`exp(d) - 1 - d`, `d = log pi_old - log pi` of the sampled tokens",
+        healthy="0 with one update per iteration; with `log_probs.recompute=False` it then shows "
+        "how far the sampler's log-probabilities are from the trainer's. With several updates it "
+        "is small: were every ratio at the default clip, it would be .016 (ratio 1.2) to .027 "
+        "(ratio .8).",
+        advice="Where it is large, lower `policy_optimizer.learning_rate`, `train.epochs` or "
+        "`train.minibatches`. Where it is large with one update, set `log_probs.recompute`. Where "
+        "it is 0 with several updates, after the warm-up, nothing is learned: read "
+        "`policy/gradient_norm`.",
+    ),
+)
 
 
 class _Parts(NamedTuple):

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from dfpo_jax import ops
 from dfpo_jax.critics.interface import Critic, at_successors, init_head, mixed_returns
 from dfpo_jax.critics.units import AFFINE, Units
+from dfpo_jax.metric import Metric
 from dfpo_jax.models.value_heads import QuantileHead
 from dfpo_jax.settings import check_choice, check_interval, check_unread
 from dfpo_jax.types import Array, Loss
@@ -39,6 +41,20 @@ class Categorical:
         allowed.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "critic/loss",
+            "Cross-entropy between the histogram of the return's samples and the predicted one, in "
+            "nats, mean over tokens.",
+            formula="`-sum_k p_k log q_k` over bins or atoms",
+            healthy="It falls from log K, 4.6 for the default of 101 bins, to the entropy of the "
+            "targets. That is above 0: with the default smoothing about 1.2 for a return that is "
+            "certain, and more for one that is not.",
+            advice="Where it does not fall, raise `critic_optimizer.learning_rate`. Where it falls "
+            "and `rollout/explained_variance` stays low, returns may lie outside "
+            "`critic.categorical.support`, whose ends they count as.",
+        ),
+    )
     num_bins: int = 101
     support: float = 2.0
     smoothing: float = 0.75

@@ -2,16 +2,32 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from dfpo_jax.critics.interface import Critic, init_head, lambda_returns
+from dfpo_jax.metric import Metric
 from dfpo_jax.models.value_heads import EnsembleHead
 from dfpo_jax.settings import check_interval
 from dfpo_jax.types import Array, Loss
+
+LOSSES = (
+    Metric(
+        "critic/loss",
+        "Half the squared error of the heads' values, mean over heads and tokens, in squared value "
+        "units.",
+        formula="`1/2 sum_n w_n (V_n - G)^2` with the lambda-return G from the value of all heads; "
+        "w_n is 1 / N, or 1 for the head whose turn the response is where heads are disjoint",
+        healthy="Below half the variance of the returns, which a constant reaches. For rewards at "
+        "the two ends of their range, one with probability p, that is 2 p (1 - p).",
+        advice="Where it stays there, the critic knows nothing: see "
+        "`eval/critic/explained_variance`. A pessimistic value (`robust`) lowers G, and with it "
+        "the values, further every iteration: watch `rollout/explained_variance`.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,7 @@ class Ensemble:
       ValueError: a value outside its range, named with what is allowed.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = LOSSES
     num_heads: int = 2
     disjoint: bool = False
     init_scale: float = 0.1

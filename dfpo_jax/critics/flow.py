@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax import struct
 from dfpo_jax import ops
 from dfpo_jax.critics.flow_inference import INFERENCE, Reader
 from dfpo_jax.critics.flow_losses import (
+    METRICS,
     TARGET_MODES,
     Fields,
     flow_losses,
@@ -18,8 +19,10 @@ from dfpo_jax.critics.flow_losses import (
     uncertainty_weight,
 )
 from dfpo_jax.critics.interface import Critic, at_successors, init_head
+from dfpo_jax.critics.tails import METRICS as TAIL_METRICS
 from dfpo_jax.critics.tails import TAILS, check_tails, tail_weights
 from dfpo_jax.critics.units import AFFINE, Units, same_law
+from dfpo_jax.metric import Metric
 from dfpo_jax.models.value_flow import ValueFlow, ValueFlowConfig
 from dfpo_jax.settings import check_choice, check_interval, check_unread
 from dfpo_jax.types import Array, ArrayTree, Steps
@@ -71,6 +74,7 @@ class Flow:
       ValueError: a value outside its range, or one that no loss reads; named with what is allowed.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = METRICS + TAIL_METRICS
     head: ValueFlowConfig = field(default_factory=ValueFlowConfig)
     num_samples: int = 8
     num_steps: int = 4

@@ -16,10 +16,56 @@ from dfpo_jax.critics.flow_inference import Reader, noise_grid, one_step
 from dfpo_jax.critics.interface import draw, mixed_returns
 from dfpo_jax.critics.tails import risk_losses, tail_weights
 from dfpo_jax.critics.units import AFFINE, Units
+from dfpo_jax.metric import Metric
 from dfpo_jax.models.value_flow import Velocity
 from dfpo_jax.types import Array, Loss, Steps
 
 TARGET_MODES = ("mixture", "average", "flowcritic")
+ANCHOR = Metric(
+    "critic/anchor",
+    "How far the flow's velocity is from the one that leads to the sampled return: mean square "
+    "over tokens, noises and times, in squared units that the critic learns in.",
+    formula="`w |v(z_t, t, 0) - (y - eps)|^2`, `z_t = (1 - t) eps + t y`, with samples y of the "
+    "return (one number per token with the critic `scalar_flow`) and the uncertainty weight w",
+    healthy="It falls from 1 + mean y^2, where the head starts, to a plateau that is no fault: 0 "
+    "where the return of every state is certain, pi / 2 where it is N(0, 1).",
+    advice="Where it does not fall, raise `critic_optimizer.learning_rate` or the "
+    "critic's `num_samples`. Where it is far above 2, returns lie outside the units: set "
+    "`critic.units=asinh`, the critic's `value_bound` or `rewards.clip.bound`. Whether the plateau "
+    "is good, `eval/critic/explained_variance` and `eval/critic/crps` say.",
+)
+METRICS = (
+    ANCHOR,
+    Metric(
+        "critic/dcfm",
+        "How far the flow at a state is from the old flow at the next one, moved by the reward: "
+        "mean square over tokens with a successor, noises and times, in squared units that the "
+        "critic learns in.",
+        formula="`w |v(z_t, t, 0) - u|^2`, `z_t = t r + g z'_t + (1 - g)(1 - t) eps`, `u = r + g "
+        "v'(z'_t, t, 0) - (1 - g) eps`, with the old flow z', v' at the next state and the "
+        "discount g; with `critic.flow.dcfm_base=shift`, `z_t = r + g z'_t` and `u = g v'`",
+        healthy="Far below `critic/anchor`: at an optimum it is only what one token tells about "
+        "the return.",
+        advice="It compares with the old critic alone, so that a small value says nothing about "
+        "observed returns. Where it is as large as the anchor, lower `critic.flow.dcfm_weight` or "
+        "`critic_optimizer.learning_rate`, and see whether `eval/critic/crps` falls.",
+        when="with `critic.flow.dcfm_weight` above 0",
+    ),
+    Metric(
+        "critic/geometry",
+        "With `critic.flow.geometry=map`, how far one step lands from where the old flow's "
+        "`critic.flow.num_steps` steps land: mean square over tokens and noises, in squared units "
+        "that the critic learns in.",
+        formula="map: `|v(eps, 0, 1) - (z_1 - eps)|^2`; reflow: the anchor's formula with `y = "
+        "z_1`; straight: `|v(eps, 0, 0) - v(z_t, t, 0)|^2`; z the old flow that starts at eps",
+        healthy="map: falling, and small beside the variance of the predicted law; its root is "
+        "the error of one-step inference. reflow and straight have a floor while paths bend.",
+        advice="Where it stays large, `critic.flow.inference=one_step` reads another law than the "
+        "flow has: raise `critic.flow.geometry_weight`, train the critic longer "
+        "(`critic.warmup`), or read it with `critic.flow.inference=ode`.",
+        when="with `critic.flow.geometry_weight` above 0",
+    ),
+)
 
 
 class Fields(NamedTuple):

@@ -1,6 +1,7 @@
 """Implicit quantile networks: the quantile of any level (arXiv 1806.06923)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from dfpo_jax import ops
 from dfpo_jax.critics.interface import Critic, at_successors, draw, init_head, mixed_returns
 from dfpo_jax.critics.units import AFFINE, Units
+from dfpo_jax.metric import Metric
 from dfpo_jax.models.value_heads import ImplicitQuantileHead
 from dfpo_jax.settings import check_interval
 from dfpo_jax.types import Loss
@@ -34,6 +36,18 @@ class Iqn:
       ValueError: a value outside its range, named with what is allowed.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "critic/loss",
+            "Quantile regression loss at random levels, mean over tokens, levels and target "
+            "samples, in units that the critic learns in.",
+            formula="`|tau_j - 1{u < 0}| H(u) / kappa`, `u = y_k - q(tau_j)`, with the Huber "
+            "function H of threshold `critic.iqn.kappa`; with 0, `|tau_j - 1{u < 0}| |u|`",
+            healthy="Falling to a floor above 0 that the spread of the returns sets.",
+            advice="Compare it with itself alone; `eval/critic/crps` compares critics. Where it "
+            "does not fall, raise `critic_optimizer.learning_rate` or `critic.iqn.num_fractions`.",
+        ),
+    )
     num_fractions: int = 32
     num_quantiles: int = 32
     num_cosines: int = 64

@@ -1,14 +1,16 @@
 """Quantile regression: M linear quantiles of the return (arXiv 1710.10044), and DVPO's critic."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from dfpo_jax import ops
 from dfpo_jax.critics.interface import Critic, at_successors, init_head, mixed_returns
-from dfpo_jax.critics.tails import check_tails, risk_losses, tail_weights
+from dfpo_jax.critics.tails import METRICS, check_tails, risk_losses, tail_weights
 from dfpo_jax.critics.units import AFFINE, Units
+from dfpo_jax.metric import Metric
 from dfpo_jax.models.value_heads import EnsembleHead, QuantileHead
 from dfpo_jax.settings import check_choice, check_interval, check_unread
 from dfpo_jax.types import Array, Loss
@@ -43,6 +45,40 @@ class Quantile:
       ValueError: a value outside its range, or one that no loss reads; named with what is allowed.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "critic/loss",
+            "Quantile regression loss, mean over tokens, quantiles and target samples, in units "
+            "that the critic learns in.",
+            formula="`|tau_j - 1{u < 0}| H(u) / kappa`, `u = y_k - q_j`, with the Huber function H "
+            "of threshold `critic.quantile.kappa`; with 0, `|tau_j - 1{u < 0}| |u|`",
+            healthy="With kappa 0 it falls from half of mean |y|, where the head starts, to a "
+            "quarter of the mean difference of two returns of one state, not to 0.",
+            advice="Compare it with itself alone; `eval/critic/crps` compares critics. Where it "
+            "does not fall, raise `critic_optimizer.learning_rate`.",
+        ),
+        Metric(
+            "critic/risk",
+            "The same loss with each quantile weighted by omega.",
+            formula="`mean_j omega_j loss_j`, omega by `critic.quantile.risk_emphasis` and "
+            "`critic.quantile.risk_rate`",
+            healthy="Below `critic/loss`, as no omega is above 1, and moving with it.",
+            advice="As for `critic/loss`.",
+            when="with `critic.quantile.risk_weight` above 0",
+        ),
+        *METRICS,
+        Metric(
+            "critic/head_consistency",
+            "Squared distance between the quantiles of two heads, summed over the quantiles, mean "
+            "over pairs of heads and tokens, in squared units that the critic learns in.",
+            formula="`2 / (N (N - 1)) sum_(i<k) sum_j (q_ij - q_kj)^2`",
+            healthy="It falls towards 0 from the heads' first values. Divided by the number of "
+            "quantiles it compares with the variance of the returns.",
+            advice="Where it grows, raise `critic.quantile.head_consistency_weight`. At 0 the "
+            "heads are one, and what reads their disagreement reads nothing.",
+            when="with several heads and `critic.quantile.head_consistency_weight` above 0",
+        ),
+    )
     num_quantiles: int = 32
     kappa: float = 0.0
     target_mode: str = "mixture"

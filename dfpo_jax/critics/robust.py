@@ -1,12 +1,14 @@
 """A pessimistic value of an ensemble: robust Bellman targets."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 
 from dfpo_jax import ops
-from dfpo_jax.critics.ensemble import check_heads, ensemble_critic
+from dfpo_jax.critics.ensemble import LOSSES, check_heads, ensemble_critic
 from dfpo_jax.critics.interface import Critic
+from dfpo_jax.metric import Metric
 from dfpo_jax.settings import check_choice, check_interval, check_unread
 
 
@@ -30,6 +32,7 @@ class Robust:
       ValueError: a value outside its range, or one that the kind does not read.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = LOSSES
     kind: str = "minimum"
     radius: float = 0.5
     lowest: float = -1.0

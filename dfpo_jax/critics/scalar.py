@@ -1,12 +1,14 @@
 """PPO's critic: a scalar value per state (arXiv 1707.06347; per token, as in arXiv 2203.02155)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from dfpo_jax.critics.interface import Critic, init_head, lambda_returns
+from dfpo_jax.metric import Metric
 from dfpo_jax.models.value_heads import ScalarHead
 from dfpo_jax.settings import check_interval
 from dfpo_jax.types import Array, Loss
@@ -24,6 +26,19 @@ class Scalar:
       ValueError: a value outside its range, named with what is allowed.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "critic/loss",
+            "Half the squared error of the value, mean over tokens, in squared value units.",
+            formula="`1/2 (V - G)^2` with the lambda-return G; with `critic.scalar.value_clip` "
+            "the larger one of it and that of the clipped value",
+            healthy="Below half the variance of the returns, which a constant reaches. For rewards "
+            "at the two ends of their range, one with probability p, that is 2 p (1 - p).",
+            advice="Where it stays there, the critic knows nothing: see "
+            "`eval/critic/explained_variance`. Where it is far above 1, returns lie outside the "
+            "units: bound the rewards with `rewards.clip.bound`.",
+        ),
+    )
     value_clip: float = 0.0
 
     def __post_init__(self):

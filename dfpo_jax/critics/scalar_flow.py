@@ -1,12 +1,15 @@
 """The flow critic's control: the same network and steps, but the scalar lambda-return as target."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import jax.numpy as jnp
 
 from dfpo_jax import ops
 from dfpo_jax.critics.flow import Flow, FlowTargets
+from dfpo_jax.critics.flow_losses import ANCHOR
 from dfpo_jax.critics.interface import Critic
+from dfpo_jax.metric import Metric
 from dfpo_jax.models.value_flow import ValueFlowConfig
 from dfpo_jax.settings import check_interval
 
@@ -30,6 +33,7 @@ class ScalarFlow:
       ValueError: a value outside its range, named with what is allowed.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = (ANCHOR,)
     head: ValueFlowConfig = field(default_factory=ValueFlowConfig)
     num_samples: int = 8
     num_steps: int = 4

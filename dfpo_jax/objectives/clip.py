@@ -1,10 +1,12 @@
 """PPO's clipped surrogate (arXiv 1707.06347)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 
 from dfpo_jax import ops
+from dfpo_jax.metric import Metric
 from dfpo_jax.objectives.interface import Objective
 from dfpo_jax.settings import check_interval
 from dfpo_jax.types import Loss
@@ -22,6 +24,30 @@ class Clip:
       ValueError: a value outside its range, named with what is allowed.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "policy/loss",
+            "The clipped surrogate, in units of the advantage, mean as `objective.aggregation` "
+            "says.",
+            formula="`-min(rho A, clip(rho, 1 - low, 1 + high) A)`, `rho = exp(log pi - log "
+            "pi_old)`; with `objective.importance_cap` times the sampler's importance weight",
+            healthy="Near 0 with whitened advantages, whose mean it is at the first update with "
+            "the sign changed. Its size says nothing about progress.",
+            advice="Look at `rollout/reward` and `policy/kl_old` instead. Where it jumps, read "
+            "`policy/gradient_norm`.",
+        ),
+        Metric(
+            "policy/clip_fraction",
+            "Share of the tokens whose gradient the clip removes, mean over the iteration's "
+            "updates.",
+            formula="`A > 0 and rho > 1 + high`, or `A < 0 and rho < 1 - low`",
+            healthy="0 at the first update of an iteration, so also with one update; below about "
+            ".2 with the default bounds.",
+            advice="Where it is larger, most of the later updates is thrown away: lower "
+            "`policy_optimizer.learning_rate`, `train.epochs` or `train.minibatches`. Where it is "
+            "0 with several updates, the policy hardly moves: raise the learning rate.",
+        ),
+    )
     low: float = 0.2
     high: float = 0.2
     dual: float = 0.0

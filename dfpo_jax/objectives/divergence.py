@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax import ops
+from dfpo_jax.metric import Metric
 from dfpo_jax.objectives.interface import Objective
 from dfpo_jax.settings import check_choice, check_interval, check_unread
 from dfpo_jax.types import Loss
@@ -37,6 +38,30 @@ class Divergence:
     """
 
     anchored: ClassVar[bool] = True
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "policy/loss",
+            "The policy gradient within the trust region, in units of the advantage times nats, "
+            "mean as `objective.aggregation` says.",
+            formula="`-A min(rho, cap) M log pi`, weight and mask without gradient, `rho = "
+            "exp(log pi - log mu)` against the policy that sampled",
+            healthy="Its size says nothing: its gradient alone matters.",
+            advice="Look at `rollout/reward` and `policy/kl_old` instead. Where it jumps, read "
+            "`policy/gradient_norm`.",
+        ),
+        Metric(
+            "policy/mask_fraction",
+            "Share of the tokens that have no gradient, as they have left the trust region and the "
+            "advantage would push them further.",
+            formula="`1 - M`: the divergence from the sampler is above the threshold, and `A > 0 "
+            "and rho > 1`, or `A < 0 and rho < 1`",
+            healthy="Near 0 at the first update of an iteration, and small on average.",
+            advice="Where it is large, lower `policy_optimizer.learning_rate`, `train.epochs` or "
+            "`train.behaviour_lag`, or raise `objective.divergence.tv_threshold` "
+            "(`objective.divergence.kl_threshold`). Large already at the first update: "
+            "`sampling.top_k` and `sampling.top_p` put the sampler away from the policy.",
+        ),
+    )
     divergence: str = "tv"
     tv_threshold: float = 0.15
     kl_threshold: float = 0.05

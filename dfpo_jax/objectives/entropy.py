@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax import ops
+from dfpo_jax.metric import Metric
 from dfpo_jax.objectives.interface import Objective
 from dfpo_jax.settings import check_interval, check_unread
 from dfpo_jax.types import Loss
@@ -25,6 +26,29 @@ class Entropy:
       ValueError: a value outside its range, named with what is allowed.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "policy/entropy",
+            "Entropy of the policy's next token at the sampling temperature, in nats, mean over "
+            "the tokens of responses.",
+            formula="`-sum_v p_v log p_v`",
+            healthy="It falls slowly. At most the logarithm of the vocabulary's size; near 0 the "
+            "responses to a prompt are all alike.",
+            advice="Where it collapses before accuracy has risen, raise "
+            "`objective.entropy.coefficient`, `objective.clip.high` or `sampling.temperature`, or "
+            "lower `policy_optimizer.learning_rate`. Where it rises, the bonus is too strong or "
+            "the rewards are mostly noise.",
+        ),
+        Metric(
+            "policy/entropy_bonus",
+            "The entropy that the bonus counts: 0 on the tokens that are left out.",
+            healthy="Below `policy/entropy`, by more than the share that is left out where the "
+            "heads differ most on uncertain tokens.",
+            advice="Where it is near 0 and `policy/entropy` is not, lower "
+            "`objective.entropy.leave_out`.",
+            when="with `objective.entropy.leave_out` above 0",
+        ),
+    )
     added: ClassVar[bool] = True
     coefficient: float = 0.0
     leave_out: float = 0.0

@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from dfpo_jax import ops
+from dfpo_jax.metric import Metric
 from dfpo_jax.objectives.interface import Objective
 from dfpo_jax.settings import check_interval, check_unread
 from dfpo_jax.types import Loss
@@ -28,6 +29,19 @@ class Expert:
       ValueError: a value outside its range, or one that nothing reads; named with what is allowed.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "policy/expert",
+            "CalibRL's guide, in units of the advantage times nats, mean as "
+            "`objective.aggregation` says.",
+            formula="`|A| LeakyReLU(-s d)`, `d = log pi - log-probability of the expert's token`, "
+            "s = 1 for a correct response, -1 for a wrong one",
+            healthy="Falling. It may be below 0, where the leaky side is.",
+            advice="Where it dominates `policy/gradient_norm`, lower `objective.expert.weight`. "
+            "`objective.expert.above` must lie between the rewards of wrong and right responses.",
+            when="with `objective.expert.weight` above 0",
+        ),
+    )
     added: ClassVar[bool] = True
     weight: float = 0.0
     slope: float = 0.5

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax import ops
+from dfpo_jax.metric import Metric
 from dfpo_jax.models.partition import Partition
 from dfpo_jax.objectives.interface import Objective
 from dfpo_jax.settings import check_choice, check_interval, check_unread
@@ -52,6 +53,35 @@ class Flowrl:
     """
 
     anchored: ClassVar[bool] = True
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "policy/loss",
+            "Squared distance of the responses from FlowRL's balance, in squared nats per token, "
+            "mean over responses.",
+            formula="`w delta^2`, `delta = log Z + mean_t log pi - beta r - mean_t log pi_ref` "
+            "with the reward r scaled within its group",
+            healthy="Falling. Of the order of `objective.flowrl.beta` squared at the start, as "
+            "scaled rewards have a deviation of about 1; it ends above 0.",
+            advice="Where it does not fall, beta asks for more than the policy can move: lower "
+            "`objective.flowrl.beta`, or raise `policy_optimizer.learning_rate`.",
+        ),
+        Metric(
+            "policy/log_z",
+            "log Z of the prompts, in nats, mean over responses: of the network, or with "
+            "`objective.flowrl.log_z=offline` the estimate by importance sampling.",
+            healthy="Moving from 0, where the network starts, to a steady value.",
+            advice="Where it drifts without end, lower `policy_optimizer.learning_rate`, or set "
+            "`objective.flowrl.log_z=offline`.",
+        ),
+        Metric(
+            "policy/importance",
+            "Weight w of the responses in the loss, mean over responses.",
+            formula="by `objective.flowrl.importance`; clipped: `clip(w, 1 - low, 1 + high)`",
+            healthy="1 at the first update of an iteration, and near it.",
+            advice="At a bound, most responses have moved beyond it: lower "
+            "`policy_optimizer.learning_rate`, `train.epochs` or `train.minibatches`.",
+        ),
+    )
     beta: float = 15.0
     importance: str = "clipped"
     low: float = 0.2

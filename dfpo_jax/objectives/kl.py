@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dfpo_jax import ops
+from dfpo_jax.metric import Metric
 from dfpo_jax.objectives.interface import Objective
 from dfpo_jax.settings import check_choice, check_interval, check_unread
 from dfpo_jax.types import Loss
@@ -27,6 +28,31 @@ class Kl:
       ValueError: a value outside its range, or one that nothing reads; named with what is allowed.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "policy/kl",
+            "KL divergence of the policy from the one that the run started with, in nats per "
+            "token, mean over the iteration's updates.",
+            formula="with `d = log pi_ref - log pi`: `exp(d) - 1 - d` (k3), `-d` (k1) or `d^2 / 2` "
+            "(k2), by `objective.kl.estimator`",
+            healthy="It grows from 0 and levels off, with `objective.kl.target` near that target. "
+            "How much is right depends on the task: compare it with held-out accuracy.",
+            advice="Where it grows while `eval/in_domain/accuracy` falls, raise "
+            "`objective.kl.coefficient`. Where it stays near 0 and accuracy does not rise, lower "
+            "it.",
+            when="with `objective.kl.coefficient` above 0",
+        ),
+        Metric(
+            "policy/kl_coefficient",
+            "Weight of the KL penalty at the end of the iteration, per nat.",
+            formula="with `objective.kl.target` it is multiplied by `1 + clip(KL / target - 1, "
+            "-.2, .2) / horizon` after every iteration; else `objective.kl.coefficient`",
+            healthy="With a target, it settles.",
+            advice="Where it grows without end, the target is out of reach: raise "
+            "`objective.kl.target`, or lower `policy_optimizer.learning_rate`. Where it lags "
+            "behind, lower `objective.kl.horizon`.",
+        ),
+    )
     added: ClassVar[bool] = True
     coefficient: float = 0.0
     estimator: str = "k3"

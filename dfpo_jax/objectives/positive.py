@@ -6,6 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from dfpo_jax.metric import Metric
 from dfpo_jax.objectives.interface import Objective
 from dfpo_jax.settings import check_interval, check_unread
 from dfpo_jax.types import Loss
@@ -27,6 +28,18 @@ class Positive:
       ValueError: a value outside its range, or one that nothing reads; named with what is allowed.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "policy/positive",
+            "Negative log-probability of the tokens of good responses, in nats per token.",
+            formula="`mean -log pi` over the tokens of all responses with a reward above "
+            "`objective.positive.above`; 0 where there is none",
+            healthy="Falling; about `policy/entropy` or less, as the policy sampled them.",
+            advice="At 0 no response is good: lower `objective.positive.above` to a reward that "
+            "occurs. Where entropy collapses with it, lower `objective.positive.weight`.",
+            when="with `objective.positive.weight` above 0",
+        ),
+    )
     added: ClassVar[bool] = True
     weight: float = 0.0
     above: float = 0.5

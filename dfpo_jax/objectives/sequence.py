@@ -1,11 +1,13 @@
 """GSPO: the clipped surrogate on the ratio of whole responses (arXiv 2507.18071)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from dfpo_jax import ops
+from dfpo_jax.metric import Metric
 from dfpo_jax.objectives.interface import Objective
 from dfpo_jax.settings import check_interval
 from dfpo_jax.types import Loss
@@ -27,6 +29,30 @@ class Sequence:
       ValueError: a value outside its range, named with what is allowed.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "policy/loss",
+            "The clipped surrogate on the ratio of whole responses, in units of the advantage, "
+            "mean over responses of the means over their tokens.",
+            formula="`-min(s A, clip(s, 1 - low, 1 + high) A)`, `s = exp(mean_t (log pi - log "
+            "pi_old))`",
+            healthy="Near 0 for advantages with a mean of 0. Its size says nothing about progress.",
+            advice="Look at `rollout/reward` and `policy/kl_old` instead. Where it jumps, read "
+            "`policy/gradient_norm`.",
+        ),
+        Metric(
+            "policy/clip_fraction",
+            "Share of the tokens whose gradient the clip removes, mean over responses and the "
+            "iteration's updates. Where the tokens of a response share an advantage it is all of "
+            "them or none.",
+            formula="`A > 0 and s > 1 + high`, or `A < 0 and s < 1 - low`",
+            healthy="0 at the first update of an iteration. The published bounds of 3e-4 and 4e-4 "
+            "are narrow, so that it is far larger than that of `clip` for the same step.",
+            advice="Near 1 most of the later updates is thrown away: widen "
+            "`objective.sequence.low` and `objective.sequence.high`, or lower "
+            "`policy_optimizer.learning_rate`.",
+        ),
+    )
     low: float = 3e-4
     high: float = 4e-4
 

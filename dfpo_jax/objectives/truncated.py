@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax import ops
+from dfpo_jax.metric import Metric
 from dfpo_jax.objectives.interface import Objective
 from dfpo_jax.types import Loss
 
@@ -28,6 +29,18 @@ class Truncated:
     """
 
     anchored: ClassVar[bool] = True
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "policy/loss",
+            "The policy gradient with truncated weights of whole responses, in units of the "
+            "advantage times nats, mean as `objective.aggregation` says.",
+            formula="`-min(w, cap) A log pi`, the weight without gradient, `w = exp(sum_t (log pi "
+            "- log mu))` against the policy that sampled",
+            healthy="Its size says nothing: its gradient alone matters.",
+            advice="Look at `policy/effective_samples`, `rollout/reward` and `policy/kl_old` "
+            "instead.",
+        ),
+    )
     cap: float = 8.0
 
     def __post_init__(self):

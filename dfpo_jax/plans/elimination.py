@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from dfpo_jax.metric import Metric
 from dfpo_jax.plans.interface import Draw, Drawn, Plan, join, regroup
 from dfpo_jax.settings import check_choice, check_interval
 from dfpo_jax.tasks.base import Item
@@ -41,6 +43,37 @@ class Elimination:
       ValueError: a field is outside its range.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "plan/rounds",
+            "Rounds of responses that the iteration drew.",
+            healthy="Below `plan.elimination.most_rounds`.",
+            advice="At the most, some prompts never left: see `plan/exited_share`.",
+        ),
+        Metric(
+            "plan/exited_share",
+            "Share of the prompts whose pool met `plan.elimination.exit`.",
+            healthy="High. The others are too hard or, with balance, too easy.",
+            advice="Where it is small, raise `plan.elimination.most_rounds` or "
+            "`plan.elimination.round_samples`, set `plan.elimination.exit=positive`, or use "
+            "prompts of another difficulty.",
+        ),
+        Metric(
+            "plan/pool_responses",
+            "Mean number of responses in a prompt's pool, of which `train.samples` are kept.",
+            healthy="Between `plan.elimination.round_samples` and `plan.elimination.most_rounds` "
+            "times that.",
+            advice="It is what sampling costs. Where it is near the most, see `plan/exited_share`.",
+        ),
+        Metric(
+            "plan/drawn_reward",
+            "Mean over prompts of the mean reward of their pools, as the learner sees it; "
+            "`rollout/reward` is that of the responses kept.",
+            healthy="It rises. With this plan it is the measure of progress: what is kept is "
+            "balanced on purpose.",
+            advice="As for `rollout/reward`.",
+        ),
+    )
     exit: str = "balance"
     round_samples: int = 8
     most_rounds: int = 4

@@ -3,9 +3,11 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from dfpo_jax.metric import Metric
 from dfpo_jax.plans.interface import Draw, Drawn, Plan, join, regroup
 from dfpo_jax.settings import check_interval
 from dfpo_jax.tasks.base import Item
@@ -30,6 +32,37 @@ class Refill:
       ValueError: the number is below 1.
     """
 
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "plan/rounds",
+            "Rounds of prompts that the iteration drew.",
+            healthy="Near 1 over `plan/kept_share`.",
+            advice="At `plan.refill.most_rounds` the iteration was filled with groups without "
+            "variance, see `plan/fallback_groups`. Each round costs as much as sampling without "
+            "this plan.",
+        ),
+        Metric(
+            "plan/kept_share",
+            "Share of the drawn groups whose rewards differ.",
+            healthy="Above 1 / `plan.refill.most_rounds`.",
+            advice="Where it is small, use prompts of another difficulty or raise `train.samples`. "
+            "At 1, the plan changes nothing; noise that differs by response does that.",
+        ),
+        Metric(
+            "plan/fallback_groups",
+            "Groups without variance that the iteration was filled up with.",
+            healthy="0.",
+            advice="As for `plan/kept_share`, or raise `plan.refill.most_rounds`.",
+        ),
+        Metric(
+            "plan/drawn_reward",
+            "Mean reward of all drawn responses, as the learner would see it; `rollout/reward` is "
+            "that of those kept.",
+            healthy="It rises. With this plan it is the measure of progress: groups that are all "
+            "right are left out of `rollout/reward`.",
+            advice="As for `rollout/reward`.",
+        ),
+    )
     most_rounds: int = 10
 
     def __post_init__(self):

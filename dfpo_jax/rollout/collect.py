@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from dfpo_jax.metric import Metric
 from dfpo_jax.plans.interface import Drawn
 from dfpo_jax.rewards.interface import Link, Scored
 from dfpo_jax.rollout.demonstrations import demonstrations
@@ -14,6 +15,25 @@ from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.sharding import gather_rows, own_rows
 from dfpo_jax.tasks.base import Item, Task, VerifierFailure
 from dfpo_jax.types import Array, ArrayTree, Rollout
+
+METRICS = (
+    Metric(
+        "verifier/errors",
+        "How many of the responses that the iteration drew the verifier failed on, on all hosts. "
+        "Such a response gets `task.verifier.on_failure`.",
+        healthy="0, or few.",
+        advice="Read why in the log. More than the share `task.verifier.most_failures` in a round "
+        "stop the run.",
+    ),
+    Metric(
+        "verifier/timeouts",
+        "How many of them took the verifier longer than `task.verifier.timeout` seconds. They get "
+        "`task.verifier.on_failure` too.",
+        healthy="0, or few.",
+        advice="Raise `task.verifier.timeout`, or `task.verifier.workers` where the machine has "
+        "idle cores. They count towards `task.verifier.most_failures`.",
+    ),
+)
 
 
 def score(

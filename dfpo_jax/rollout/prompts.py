@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from dfpo_jax.chat import Chat
+from dfpo_jax.metric import Metric
 from dfpo_jax.tasks.base import Item
 from dfpo_jax.tokenizers import beginning, encode
 
@@ -57,6 +58,18 @@ def check_length(item: Item, ids: Sequence[int], length: int) -> None:
     """Raise ValueError if a prompt has more than `length` tokens."""
     if len(ids) > length:
         raise ValueError(f"prompt {item.prompt!r} has {len(ids)} tokens; prompt_length is {length}")
+
+
+METRICS = (
+    Metric(
+        "rollout/shortened_prompts",
+        "How many of the prompts drawn in the iteration had more than `train.prompt_length` tokens "
+        "and were cut.",
+        healthy="0, or few.",
+        advice="Raise `train.prompt_length`, or leave such prompts out with `task.overlong=skip`.",
+        when="with `task.overlong=truncate`",
+    ),
+)
 
 
 def fitted_ids(

@@ -151,7 +151,8 @@ def _points(rows: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, 
     return steps, values
 
 
-def _expand(curve: Curve, rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
+def series_of(curve: Curve, rows: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """Labels of a chart's series by the key of a metric; "*" is replaced by what is in the rows."""
     series = {}
     for key, label in curve.series.items():
         if not key.endswith("*"):
@@ -193,7 +194,7 @@ def draw_curve(curve: Curve, rows: Sequence[Mapping[str, float]]) -> tuple[str |
     Returns:
       The chart, or None without any data, and the labels of the series without data.
     """
-    series = _expand(curve, rows)
+    series = series_of(curve, rows)
     data = {key: _points(rows, key) for key in series}
     missing = [label for key, label in series.items() if not len(data[key][0])]
     drawn = [key for key in series if len(data[key][0])]

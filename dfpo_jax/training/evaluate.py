@@ -7,11 +7,76 @@ import numpy as np
 
 from dfpo_jax import ops
 from dfpo_jax.algorithms import Returns
+from dfpo_jax.metric import Metric
 from dfpo_jax.rollout.collect import score
 from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.training.metrics import explained_variance
 from dfpo_jax.types import Array, ArrayTree, Rollout
+
+_EVERY = "every `evaluation.every` iterations and after the last one"
+_CRITIC = f"{_EVERY}, with a critic, `evaluation.critic_prompts` above 0 and a plan that samples"
+METRICS = (
+    Metric(
+        "eval/in_domain/accuracy",
+        "Share of the clean held-out items of `task` that the policy solves at the first, greedy "
+        "attempt. Noise in training rewards has no part in it.",
+        healthy="It rises, and ends above row 0. Differences below about twice its standard "
+        "error, sqrt(p (1 - p) / n) of n = `evaluation.prompts` items, mean little.",
+        advice="Where `rollout/accuracy` rises and this does not, the policy has learned the "
+        "training prompts: use more of them. Where it falls, look for the iteration at which "
+        "`policy/kl_old` or `noise/top_wrong_rate` rose; the best checkpoint by this number is "
+        "kept.",
+        when=_EVERY + "; row 0 is before training",
+    ),
+    Metric(
+        "eval/out_of_domain/accuracy",
+        "The same on the held-out items of `out_of_domain`.",
+        healthy="Neither at 0 nor at 1 before training, and not falling while the in-domain "
+        "accuracy rises.",
+        advice="Where it falls, the policy specialises: raise `objective.kl.coefficient`, or train "
+        "on more kinds of prompts.",
+        when=_EVERY + ", with `evaluation.out_of_domain`; row 0 is before training",
+    ),
+    Metric(
+        "eval/critic/explained_variance",
+        "How much of the returns of held-out responses the mean of the critic's law explains, over "
+        "all their tokens. The rewards have the noise of training.",
+        formula="`1 - Var(G - V) / Var(G)`, `G = discount^(tokens left) * reward`",
+        healthy="Above 0, which a constant reaches, and rising. Below 1 even for the best critic: "
+        "what the policy will sample and what noise does is not known before. "
+        "`experiments/critics.py` estimates that ceiling.",
+        advice="Near 0: give the critic a trunk of its own (`critic.trunk=own`), "
+        "`critic.confidence`, a warm-up (`critic.warmup`) or a higher "
+        "`critic_optimizer.learning_rate`; prompts that are all equally hard leave nothing to "
+        "know. Far below `rollout/explained_variance`: the critic has learned the training "
+        "prompts.",
+        when=_CRITIC,
+    ),
+    Metric(
+        "eval/critic/crps",
+        "Continuous ranked probability score of the critic's law against the return that followed, "
+        "mean over all tokens, in units of reward. It judges the whole law; of a critic with one "
+        "number it is the mean absolute error.",
+        formula="`mean |q - G| - 1/2 mean |q - q'|` over the quantiles q",
+        healthy="Lower is better. Only a comparison says how good it is: with its earlier values, "
+        "or with another critic on the same rewards. An exact law reaches half the mean difference "
+        "of two returns of one state.",
+        advice="Where the explained variance is good and this is not, the law is too wide or too "
+        "narrow: look at the distributions in report.html, and read `critic/geometry`.",
+        when=_CRITIC,
+    ),
+    Metric(
+        "eval/critic/wasserstein1",
+        "Wasserstein-1 distance, at the prompt, between the critic's law and the returns of "
+        "`evaluation.critic_samples` responses, mean over prompts, in units of reward.",
+        formula="area between both quantile functions",
+        healthy="Falling. Not 0 even for the exact law, as few responses show a law roughly; more "
+        "`evaluation.critic_samples` lower that part.",
+        advice="As for `eval/critic/crps`.",
+        when=_CRITIC,
+    ),
+)
 
 
 def greedy_accuracy(

@@ -10,6 +10,7 @@ import numpy as np
 
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Observed
 from dfpo_jax.memory import Checked
+from dfpo_jax.metric import Metric
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import mesh_context, put_batch, put_replicated, shardings, to_host
 from dfpo_jax.training.update import PREPARE, Optimizers, Schedule, init_policy, init_state, update
@@ -24,6 +25,17 @@ _PREPARE_ADVICE = (
 _UPDATE_ADVICE = (
     "raise train.minibatches or train.microbatches, set model.remat to 'full', set critic.trunk to "
     "'detached', or lower sampling.max_new_tokens, train.prompt_length or train.prompts"
+)
+METRICS = (
+    Metric(
+        "train/skipped_updates",
+        "How many of the iteration's updates changed nothing, because a loss, a gradient or its "
+        "norm was not finite. The log names the tensors. The other means leave these updates out.",
+        healthy="0.",
+        advice="More than `train.max_skipped` in a row stop the run. Lower the learning rates, "
+        "bound the rewards (`rewards.clip.bound`), set `critic.flow.value_bound`, or use float32 "
+        "(`model.dtype`).",
+    ),
 )
 _CRITIC_ADVICE = "lower evaluation.critic_prompts or evaluation.critic_samples"
 

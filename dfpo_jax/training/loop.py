@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from dfpo_jax.plans import Draw, Drawn
 from dfpo_jax.published_files import read_json
@@ -18,11 +17,13 @@ from dfpo_jax.rollout.collect import draw, given
 from dfpo_jax.training import distributed, failures
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed_returns
+from dfpo_jax.training.glossary import described
 from dfpo_jax.training.initial import states_of, with_rewards
 from dfpo_jax.training.metrics import peak_memory_bytes, read_metrics
-from dfpo_jax.training.noise_metrics import noise_metrics, zero_variance_groups
+from dfpo_jax.training.noise_metrics import noise_metrics
 from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report
+from dfpo_jax.training.rollout_metrics import rollout_metrics
 from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run
 from dfpo_jax.training.run_data import digests
 from dfpo_jax.training.run_log import RunLog
@@ -31,7 +32,7 @@ from dfpo_jax.training.update import sampling_policy
 from dfpo_jax.training.value_model import with_value_model
 from dfpo_jax.training.warm_start import first_policy
 from dfpo_jax.training.workdir import BEFORE, write_json
-from dfpo_jax.types import Rollout, TrainState
+from dfpo_jax.types import TrainState
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def iteration(
     state, means = run.learner.update(state, *run.learner.prepare(state, rollout))
     state = run.learner.adapt(state, means)
     metrics |= means | rollout_metrics(rollout, run.train_task.solved_at)
-    metrics |= _noise(run, collected) | zero_variance_groups(collected)
+    metrics |= _noise(run, collected)
     if SQUARED in means:
         metrics["policy/effective_samples"] = float(effective_samples(means))
     metrics |= {name: float(count) for name, count in tally.items()}
@@ -106,19 +107,6 @@ def _noise(run: Run, drawn: Drawn) -> dict[str, float]:
         return {}
     middles = [sum(bounds) / 2 for bounds in (clean, run.clean_range)]
     return noise_metrics(drawn, *middles, run.train_task.answer)
-
-
-def rollout_metrics(rollout: Rollout, solved_at: float) -> dict[str, float]:
-    """Rewards (noisy and clean), accuracy and lengths of a rollout, and its prompts' padding."""
-    return {
-        "rollout/reward": float(rollout.rewards.mean()),
-        "rollout/reward_std": float(rollout.rewards.std()),
-        "rollout/clean_reward": float(rollout.clean_rewards.mean()),
-        "rollout/accuracy": float((rollout.clean_rewards >= solved_at).mean()),
-        "rollout/length": float(rollout.mask.sum(axis=1).mean()),
-        "rollout/prompt_slots": float(rollout.prompt_tokens.shape[1]),
-        "rollout/truncated": float(np.asarray(rollout.truncated).mean()),
-    }
 
 
 def evaluate(run: Run, state: TrainState) -> tuple[dict[str, float], dict[str, list]]:
@@ -311,6 +299,7 @@ def _finish(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict[
         results=results,
         rewards=run.rewards.words,
         rows=read_metrics(workdir),
+        described=described(run.config),
         examples=examples[:12],
         snapshot=snapshot,
     )

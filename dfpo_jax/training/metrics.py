@@ -16,6 +16,7 @@ import numpy as np
 import tensorboardX
 from tqdm import tqdm
 
+from dfpo_jax.metric import Metric
 from dfpo_jax.training.json_lines import JsonLines, read_rows
 
 FILE_NAME = "metrics.jsonl"
@@ -23,6 +24,32 @@ _SHOWN = (
     ("reward", "rollout/reward", "{:.3f}"),
     ("accuracy", "rollout/accuracy", "{:.1%}"),
     ("KL", "policy/kl_old", "{:.2g}"),
+)
+METRICS = (
+    Metric(
+        "time/sample_seconds",
+        "Seconds of the iteration in which responses were sampled and verified, over all rounds of "
+        "the plan.",
+        healthy="Steady after the first iteration, in which sampling is compiled.",
+        advice="Where most of the iteration goes here: lower `sampling.max_new_tokens`, set "
+        "`train.prompt_buckets`, or, where verification is slow, raise `task.verifier.workers`.",
+    ),
+    Metric(
+        "time/iteration_seconds",
+        "Seconds of the whole iteration: responses, preparation and updates. Evaluation and "
+        "checkpoints come after it.",
+        healthy="Steady after the first iteration. What is left beside `time/sample_seconds` is "
+        "preparation and updates.",
+        advice="An iteration that takes far longer than its neighbours has usually compiled a "
+        "program: fewer `train.prompt_buckets` compile fewer. For updates, lower `train.epochs`, "
+        "and raise `train.microbatches` only as far as memory needs it.",
+    ),
+    Metric(
+        "time/elapsed_seconds",
+        "Seconds that the run has taken so far, with building, compilation and evaluation, over "
+        "all its parts where it was resumed.",
+        when="row 0 too",
+    ),
 )
 
 

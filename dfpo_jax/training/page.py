@@ -77,6 +77,9 @@ _STYLE = """
   .right, .wrong { font-size: .85rem; font-weight: 600; white-space: nowrap; }
   .right { color: var(--c2); }
   .wrong { color: var(--c1); }
+  figure details { font-size: .85rem; margin-top: .4rem; }
+  figure summary { color: var(--c5); }
+  figure dl, figure dd { margin: .2rem 0 .5rem; }
   details pre { overflow-x: auto; background: var(--card); padding: 1rem; border-radius: .5rem;
     font-size: .85rem; }
   summary { cursor: pointer; }

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from dfpo_jax.metric import Metric
 from dfpo_jax.training import charts
-from dfpo_jax.training.curves import CURVES
+from dfpo_jax.training.curves import CURVES, Curve
 from dfpo_jax.training.page import write_page
 
 _STATES, _EXAMPLES = 4, 12
@@ -69,6 +70,7 @@ def write_report(
     results: Mapping[str, Any],
     rewards: str,
     rows: Sequence[Mapping[str, float]],
+    described: Mapping[str, Metric],
     examples: Sequence[Example],
     snapshot: CriticSnapshot | None,
 ) -> None:
@@ -82,6 +84,7 @@ def write_report(
         "seconds", "peak_memory_bytes", "config" (nested) and "seed".
       rewards: the `words` of the reward chain; "" where rewards stay as they are.
       rows: metrics by iteration; keys may be missing and values NaN.
+      described: what metrics mean, by name; one that is drawn may have no description.
       examples: the first 12 are shown.
       snapshot: up to 4 of its prompts are shown, spread evenly from the lowest to the highest mean
         observed return; None for a run without a critic.
@@ -91,7 +94,7 @@ def write_report(
         headline=_headline(results),
         facts=_facts(results, rows),
         rewards=_rewards(rewards),
-        curves=_curves(rows),
+        curves=_curves(rows, described),
         critic=_critic(snapshot),
         examples=_examples(examples),
         config=html.escape(json.dumps(results["config"], indent=2, default=str)),
@@ -171,7 +174,7 @@ def _rewards(words: str) -> str:
     return f"<p><b>Rewards.</b> {text} Accuracies above are on clean rewards.</p>"
 
 
-def _curves(rows: Sequence[Mapping[str, float]]) -> str:
+def _curves(rows: Sequence[Mapping[str, float]], described: Mapping[str, Metric]) -> str:
     cards, missing = [], []
     for curve in CURVES:
         chart, absent = charts.draw_curve(curve, rows)
@@ -179,7 +182,8 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> str:
             missing.append(curve.title)
         else:
             missing += [f"{curve.title} ({label})" for label in absent]
-            cards.append(f"<figure><h3>{curve.title}</h3>{chart}</figure>")
+            meaning = _meaning(curve, rows, described)
+            cards.append(f"<figure><h3>{curve.title}</h3>{chart}{meaning}</figure>")
     note = ""
     if missing:
         note = f'<p class="note">Not measured in this run: {html.escape("; ".join(missing))}.</p>'
@@ -190,6 +194,27 @@ def _curves(rows: Sequence[Mapping[str, float]]) -> str:
         "and thick ones a running mean over a twentieth of them.</p>"
     )
     return f'{explanation}<div class="charts">{"".join(cards)}</div>{note}'
+
+
+def _meaning(
+    curve: Curve, rows: Sequence[Mapping[str, float]], described: Mapping[str, Metric]
+) -> str:
+    """What the series of a chart mean, behind a line that opens it."""
+    drawn = {key for row in rows for key in row}
+    names = [key for key in charts.series_of(curve, rows) if key in drawn and key in described]
+    entries = "".join(
+        f"<dt><code>{html.escape(x)}</code></dt><dd>{_words(described[x])}</dd>" for x in names
+    )
+    return f"<details><summary>What it means</summary><dl>{entries}</dl></details>" if names else ""
+
+
+def _words(metric: Metric) -> str:
+    """A description as HTML, in which backticks become code."""
+    parts = {"": metric.meaning, "Healthy: ": metric.healthy, "Otherwise: ": metric.advice}
+    text = " ".join(f"{name}{words}" for name, words in parts.items() if words)
+    pieces = html.escape(text).split("`")
+    pieces[1::2] = [f"<code>{piece}</code>" for piece in pieces[1::2]]
+    return "".join(pieces)
 
 
 def _critic(snapshot: CriticSnapshot | None) -> str:

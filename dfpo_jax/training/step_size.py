@@ -6,11 +6,45 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dfpo_jax.metric import Metric
 from dfpo_jax.types import Array
 
 POWERS = {"sqrt": 0.5, "linear": 1.0}
 WEIGHT, SQUARED = "policy/weight", "policy/squared_weight"
 """Terms with means E w and E w^2 of the sequence weights w = pi(y) / mu(y)."""
+_WHEN = "where an objective compares the policy with the one that sampled (`divergence`, \
+`truncated`, `flowrl` with `objective.flowrl.importance=tis_clip`)"
+METRICS = (
+    Metric(
+        WEIGHT,
+        "Mean importance weight of the responses, of the policy against the one that sampled.",
+        formula="`E w`, `w = exp(sum_t (log pi - log mu))` with the sum clamped to +-30",
+        healthy="Near 1, its expectation as long as both policies give the same responses some "
+        "probability.",
+        advice="Far below 1, the policy has left what was sampled; far above, a few responses "
+        "carry it. Lower `train.behaviour_lag`, `train.epochs` or "
+        "`policy_optimizer.learning_rate`.",
+        when=_WHEN,
+    ),
+    Metric(
+        SQUARED,
+        "Mean squared importance weight of the responses.",
+        formula="`E w^2`",
+        healthy="Near 1; never below the square of `policy/weight`.",
+        advice="As for `policy/effective_samples`, which is made of both.",
+        when=_WHEN,
+    ),
+    Metric(
+        "policy/effective_samples",
+        "Share of the responses that the importance weights leave in effect.",
+        formula="`(E w)^2 / E w^2` of the two means above",
+        healthy="Near 1; 1 / n where one of n responses has all the weight.",
+        advice="Where it is small, set `policy_optimizer.step_scaling`, which shortens such steps, "
+        "or bring the policies closer: lower `train.behaviour_lag`, `train.epochs` or the learning "
+        "rate. Long responses lower it by themselves, as w is a product over tokens.",
+        when=_WHEN,
+    ),
+)
 
 
 def effective_samples(means: Mapping[str, Array | float]) -> Array:

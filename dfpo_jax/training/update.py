@@ -10,12 +10,51 @@ import jax.numpy as jnp
 import optax
 
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context
+from dfpo_jax.metric import Metric
 from dfpo_jax.models import lora
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.types import Array, ArrayTree, Term, TrainState
 
 # Folded into an iteration's key beside the update numbers 0, 1, ...
 ORDER, PREPARE = 2**31, 2**31 + 1
+
+_NORM = "`sqrt(sum g^2)` before clipping, mean over the iteration's finite updates"
+METRICS = (
+    Metric(
+        "policy/gradient_norm",
+        "Norm of the gradient of the whole objective by the policy's parameters that train. With "
+        "`critic.trunk=shared` the critic's loss is part of it.",
+        formula=_NORM,
+        healthy="Finite and of one size over the run; 0 while `critic.warmup` lasts, but for a "
+        "shared trunk, whose gradient is then not used. Above `policy_optimizer.clip_norm` the "
+        "gradient is scaled down to it.",
+        advice="Spikes come from outliers: bound the rewards (`rewards.clip.bound`), use "
+        "`advantage.name=rank`, or lower `policy_optimizer.learning_rate`. At 0 after the warm-up "
+        "no advantage is left: read `rollout/zero_variance_groups`.",
+        when="where the policy trains",
+    ),
+    Metric(
+        "critic/gradient_norm",
+        "Norm of the gradient by the parameters of the critic: its head, its own trunk, and what "
+        "`critic.confidence` adds.",
+        formula=_NORM,
+        healthy="Finite and not growing. Above `critic_optimizer.clip_norm` the gradient is scaled "
+        "down to it.",
+        advice="Where it grows, lower `critic_optimizer.learning_rate`, or bound the targets: "
+        "`critic.units=asinh`, `critic.flow.value_bound`, `rewards.clip.bound`.",
+        when="where a critic trains",
+    ),
+    Metric(
+        "objective/gradient_norm",
+        "Norm of the gradient by a network that the policy's objective has for itself, such as log "
+        "Z of `flowrl`.",
+        formula=_NORM,
+        healthy="Finite and not growing.",
+        advice="Where it grows, lower `policy_optimizer.learning_rate`, which is that of this "
+        "network too.",
+        when="where the objective has a network",
+    ),
+)
 
 Optimizers = Mapping[str, optax.GradientTransformation]
 

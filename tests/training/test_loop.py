@@ -20,6 +20,7 @@ from dfpo_jax import memory
 from dfpo_jax.algorithms.interface import Observed
 from dfpo_jax.training.config import parse_config
 from dfpo_jax.training.config_diff import changed_settings
+from dfpo_jax.training.glossary import described, sections
 from dfpo_jax.training.json_lines import read_rows
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.loop import train
@@ -58,13 +59,27 @@ def test_a_run_leaves_results_report_metrics_and_checkpoints(finished):
     assert "eval/in_domain/accuracy" in rows[0] and "eval/critic/crps" in rows[4]
     assert "critic/anchor" in rows[1] and "rollout/clean_reward" in rows[1]
     assert "noise/top_wrong_rate" in rows[1] and "rollout/zero_variance_groups" in rows[1]
-    assert "<html" in (workdir / "report.html").read_text()
+    report = (workdir / "report.html").read_text()
+    assert "<html" in report and "<dt><code>critic/anchor</code></dt><dd>How far the flow" in report
     samples = read_rows(workdir / "samples.jsonl")
     assert [row["step"] for row in samples] == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
     for row in samples:
         assert (row["clean_reward"] == 1.0) == (row["response"] == row["answer"])
         assert row["prompt"].endswith("=") and 0 < row["tokens"] <= 3
     assert (workdir / "checkpoints" / "4").is_dir()
+
+
+def test_every_metric_of_a_run_is_described_and_the_loop_writes_those_it_describes(finished):
+    names = {key for row in read_metrics(finished[0]) for key in row} - {"step"}
+    known = described(parse_config(tiny()))
+    assert names <= set(known)
+    of_parts = {x.name for title, found in sections() if "`" in title for x in found}
+    # These need other settings or, as rates of right responses do, luck; other tests write them.
+    others = {"rollout/shortened_prompts", "objective/gradient_norm"}
+    others |= {f"policy/{x}" for x in ("weight", "squared_weight", "effective_samples")}
+    others |= {f"policy/warmup_{x}" for x in ("best", "waited", "over")}
+    missing = set(known) - of_parts - names
+    assert {name for name in missing if not name.startswith("noise/")} == others
 
 
 @pytest.mark.slow

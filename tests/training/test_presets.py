@@ -10,6 +10,7 @@ from tiny_run import tiny
 
 from dfpo_jax.algorithms import PRESETS
 from dfpo_jax.training.config import parse_config
+from dfpo_jax.training.glossary import described
 from dfpo_jax.training.loop import train
 from dfpo_jax.training.metrics import read_metrics
 from dfpo_jax.training.restore import load_run
@@ -72,6 +73,9 @@ def test_it_trains_on_eight_devices_and_resumes_exactly(name, value_model, tmp_p
     whole = run_in(tmp_path / "whole", configured(name, value_model))
     assert [row["step"] for row in whole] == [0, 1, 2, 3, 4]
     assert not any(row["train/skipped_updates"] for row in whole[1:])
+    written = {key for row in whole for key in row} - {"step"}
+    assert written <= set(described(parse_config(configured(name, value_model))))
+    assert ("policy/effective_samples" in written) == (name in ("dppo", "vcpo"))
     moved = [row["policy/gradient_norm"] for row in whole[1:]]
     assert np.isfinite(moved).all() and any(moved)
     if name in WARMED_UP:  # the policy rests for two iterations

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from dfpo_jax.metric import Metric
 from dfpo_jax.rewards import Rewards
 from dfpo_jax.rewards.clip import Clip
 from dfpo_jax.rewards.flip import Flip
@@ -110,6 +111,7 @@ def page(tmp_path, **changes):
         "results": results(),
         "rewards": "",
         "rows": [{"step": 5}],
+        "described": {},
         "examples": [],
         "snapshot": None,
     }
@@ -163,6 +165,7 @@ def everything(tmp_path_factory):
         results=results(),
         rewards="rewards were clipped at 1",
         rows=rows,
+        described={},
         examples=[Example(f"{i}+1=", f"{i + 1}", "7", f"{i + 1}", False, True) for i in range(14)],
         snapshot=snapshot(),
     )
@@ -337,6 +340,19 @@ def test_rewards_in_words(tmp_path):
     assert f"Rewards. {untouched}{ending}" in page(tmp_path).words
 
 
+def test_a_chart_says_what_its_series_mean(tmp_path):
+    known = {
+        "policy/entropy": Metric("policy/entropy", "In `nats`, <b>each</b>.", "x", "Low.", "Wait."),
+        "rollout/length": Metric("rollout/length", "Tokens."),
+    }
+    rows = [{"step": 1, "policy/entropy": 0.5}]
+    parsed = page(tmp_path, rows=rows, described=known)
+    assert parsed.tags.count("details") == 2  # the other one holds the configuration
+    assert "policy/entropyIn nats, <b>each</b>. Healthy: Low. Otherwise: Wait." in parsed.words
+    assert "Tokens." not in parsed.words
+    assert page(tmp_path, rows=rows, described={}).tags.count("details") == 1
+
+
 def test_the_words_of_a_link_of_the_users_own_are_escaped(tmp_path):
     parsed = page(tmp_path, rewards="<script>x</script> changed them")
     assert "script" not in parsed.tags and "<script>x</script> changed them." in parsed.words
@@ -357,6 +373,7 @@ def test_the_callers_matplotlib_is_left_alone(tmp_path):
             results=results(),
             rewards="",
             rows=full_rows(3),
+            described={},
             examples=[],
             snapshot=None,
         )
