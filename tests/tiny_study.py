@@ -53,10 +53,11 @@ def _two_cells(study):
     return study
 
 
-def made_row(cell, after, sampled=0.5, **more):
+def made_row(cell, after, sampled=None, **more):
     """A row of a cell that went from 50 % to `after`."""
     accuracy = {"in": [0.5, after], "out": [0.4, after - 0.1]}
+    accuracy["sampled"] = [0.5, after if sampled is None else sampled]
     versions = {"dfpo_jax": "1", "jax": "2", "commit": "abc"}
-    row = {"cell": cell.hash, **cell.coordinates, **accuracy, "sampled": sampled}
+    row = {"cell": cell.hash, **cell.coordinates, **accuracy}
     row |= {"explained": None, "metrics": "0" * 12, "seconds": 30.0, "cpu_seconds": 20.0}
     return row | {"settings": dict(cell.changes), **versions, **more}

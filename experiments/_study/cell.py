@@ -50,8 +50,9 @@ def run_cell(config: Config, weights: Path, scratch: Path) -> dict[str, Any]:
 
     Returns:
       "in" and "out", the clean greedy accuracies [before, after] in and out of domain; "sampled",
-      the share of right responses in training, and "explained", the critic's explained variance of
-      (noisy) training returns or None, both means over the last fifth of the iterations;
+      the share of right responses in training [in the first iteration, in the last fifth], by the
+      clean rewards; "explained", the critic's explained variance of (noisy) training returns, mean
+      over the last fifth, or None;
       "metrics", a hash of all metrics but times, which two equal runs share; "seconds", and
       "cpu_seconds", those of this process alone.
     """
@@ -69,7 +70,8 @@ def run_cell(config: Config, weights: Path, scratch: Path) -> dict[str, Any]:
     for short, name in (("in", "in_domain"), ("out", "out_of_domain")):
         if name in results:
             row[short] = [round(results[name][when], DIGITS) for when in ("before", "after")]
-    row["sampled"] = _late(rows, "rollout/accuracy")
+    first = next(row["rollout/accuracy"] for row in rows if "rollout/accuracy" in row)
+    row["sampled"] = [round(first, DIGITS), _late(rows, "rollout/accuracy")]
     row["explained"] = _late(rows, "rollout/explained_variance")
     row["metrics"] = _digest(rows)
     row["seconds"] = round(time.perf_counter() - started, 1)

@@ -14,6 +14,7 @@ from dfpo_jax.training import charts
 from dfpo_jax.training.page import write_page
 
 _SHOWN = 9  # lines of one chart
+_PLACES = {"sampled": "samples", "in": "greedy in-domain", "out": "greedy out-of-domain"}
 
 
 def markdown(rows: Sequence[Row], reference: str, rivals: Sequence[str], order=()) -> str:
@@ -58,18 +59,18 @@ def facts(rows: Sequence[Row]) -> str:
 
 
 def plots(summary: Summary) -> str:
-    """A chart for each kind of noise and evaluation set."""
+    """A chart for each kind of noise and accuracy."""
     cards = []
     for kind, family in summary.kinds.items():
-        for where, name in (("in", "in-domain"), ("out", "out-of-domain")):
+        for where, name in _PLACES.items():
             series = {}
             for algorithm in summary.algorithms:
                 points = _line(summary, algorithm, family, kind, where)
                 if len(points) > 1 and len(series) < _SHOWN:
                     series[algorithm] = tuple(zip(*points, strict=True))
             if series:
-                label = f"{name} accuracy against the level of {kind} noise"
-                axes = {"x": f"level of {kind} noise", "y": f"{name} accuracy after training"}
+                label = f"accuracy, {name}, against the level of {kind} noise"
+                axes = {"x": f"level of {kind} noise", "y": f"accuracy after training, {name}"}
                 chart = charts.draw_lines(series, **axes, label=label)
                 cards.append(f"<figure><h3>{html.escape(kind)}, {name}</h3>{chart}</figure>")
     return "".join(cards)

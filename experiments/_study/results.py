@@ -113,5 +113,5 @@ def choose(
     for cell in study.sweep_cells(algorithm, family):
         if cell.hash not in rows:
             return None
-        scores.setdefault(cell.setting, []).append(rows[cell.hash]["sampled"])
+        scores.setdefault(cell.setting, []).append(rows[cell.hash]["sampled"][1])
     return best_setting(scores)

@@ -61,7 +61,7 @@ class Summary:
         cells = self.cells(algorithm, family, kind if kind in self.kinds else CLEAN, level)
         return {seed: row[where][1] for seed, row in cells.items() if where in row}
 
-    def gains(self, algorithm: str, kind: str, where: str = "in") -> np.ndarray | None:
+    def gains(self, algorithm: str, kind: str, where: str = "sampled") -> np.ndarray | None:
         """[seeds, 1 + levels] after less before, without noise first; None with fewer levels."""
         family, columns = self.kinds[kind], []
         for name, level in ((CLEAN, 0.0), *((kind, level) for level in self.levels(kind))):
@@ -78,7 +78,7 @@ class Summary:
         return None if gains is None else tolerance_interval([0.0, *self.levels(kind)], gains)
 
     def compared(
-        self, algorithm: str, kind: str, level: float, where: str = "in"
+        self, algorithm: str, kind: str, level: float, where: str = "sampled"
     ) -> tuple[float, float]:
         """Mean difference to the reference over the seeds of both, and its p-value; or NaN."""
         ours = self.accuracy(algorithm, kind, level, where)
@@ -125,7 +125,7 @@ def summarize(rows: Sequence[Row], reference: str, order: Sequence[str] = ()) ->
     for row in rows:
         if row["noise"] == CLEAN:
             place = scores.setdefault((row["family"], row["algorithm"]), {})
-            place.setdefault(row["setting"], []).append(row["sampled"])
+            place.setdefault(row["setting"], []).append(row["sampled"][1])
     settings = {}
     for family in sorted({family for family, _ in scores}):
         for name in algorithms:

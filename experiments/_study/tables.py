@@ -65,8 +65,9 @@ def tolerances(summary: Summary, rivals: Sequence[str]) -> Table:
     seeds = len({row["seed"] for row in summary.rows})
     return Table(
         "Tolerance",
-        "The noise level at which half of the gain without noise (in-domain accuracy after less "
-        "before training, mean over seeds) is lost, by straight lines between levels; in brackets "
+        "The noise level at which half of the gain without noise (share of right samples at the "
+        "end less that at the start of training, mean over seeds) is lost, by straight lines "
+        "between levels; in brackets "
         f"its 90 % bootstrap interval over {seeds} seeds, which with so few seeds is coarse. "
         '"> x": half is not lost up to the highest level. "no gain": training without noise gains '
         f"nothing, so that there is no tolerance. Rivals: {', '.join(rivals) or 'none'}.",
@@ -109,7 +110,7 @@ def clean(summary: Summary) -> Table:
             if not cells:
                 continue
             pairs = []
-            for where in ("in", "out"):
+            for where in ("sampled", "in", "out"):
                 ends = np.array([cell[where] for cell in cells if where in cell])
                 pairs.append(_pair(ends) if len(ends) else "")
             explained = [c["explained"] for c in cells if c.get("explained") is not None]
@@ -118,9 +119,10 @@ def clean(summary: Summary) -> Table:
             rows.append([name, family, *pairs, shown, f"{seconds:.0f}"])
     return Table(
         "Without noise",
-        "Greedy accuracy in % on clean held-out prompts before and after training, mean over "
-        "seeds; the critic's explained variance of training returns; seconds of one core.",
-        ["", "rewards", "in-domain", "out-of-domain", "explained variance", "s"],
+        "Accuracy in % at the start and the end of training, by clean rewards and in the mean over "
+        "seeds: of samples on training prompts, and greedy on held-out prompts in and out of "
+        "domain; the critic's explained variance of training returns; seconds of one core.",
+        ["", "rewards", "samples", "in-domain", "out-of-domain", "explained variance", "s"],
         rows,
     )
 
@@ -138,7 +140,7 @@ def at_levels(summary: Summary, kind: str) -> Table:
         for level in levels:
             text = [
                 f"{100 * np.mean(list(found.values())):.1f}"
-                for where in ("in", "out")
+                for where in ("sampled", "in", "out")
                 if (found := summary.accuracy(name, kind, level, where))
             ]
             difference, p = summary.compared(name, kind, level)
@@ -149,8 +151,9 @@ def at_levels(summary: Summary, kind: str) -> Table:
     seeds = len({row["seed"] for row in summary.rows if row["noise"] == kind})
     return Table(
         f"Accuracy under {kind} noise",
-        "Greedy accuracy in % on clean held-out prompts after training, in-domain / out-of-domain, "
-        f"mean over seeds. In brackets the in-domain difference to {summary.reference} in points "
+        "Accuracy in % at the end of training, by clean rewards and in the mean over seeds: of "
+        "samples on training prompts / greedy in-domain / greedy out-of-domain. In brackets the "
+        f"difference of the first to {summary.reference} in points "
         "and the p-value of the paired sign-flip test over seeds, "
         f"which with {seeds} seeds is at least {2.0 ** (1 - seeds):.2g}.",
         ["", *(f"{level:g}" for level in levels)],

@@ -188,4 +188,5 @@ def test_differences_of_a_repeated_cell_are_named_but_for_times(study):
     row = tiny_study.made_row(study.sweep_cells("ppo", "binary")[0], 0.7)
     again = {**row, "seconds": 1.0, "cpu_seconds": 2.0, "commit": "other"}
     assert results.differences(row, again) == []
-    assert results.differences(row, {**again, "sampled": 0.51}) == ["sampled: 0.5 -> 0.51"]
+    changed = {**again, "sampled": [0.5, 0.51]}
+    assert results.differences(row, changed) == ["sampled: [0.5, 0.7] -> [0.5, 0.51]"]

@@ -21,7 +21,7 @@ def rows():
         for cell in study.sweep_cells(name, "binary"):
             good = (cell.setting == "0.002") == (name == "grpo")
             end = after.get((name, 0.0), 0.5) + 0.02 * cell.seed
-            made.append(tiny_study.made_row(cell, end if good else 0.1, 0.6 if good else 0.3))
+            made.append(tiny_study.made_row(cell, end if good else 0.1))
         chosen = "0.002" if name == "grpo" else "0.001"
         for cell in study.noisy_cells(name, "binary", chosen):
             end = after[name, cell.level] + 0.02 * cell.seed
@@ -32,7 +32,7 @@ def rows():
 def test_settings_are_chosen_by_training_accuracy_and_only_they_count(rows):
     made = summary.summarize(rows, "ppo")
     assert made.settings["binary", "grpo"] == (
-        {"0.001": pytest.approx(0.3), "0.002": pytest.approx(0.6)},
+        {"0.001": pytest.approx(0.1), "0.002": pytest.approx(0.91)},
         "0.002",
     )
     assert made.settings["binary", "ppo"][1] == "0.001"
@@ -84,9 +84,9 @@ def test_markdown_has_every_table_in_order(rows):
     lines = text.splitlines()
     heads = [line for line in lines if re.fullmatch(r"\|(---\|)+", line)]
     assert len(heads) == 4
-    assert "| grpo | 71.0 / 61.0 (−10.0, p 0.5) | 51.0 / 41.0 (−10.0, p 0.5) |" in lines
-    assert "| ppo | binary | 50.0 → 91.0 | 40.0 → 81.0 |  | 20 |" in lines
-    assert "| grpo | binary | 0.001: 30.0, 0.002: 60.0 | 0.002 |" in lines
+    assert "| grpo | 71.0 / 71.0 / 61.0 (−10.0, p 0.5) | 51.0 / 51.0 / 41.0 (−10.0, p 0.5) |" in lines
+    assert "| ppo | binary | 50.0 → 91.0 | 50.0 → 91.0 | 40.0 → 81.0 |  | 20 |" in lines
+    assert "| grpo | binary | 0.001: 10.0, 0.002: 91.0 | 0.002 |" in lines
 
 
 def test_the_page_stands_alone(tmp_path, rows):
