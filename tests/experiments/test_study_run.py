@@ -88,6 +88,15 @@ def test_a_study_goes_on_after_kills_with_equal_rows(tmp_path):
     assert process.returncode == 0 and errors.count(": the same") == 2, errors
     assert rows(tmp_path) == found
 
+    # A base run without a warm start, whose weights are those of the one above.
+    (weights,) = (tmp_path / "warm_starts").iterdir()
+    given = [f"--config.run.weights.source={weights}", "--config.run.warm_start.steps=0"]
+    words = [CONFIG, *given, f"--workdir={tmp_path / 'given'}", "--workers=1"]
+    _, errors = start(*words).communicate(timeout=400)
+    again = [(row["noise"], row["metrics"]) for row in rows(tmp_path / "given")]
+    assert sorted(again) == sorted((row["noise"], row["metrics"]) for row in found), errors
+    assert not (tmp_path / "given" / "warm_starts").exists()
+
 
 @pytest.mark.parametrize(
     ("words", "named"),
