@@ -42,10 +42,19 @@ def test_every_algorithm_and_kind_of_noise_is_a_run(study):
         assert cell.config.rewards != config.rewards
 
 
+def test_noise_by_prompt_is_on_differences(study):
+    setting, family = cells_of(study, "dfpo")[2:]
+    config = study.cell(family, "dfpo", setting, "gaussian_prompts", 3.0, 0).config
+    items = config.task.build("train").batch(0, 200)
+    noisy = sum(config.rewards.gaussian.pattern in item.prompt for item in items)
+    assert 60 < noisy < 140
+
+
+@pytest.mark.slow
 def test_it_builds_on_other_weights(study, tmp_path):
     save_tiny(tmp_path / "model", max_positions=512)
     setting, family = cells_of(study, "dfpo")[2:]
-    config = study.cell(family, "dfpo", setting, "gaussian_prompts", 3.0, 0).config
+    config = study.cell(family, "dfpo", setting, "flip", 0.3, 0).config
     config = dataclasses.replace(
         config,
         weights=dataclasses.replace(config.weights, source=str(tmp_path / "model")),
@@ -55,6 +64,4 @@ def test_it_builds_on_other_weights(study, tmp_path):
         evaluation=dataclasses.replace(config.evaluation, prompts=16),
     )
     run = build_run(config)
-    prompts = [item.prompt for item in run.train_task.batch(0, 200)]
-    noisy = sum(config.rewards.gaussian.pattern in prompt for prompt in prompts)
-    assert 60 < noisy < 140  # differences, about half
+    assert run.sampler.chat is not None and list(run.evaluations) == ["in_domain", "out_of_domain"]

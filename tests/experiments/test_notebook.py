@@ -81,7 +81,7 @@ def test_the_anatomy_of_a_critic(monkeypatch):
     assert distances["one step of the field"] > 0.6
     assert distances["one step of the map"] < 0.15 and distances["four midpoint steps"] < 0.15
 
-    # Means of both rules agree; of the spread at the prompt an average leaves little more than half.
+    # Both rules have one mean; of the spread at the prompt averages leave little more than half.
     assert abs(laws["mean, mixture"] - laws["mean, average"]) < 0.03
     assert abs(laws["spread, mixture"] - laws["spread, truth"]) < 0.03
     assert laws["spread, average"] < 0.65 * laws["spread, truth"]
