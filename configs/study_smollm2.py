@@ -12,12 +12,13 @@ No one has run this study, nor one of its cells. There are 252 of them, each of 
 bound, of memory traffic: .12 s to sample, .07 to prepare, .26 to update, which makes 45 s for its
 iterations. `cell_seconds`, by which --list estimates the time, is a guess of five minutes: a few
 times that bound, loading and evaluation included. All cells then take 21 hours. The largest program
-needs 12.2 GiB. A cell writes two checkpoints of 1.5 GiB to the workdir and removes them.
+needs 12.2 GiB. A cell writes two checkpoints of 1.5 GiB to the workdir and removes them. Whether a
+GPU gives a row again bit for bit has not been tried either.
 
 One worker runs all cells, as a JAX process takes most of the GPU's memory; compare.py chooses so
 where JAX finds a GPU. Three cells show first what one costs:
 
-python experiments/compare.py --config=configs/study_smollm2.py --workdir=runs/study_smollm2 \
+python experiments/compare.py --config=configs/study_smollm2.py --workdir=runs/study_smollm2 \\
     --only=algorithm=ppo,noise=spike,level=0.3,seed=0 --config.seeds="(0,)"
 """
 
