@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dfpo_jax import memory
-from dfpo_jax.models import hf
+from dfpo_jax.models import hf, lora, pretrained
 from dfpo_jax.training.config import Config, WarmStartConfig
 from dfpo_jax.training.loop import train
 from dfpo_jax.training.metrics import read_metrics
@@ -33,19 +33,19 @@ def make_warm_start(config: Config, directory: Path) -> None:
       directory: must not exist.
     """
     run = build_run(config)
-    policy = first_policy(run)
-    if policy is None:
-        raise ValueError("config.run.warm_start.steps is 0; cells would start from random weights")
-    hf.save(directory, run.config.model, policy, tokenizer=run.tokenizer)
+    policy = lora.fold(first_policy(run), run.config.model.lora)
+    source = config.weights.source
+    ends = pretrained.generation_config(source) if source else None  # say what ends a response
+    hf.save(directory, run.config.model, policy, tokenizer=run.tokenizer, generation_config=ends)
     _forget()
 
 
-def run_cell(config: Config, weights: Path, scratch: Path) -> dict[str, Any]:
-    """Train a cell from a shared warm start.
+def run_cell(config: Config, weights: Path | None, scratch: Path) -> dict[str, Any]:
+    """Train a cell from a shared warm start, or from the weights that its run names.
 
     Args:
-      config: of the cell, with a warm start of its own.
-      weights: from `make_warm_start` of the same seed.
+      config: of the cell, with the base run's warm start.
+      weights: from `make_warm_start` of the same seed; None where the base run has no warm start.
       scratch: a directory, in which the run's own one is made and removed again.
 
     Returns:
@@ -57,8 +57,9 @@ def run_cell(config: Config, weights: Path, scratch: Path) -> dict[str, Any]:
       "cpu_seconds", those of this process alone.
     """
     started, cpu = time.perf_counter(), time.process_time()
-    source = dataclasses.replace(config.weights, source=str(weights))
-    config = dataclasses.replace(config, weights=source, warm_start=WarmStartConfig())
+    if weights is not None:
+        source = dataclasses.replace(config.weights, source=str(weights))
+        config = dataclasses.replace(config, weights=source, warm_start=WarmStartConfig())
     workdir = Path(tempfile.mkdtemp(prefix="cell_", dir=scratch))
     try:
         results = train(build_run(config), workdir)

@@ -2,7 +2,8 @@
 
 A study configuration is a `ConfigDict` with these keys; overrides are nested settings of a run.
 
-- `run`: the base run, from `default_config()`. Its warm start is made once for each seed.
+- `run`: the base run, from `default_config()`. Its warm start is made once for each seed; without
+  one, cells start from the published weights that `run.weights.source` names.
 - `seeds`: integers; each is the run's seed and its task's.
 - `sweep`: section -> setting -> values. Every algorithm is tried with each combination, without
   noise, and goes on with the one whose responses were right most often at the end of training.
@@ -11,6 +12,7 @@ A study configuration is a `ConfigDict` with these keys; overrides are nested se
   texts "level", "1 - level" and "seed" stand for numbers.
 - `algorithms`: name -> overrides; `reference` is the one that the others are compared with.
 - `more.algorithms`, at `more.cells` (kind of noise -> levels) alone.
+- `cell_seconds`: for `--list`, before any cell has been timed; 60 if left out.
 - `ablation`: `base`, overrides under each of `ablation.algorithms`, `cells` and `reference`;
   it may have a `sweep` of its own.
 """
@@ -31,6 +33,7 @@ from dfpo_jax.training.config import Config, parse_config
 from dfpo_jax.training.config_diff import flatten
 
 CLEAN = "clean"
+GUESS = 60.0  # seconds of a cell
 COORDINATES = ("family", "algorithm", "setting", "noise", "level", "seed")
 # All cells of a seed start as the base run does.
 _SHARED = ("seed", "model", "weights", "warm_start", "tokenizer", "mesh")
@@ -46,7 +49,7 @@ class Cell:
       level: of the noise; 0.0 without noise.
       seed: of everything random.
       changes: dotted settings that differ from the base run.
-      config: the whole run, with a warm start of its own.
+      config: the whole run, with the base run's own warm start.
     """
 
     family: str
@@ -116,6 +119,11 @@ class Study:
         """The seeds."""
         return tuple(self.source.seeds)
 
+    @property
+    def cell_seconds(self) -> float:
+        """Seconds of a cell, before any has been timed."""
+        return float(self.source.get("cell_seconds", GUESS))
+
     def families(self, algorithm: str) -> list[str]:
         """The families of rewards in which an algorithm is run."""
         kinds = dict.fromkeys(self.source.noise[kind].family for kind, _ in self.places[algorithm])
@@ -139,7 +147,7 @@ class Study:
         ]
 
     def base(self, seed: int) -> ConfigDict:
-        """The base run of a seed, whose warm start all cells of it share."""
+        """The base run of a seed; all cells of it start as it does."""
         run = self.source.run.copy_and_resolve_references()
         run.seed = run.task.seed = seed
         return run
@@ -236,6 +244,14 @@ def _check(source: ConfigDict) -> None:
             raise ValueError(f"config.{name} is missing; a study has it")
     if len(set(source.seeds)) != len(source.seeds) or not source.seeds:
         raise ValueError(f"config.seeds is {tuple(source.seeds)}; it must hold different integers")
+    if not source.run.warm_start.steps and not source.run.weights.source:
+        raise ValueError(
+            "config.run.warm_start.steps is 0 and config.run.weights.source ''; cells would start "
+            "from random weights, so one of them must be set"
+        )
+    seconds = source.get("cell_seconds", GUESS)
+    if type(seconds) not in (int, float) or not seconds > 0:
+        raise ValueError(f"config.cell_seconds is {seconds!r}; it must be a number above 0")
     for kind, part in source.noise.items():
         levels = (0.0, *part.levels)
         if kind == CLEAN or part.family not in source.families:

@@ -6,8 +6,6 @@ from typing import Any
 from _study.grid import Cell, Study, select
 from _study.results import choose, match
 
-GUESS = 60.0  # seconds of a cell, before any is done
-
 
 class Plan:
     """The cells of a study against its rows.
@@ -84,7 +82,7 @@ class Plan:
         times: dict[str, list[float]] = {}
         for row in self.rows.values():
             times.setdefault(row["algorithm"], []).append(row["seconds"])
-        every = [x for values in times.values() for x in values] or [GUESS]
+        every = [x for values in times.values() for x in values] or [self.study.cell_seconds]
         means = {name: sum(values) / len(values) for name, values in times.items()}
         return sum(means.get(cell.algorithm, sum(every) / len(every)) for cell in cells)
 

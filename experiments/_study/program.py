@@ -15,7 +15,7 @@ _FILES = {"compare": "results.jsonl", "ablate": "ablation.jsonl"}
 _RIVALS = ["ppo", "ppo_clipped", "grpo", "dvpo"]
 flags.DEFINE_string("workdir", None, "Directory of the study; created if missing.")
 flags.DEFINE_string("results", None, "File of rows; by default one in the workdir.")
-flags.DEFINE_integer("workers", 0, "Processes, each on a core; 0 for as many as cores.", 0)
+flags.DEFINE_integer("workers", 0, "Processes; 0 for as many as cores, or one on a GPU or TPU.", 0)
 flags.DEFINE_string("only", "", "Cells to run: algorithm=dfpo,noise=flip,seed=0.")
 flags.DEFINE_bool("list", False, "Show the cells that are left and the time they take.")
 flags.DEFINE_bool("report", False, "Make the report from the rows, without running a cell.")
@@ -43,7 +43,10 @@ def main(kind: str) -> None:
         results = Path(FLAGS.results or Path(FLAGS.workdir) / _FILES[kind])
         if FLAGS.report and not results.exists():
             raise FileNotFoundError(f"there is no file {results}")
-        from _study import grid  # imports JAX
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # a GPU's memory is for the workers
+        from _study import grid
 
         make = {"compare": grid.comparison, "ablate": grid.ablation}[kind]
         study = make(FLAGS.config) if FLAGS.config else None
@@ -88,13 +91,17 @@ def _list(study, results: Path, only) -> None:
     from _study.results import read
 
     state = plan.Plan(study, read(results), only)
-    count = FLAGS.workers or workers.available()
+    count = workers.machine().workers(FLAGS.workers)
     left = [*state.ready(), *state.waiting()]
     for cell in left:
         print(f"{cell.hash}  {cell.name}")
     print(state.words())
     hours = state.seconds(left) / count / 3600
-    print(f"{len(left)} cells left, about {hours:.2g} hours with {count} workers")
+    noun = "worker" if count == 1 else "workers"
+    text = f"{len(left)} cells left, about {hours:.2g} hours with {count} {noun}"
+    if not state.rows:
+        text += f" if a cell takes {study.cell_seconds:g} seconds; none has been timed yet"
+    print(text)
 
 
 def _work(study, workdir: Path, results: Path, only) -> list[str]:
@@ -104,14 +111,16 @@ def _work(study, workdir: Path, results: Path, only) -> list[str]:
 
     from dfpo_jax.training import lock
 
+    machine = workers.machine()
+    count = machine.workers(FLAGS.workers)
     with lock.kept(workdir):
         state = plan.Plan(study, read(results), only)
         print(state.words(), file=sys.stderr)
         scratch = workdir / "cells"
         shutil.rmtree(scratch, ignore_errors=True)  # of cells that were killed
         scratch.mkdir()
-        workers.set_up(workdir / "compiled")
-        pool = workers.Pool(FLAGS.workers or workers.available(), workdir / "logs")
+        workers.set_up(machine.platform, workdir / "compiled")
+        pool = workers.Pool(count, workdir / "logs", machine)
         try:
             if FLAGS.check:
                 again = random.sample(state.finished(), min(FLAGS.check, len(state.finished())))

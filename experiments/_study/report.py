@@ -55,7 +55,7 @@ def facts(rows: Sequence[Row]) -> str:
     for name, label in (("dfpo_jax", "dfpo_jax"), ("jax", "JAX"), ("commit", "commit")):
         values = sorted({str(row[name]) for row in rows if row.get(name)})
         versions.append(f"{label} {', '.join(values) or 'unknown'}")
-    return f"{len(rows)} cells, {hours:.1f} hours of cores in all; {'; '.join(versions)}."
+    return f"{len(rows)} cells, {hours:.1f} hours of workers in all; {'; '.join(versions)}."
 
 
 def plots(summary: Summary) -> str:

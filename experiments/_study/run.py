@@ -86,14 +86,17 @@ def commit() -> str:
 
 
 class _Queue:
-    """Jobs of cells, each behind its seed's warm start; one whose worker dies is tried again."""
+    """Jobs of cells, each behind its seed's warm start, where there is one.
+
+    A job whose worker dies is tried again.
+    """
 
     def __init__(self, pool: Pool, workdir: Path, study: Study):
         self._pool, self._workdir = pool, workdir
         self._study = study
         self._cells: list[Cell] = []
         self._tries: dict[Any, int] = {}
-        self._bases: dict[int, tuple[Any, Path]] = {}
+        self._bases: dict[int, tuple[Any, Path | None]] = {}
 
     def put(self, cell: Cell) -> None:
         self._cells.append(cell)
@@ -131,7 +134,7 @@ class _Queue:
         """The next job, if there is one that need not wait."""
         for place, cell in enumerate(self._cells):
             key, (config, weights) = (_WARM, cell.seed), self._base(cell.seed)
-            if weights.exists():
+            if weights is None or weights.exists():
                 del self._cells[place]
                 arguments = (cell.config, weights, self._workdir / "cells")
                 return Job(cell.hash, "run_cell", arguments)
@@ -140,12 +143,14 @@ class _Queue:
                 return Job(key, "make_warm_start", (config, weights))
         return None
 
-    def _base(self, seed: int) -> tuple[Any, Path]:
-        """The base run of a seed, and the directory of its warm start."""
+    def _base(self, seed: int) -> tuple[Any, Path | None]:
+        """The base run of a seed, and the directory of its warm start, or None without one."""
         if seed not in self._bases:
-            config = parse_config(self._study.base(seed))
-            name = f"{seed}_{config_hash(config)}"
-            self._bases[seed] = config, (self._workdir / "warm_starts" / name).absolute()
+            config, weights = parse_config(self._study.base(seed)), None
+            if config.warm_start.steps > 0:
+                name = f"{seed}_{config_hash(config)}"
+                weights = (self._workdir / "warm_starts" / name).absolute()
+            self._bases[seed] = config, weights
         return self._bases[seed]
 
 

@@ -1,11 +1,15 @@
-"""Worker processes that run cells, each on one core; the death of one loses only its cell.
+"""Worker processes that run cells; the death of one loses only its cell.
 
-This file imports no JAX: a worker pins itself to its core, on which JAX then sizes its threads.
+On the CPU each has a core. On an accelerator there is one, as a JAX process takes most of a GPU's
+memory, and a TPU belongs to one process; with several GPUs there may be one for each.
+
+This file imports no JAX: a worker first sees to its core or GPU, which JAX then finds.
 """
 
 import contextlib
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -42,18 +46,71 @@ def _cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
-def available() -> int:
-    """Cores that this process may use."""
+class Machine(NamedTuple):
+    """What cells run on.
+
+    Attributes:
+      platform: as JAX names it: "cpu", "gpu" or "tpu".
+      places: cores that this process may use, or devices.
+    """
+
+    platform: str
+    places: int
+
+    def workers(self, wanted: int) -> int:
+        """How many there are; 0 stands for one per core, and for one on an accelerator.
+
+        Raises:
+          ValueError: more are wanted than an accelerator can have.
+        """
+        if self.platform == "cpu":
+            return wanted or self.places
+        most = self.places if self.platform == "gpu" else 1
+        if wanted > most:
+            raise ValueError(
+                f"--workers is {wanted}, and cells run on {self.places} {self.platform.upper()} "
+                f"devices, as JAX finds; it must be at most {most} (JAX_PLATFORMS=cpu runs them on "
+                "the CPU)"
+            )
+        return wanted or 1
+
+    def environment(self, number: int, count: int) -> dict[str, str]:
+        """What worker `number` of `count` adds to its environment: which GPU it may see."""
+        if self.platform != "gpu" or count == 1:
+            return {}
+        return {f"JAX_{kind}_VISIBLE_DEVICES": str(number) for kind in ("CUDA", "ROCM")}
+
+
+def machine() -> Machine:
+    """What JAX finds here, in a process of its own: this one must leave the memory to workers.
+
+    Raises:
+      ValueError: JAX does not find what JAX_PLATFORMS names.
+    """
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return Machine("cpu", _available())
+    program = "import jax; print(jax.default_backend(), jax.local_device_count())"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if found.returncode != 0:
+        last = (found.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ValueError(f"JAX finds no device to run cells on: {last}")
+    platform, devices = found.stdout.split()[-2:]
+    return Machine(platform, _available() if platform == "cpu" else int(devices))
+
+
+def _available() -> int:
     return len(_cores()) or os.cpu_count() or 1
 
 
-def set_up(cache: Path) -> None:
-    """Environment of the workers: one thread, the CPU, and a kept compilation cache."""
+def set_up(platform: str, cache: Path) -> None:
+    """Environment of the workers: a kept compilation cache, and on the CPU one thread."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    if platform != "cpu":
+        return
     os.environ["JAX_PLATFORMS"] = "cpu"
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
 
@@ -64,11 +121,12 @@ class Pool:
     Args:
       size: workers.
       logs: directory for what they print.
+      machine: what they run on.
     """
 
-    def __init__(self, size: int, logs: Path):
+    def __init__(self, size: int, logs: Path, machine: Machine):
         """Start no worker yet."""
-        self._logs, self._size = logs, size
+        self._logs, self._size, self._machine = logs, size, machine
         self._workers: dict[int, _Worker] = {}
         self._jobs: dict[int, Job] = {}
         logs.mkdir(parents=True, exist_ok=True)
@@ -129,19 +187,23 @@ class Pool:
         worker.process.join(5)
 
     def _launch(self, number: int) -> _Worker:
-        cores = _cores()
+        cores = _cores() if self._machine.platform == "cpu" else []
         core = cores[number % len(cores)] if cores else None
+        more = self._machine.environment(number, self._size)
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         log = self._logs / f"worker_{number}.log"
-        process = context.Process(target=_serve, args=(theirs, core, log, os.getpid()))
+        process = context.Process(target=_serve, args=(theirs, core, more, log, os.getpid()))
         process.start()
         theirs.close()
         return _Worker(process, ours)
 
 
-def _serve(pipe: Any, core: int | None, log: Path, parent: int) -> None:
+def _serve(
+    pipe: Any, core: int | None, environment: dict[str, str], log: Path, parent: int
+) -> None:
     """The life of a worker: until its parent has no more for it, or is gone."""
+    os.environ |= environment
     if core is not None:
         os.sched_setaffinity(0, {core})
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -9,6 +9,7 @@ nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+SECONDS = 1800  # of a cell; the longest takes two minutes where nothing else runs
 NOTEBOOKS = sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))
 
 
@@ -23,7 +24,7 @@ def results_of(name):
     """The notebook, executed, and what its cells displayed."""
     notebook = load(name)
     client = nbclient.NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}
+        notebook, timeout=SECONDS, resources={"metadata": {"path": str(ROOT)}}
     )
     client.execute()
     outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
@@ -64,3 +65,29 @@ def test_an_algorithm_of_your_own_trains_the_quickstart(monkeypatch):
     assert sum("image/png" in data for data in results) == 1
     (accuracy,) = dicts(results)
     assert accuracy["after"] > accuracy["before"]
+
+
+@pytest.mark.slow
+def test_the_anatomy_of_a_critic(monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # it trains for long
+    _, results = results_of("critic_anatomy")
+    assert sum("image/png" in data for data in results) == 4
+    one_step, distances, laws, task, known = dicts(results)
+
+    # The best field of all gives the mean in one step, and nothing else.
+    assert abs(one_step["mean after one step"] - 0.2) < 1e-3  # -1, 0, 1 with .3, .2, .5
+    assert one_step["spread after one step"] < 1e-5
+    assert one_step["distance after 64 steps"] < 0.05
+    assert distances["one step of the field"] > 0.6
+    assert distances["one step of the map"] < 0.15 and distances["four midpoint steps"] < 0.15
+
+    # Both rules have one mean; of the spread at the prompt averages leave little more than half.
+    assert abs(laws["mean, mixture"] - laws["mean, average"]) < 0.03
+    assert abs(laws["spread, mixture"] - laws["spread, truth"]) < 0.03
+    assert laws["spread, average"] < 0.65 * laws["spread, truth"]
+    assert laws["worst tenth, average"] > laws["worst tenth, truth"] + 0.3
+
+    assert 0.4 < task["accuracy"] < 0.9 and task["ceiling"][-1] == 1.0
+    assert known["and confidence"] > 0.8
+    assert max(known["frozen states"], known["own trunk"]) < 0.2
+    assert known["own trunk, told"] > known["own trunk"] + 0.1

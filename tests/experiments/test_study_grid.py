@@ -66,6 +66,8 @@ def test_the_default_study_has_the_size_it_states():
         ("noise.flip.family", "other", "must be one of binary, graded"),
         ("reference", "nobody", "config.reference is 'nobody'; it must be one of grpo, ppo, rloo"),
         ("seeds", (1, 1), "config.seeds is (1, 1)"),
+        ("run.warm_start.steps", 0, "steps is 0 and config.run.weights.source ''; cells would"),
+        ("cell_seconds", 0, "config.cell_seconds is 0; it must be a number above 0"),
         ("more.cells", {"flop": (0.1,)}, "config.more.cells.flop is no kind of noise"),
         ("more.algorithms", {"ppo": {}}, "config.more.algorithms repeats ppo"),
     ],
@@ -155,7 +157,7 @@ def test_rows_survive_a_torn_line(tmp_path, study):
 def test_a_plan_skips_rows_and_ignores_those_of_other_settings(study):
     fresh = plan.Plan(study, [], {})
     assert len(fresh.ready()) == 5 * 4 and len(fresh.waiting()) == 2 * (4 + 2) + 2
-    assert fresh.seconds(fresh.ready()) == 20 * plan.GUESS
+    assert fresh.seconds(fresh.ready()) == 20 * grid.GUESS
     # The second setting of ppo was right more often in training, whatever came of it.
     cells = study.sweep_cells("ppo", "binary")
     scores = {"0.001": 0.5, "0.002": 0.6}
@@ -168,6 +170,9 @@ def test_a_plan_skips_rows_and_ignores_those_of_other_settings(study):
     state = plan.Plan(study, rows + old, {})
     assert "1 rows were run with other settings (ppo): ignored" in state.words()
     assert "1 rows are of no cell of this study" in state.words()
+    source = tiny_study.get_config()
+    source.cell_seconds = 400
+    assert plan.Plan(grid.comparison(source), [], {}).seconds(cells[:2]) == 800
     state = plan.Plan(study, rows[1:] + old, {})
     assert cells[0].hash in [cell.hash for cell in state.ready()]
 

@@ -77,7 +77,7 @@ def test_endless_tolerances_have_no_ratio():
 
 def test_markdown_has_every_table_in_order(rows):
     text = report.markdown(rows, "ppo", ["grpo"])
-    assert text.startswith(f"{len(rows)} cells, {len(rows) * 30 / 3600:.1f} hours of cores")
+    assert text.startswith(f"{len(rows)} cells, {len(rows) * 30 / 3600:.1f} hours of workers")
     assert "dfpo_jax 1; JAX 2; commit abc" in text
     titles = re.findall(r"### (.*)", text)
     assert titles == ["Tolerance", "Without noise", "Accuracy under flip noise", "Settings tried"]

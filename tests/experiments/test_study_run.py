@@ -88,6 +88,15 @@ def test_a_study_goes_on_after_kills_with_equal_rows(tmp_path):
     assert process.returncode == 0 and errors.count(": the same") == 2, errors
     assert rows(tmp_path) == found
 
+    # A base run without a warm start, whose weights are those of the one above.
+    (weights,) = (tmp_path / "warm_starts").iterdir()
+    given = [f"--config.run.weights.source={weights}", "--config.run.warm_start.steps=0"]
+    words = [CONFIG, *given, f"--workdir={tmp_path / 'given'}", "--workers=1"]
+    _, errors = start(*words).communicate(timeout=400)
+    again = [(row["noise"], row["metrics"]) for row in rows(tmp_path / "given")]
+    assert sorted(again) == sorted((row["noise"], row["metrics"]) for row in found), errors
+    assert not (tmp_path / "given" / "warm_starts").exists()
+
 
 @pytest.mark.parametrize(
     ("words", "named"),
@@ -102,3 +111,15 @@ def test_wrong_flags_are_one_line_and_exit_code_2(words, named):
     process = start(*words)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2 and named in errors and errors.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_study_of_published_weights_is_listed_without_them(tmp_path):
+    words = ["--config=configs/study_smollm2.py", f"--workdir={tmp_path}", "--list"]
+    out, errors = start(*words, "--only=algorithm=grpo,noise=flip", "--workers=1").communicate()
+    *lines, _, last = out.splitlines()
+    assert len(lines) == 6 + 9 and all(" grpo " in line for line in lines), errors
+    assert last == (
+        "15 cells left, about 1.2 hours with 1 worker if a cell takes 300 seconds; none has been "
+        "timed yet"
+    )
