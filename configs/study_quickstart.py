@@ -8,11 +8,12 @@ of its seed, draws the same prompts, samples as many responses, and is tried wit
 rates, of which the one with the highest training accuracy without noise is used everywhere.
 """
 
-import runpy
+import string
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from dfpo_jax.training.config import default_config
 from dfpo_jax.training.config_argument import check_argument
 
 
@@ -22,7 +23,7 @@ def get_config(arg=None):
     study = ConfigDict()
     study.run = _run()
     study.seeds = (0, 1, 2)
-    study.sweep = {"policy_optimizer": {"learning_rate": (3e-4, 6e-4)}}
+    study.sweep = {"policy_optimizer": {"learning_rate": (5e-4, 1e-3)}}
     study.families = {
         "binary": {"task": {"partial_credit": False}},
         "graded": {"task": {"partial_credit": True}},
@@ -31,17 +32,22 @@ def get_config(arg=None):
     study.reference = "dfpo"
     study.algorithms = {
         "dfpo": {"algorithm": "dfpo"},
+        "dfpo_precision": {
+            "algorithm": "dfpo",
+            "critic": {"units": "asinh"},
+            "advantage": {"name": "precision"},
+        },
         "ppo": {"algorithm": "ppo"},
         "ppo_clipped": {"algorithm": "ppo", "rewards": {"clip": {"bound": 1.0}}},
         "grpo": {"algorithm": "grpo"},
         "dvpo": {"algorithm": "dvpo"},
         "hl_gauss": {"algorithm": "hl_gauss"},
-        "scalar_flow": {"algorithm": "scalar_flow"},
         "reinforce_pp": {"algorithm": "reinforce_pp"},
     }
     study.more = {
         "cells": {"flip": (0.3,)},
         "algorithms": {
+            "scalar_flow": {"algorithm": "scalar_flow"},
             "c51": {"algorithm": "c51"},
             "iqn": {"algorithm": "iqn"},
             "rloo": {"algorithm": "rloo"},
@@ -54,12 +60,42 @@ def get_config(arg=None):
 
 
 def _run():
-    """The quickstart in small, for cells of about a minute on one core."""
-    run = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))["get_config"]()
-    run.rewards.flip.update(false_positive=0.0, false_negative=0.0)
-    run.model.update(d_model=64, num_layers=2, num_heads=2, num_kv_heads=2, d_ff=176)
-    run.train.update(iterations=40, prompts=192, samples=4, minibatches=3)
-    run.critic.warmup = 3
+    """The quickstart's task with a smaller model, for cells of about half a minute on one core.
+
+    It repeats what it shares with the quickstart: a change there must not end a study's rows.
+    """
+    run = default_config()
+    run.task.dataset = "spell_backward"
+    run.task.parameters = {"min_word_len": 4, "max_word_len": 5}
+    run.task.prompt = "{metadata[word]}="
+    run.out_of_domain.update(
+        name="jsonl",
+        dataset=str(Path(__file__).with_name("quickstart_invented.jsonl")),
+        parameters={"answer": "backward"},
+        prompt="{word}=",
+        held_out_percent=99,
+    )
+    run.out_of_domain.verifier.name = "exact"
+    run.tokenizer.alphabet = string.ascii_letters + "="
+    run.model.update(
+        vocab_size=64,
+        d_model=64,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=32,
+        d_ff=176,
+        init_std=0.1,
+    )
+    run.train.update(iterations=60, prompts=128, samples=4, prompt_length=6, minibatches=2)
+    run.sampling.max_new_tokens = 6
+    run.warm_start.update(steps=130, batch_size=64)
+    run.warm_start.optimizer.update(learning_rate=3e-3, warmup_steps=20, schedule="cosine")
+    run.policy_optimizer.update(warmup_steps=10, b1=0.95, b2=0.999)
+    run.critic_optimizer.update(learning_rate=1e-2, b2=0.999)
+    run.log_probs.recompute = False
+    run.critic.update(trunk="detached", warmup=3, confidence=True, pooled=True)
+    run.critic.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
     run.evaluation.update(every=0, critic_prompts=0)
     run.checkpoint.every = 0
     run.log.update(samples=0, tensorboard=False)
@@ -69,52 +105,50 @@ def _run():
 
 def _noise():
     """Kinds of noise: "level" stands for the level, "seed" for the seed."""
+    flips = {"false_positive": "level", "false_negative": "level", "seed": "seed"}
+    gaussian = {"std": "level", "seed": "seed"}
     kinds = {
-        "flip": {
-            "levels": (0.15, 0.3, 0.4),
-            "settings": {
-                "flip": {"false_positive": "level", "false_negative": "level", "seed": "seed"}
+        "flip": ("binary", (0.15, 0.3, 0.4), {"flip": flips}),
+        # Errors that stay with a prompt.
+        "flip_prompts": ("binary", (0.15, 0.3, 0.4), {"flip": {**flips, "unit": "prompt"}}),
+        # A text that is accepted anywhere in a response, on a share of the prompts.
+        "master_key": (
+            "binary",
+            (0.25, 0.5, 1.0),
+            {
+                "master_key": {
+                    "answer": "ee",
+                    "match": "contains",
+                    "coverage": "level",
+                    "seed": "seed",
+                }
             },
-        },
-        "gaussian": {
-            "levels": (1.0, 3.0, 9.0),
-            "settings": {"gaussian": {"std": "level", "seed": "seed"}},
-        },
-        "spike": {
-            "levels": (0.1, 0.3, 0.6),
-            "settings": {"spike": {"probability": "level", "seed": "seed"}},
-        },
+        ),
+        # On the words from a to l alone.
+        "gaussian_prompts": (
+            "binary",
+            (1.0, 3.0, 9.0),
+            {"gaussian": {**gaussian, "pattern": "^[a-lA-L]"}},
+        ),
+        "graded_gaussian": ("graded", (0.5, 1.0, 3.0), {"gaussian": gaussian}),
+        "graded_spike": (
+            "graded",
+            (0.1, 0.3, 0.6),
+            {"spike": {"probability": "level", "seed": "seed"}},
+        ),
+        # The level is the share of wrong verdicts of the reward model.
+        "learned": (
+            "binary",
+            (0.28, 0.35, 0.42),
+            {"learned": {"samples": 8, "accuracy": "1 - level", "seed": "seed"}},
+        ),
+        # One level: labels of the initial policy in place of the answers.
+        "votes": ("binary", (1.0,), {"votes": {"samples": 8}}),
     }
-    made = {}
-    for family, prefix in (("binary", ""), ("graded", "graded_")):
-        for name, kind in kinds.items():
-            settings = {"rewards": kind["settings"]}
-            made[prefix + name] = {**kind, "family": family, "settings": settings}
-    # Noise with a structure: errors that stay with a prompt, a text that is accepted anywhere on a
-    # share of prompts, and a deviation on the words from a to l alone.
-    flips = {"false_positive": "level", "false_negative": "level", "unit": "prompt", "seed": "seed"}
-    key = {"answer": "ee", "match": "contains", "coverage": "level", "seed": "seed"}
-    some = {"std": "level", "pattern": "^[a-lA-L]", "seed": "seed"}
-    for name, levels, settings in (
-        ("flip_prompts", (0.15, 0.3, 0.4), {"flip": flips}),
-        ("master_key", (0.25, 0.5, 1.0), {"master_key": key}),
-        ("gaussian_prompts", (1.0, 3.0, 9.0), {"gaussian": some}),
-    ):
-        made[name] = {"family": "binary", "levels": levels, "settings": {"rewards": settings}}
-    learned = {"samples": 8, "accuracy": "1 - level", "seed": "seed"}
-    # The level is the share of wrong verdicts of the reward model.
-    made["learned"] = {
-        "family": "binary",
-        "levels": (0.28, 0.35, 0.42),
-        "settings": {"rewards": {"learned": learned}},
+    return {
+        name: {"family": family, "levels": levels, "settings": {"rewards": links}}
+        for name, (family, levels, links) in kinds.items()
     }
-    # One level, for labels of the initial policy in place of the answers.
-    made["votes"] = {
-        "family": "binary",
-        "levels": (1.0,),
-        "settings": {"rewards": {"votes": {"samples": 8}}},
-    }
-    return made
 
 
 def _ablation():
@@ -125,8 +159,8 @@ def _ablation():
     asinh = {"critic": {"units": "asinh"}}
     no_map = {"inference": "ode"}
     return {
-        "cells": {"flip": (0.3,), "graded_gaussian": (3.0,)},
-        "sweep": {"policy_optimizer": {"learning_rate": (6e-4,)}},
+        "cells": {"flip": (0.3,), "graded_gaussian": (1.0,)},
+        "sweep": {"policy_optimizer": {"learning_rate": (1e-3,)}},
         "reference": "dfpo",
         "base": {"algorithm": "dfpo", "critic": {"flow": {"dcfm_weight": 1.0}}},
         "algorithms": {
@@ -162,6 +196,8 @@ def _ablation():
             "solver heun": flow(solver="heun"),
             "solver rk4": flow(solver="rk4"),
             "inference ode": flow(**no_map),
+            "no confidence": {"critic": {"confidence": False}},
+            "not pooled": {"critic": {"pooled": False}},
             "trunk own": {"critic": {"trunk": "own"}, "critic_optimizer": {"learning_rate": 1e-3}},
         },
     }
