@@ -92,7 +92,7 @@ def _run():
     run.warm_start.update(steps=130, batch_size=64)
     run.warm_start.optimizer.update(learning_rate=3e-3, warmup_steps=20, schedule="cosine")
     run.policy_optimizer.update(warmup_steps=10, b1=0.95, b2=0.999)
-    run.critic_optimizer.update(learning_rate=1e-2, b2=0.999)
+    run.critic_optimizer.update(learning_rate=3e-3, b2=0.999)
     run.log_probs.recompute = False
     run.critic.update(trunk="detached", warmup=3, confidence=True, pooled=True)
     run.critic.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
