@@ -61,7 +61,7 @@ def _switched(
 
 
 def rows_of(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """Every critic, DFPO's with each component switched, and two critics that read other states.
+    """Every critic, DFPO's with each component switched, and two critics that read other inputs.
 
     Args:
       config: the run's; its sections of the critics are where the rows start from.
@@ -71,8 +71,13 @@ def rows_of(config: ConfigDict) -> dict[str, dict[str, Any]]:
         for trunk in ("own", "detached")
         if trunk != config.critic.trunk
     }
-    reads = config.critic.confidence
-    inputs[f"{'without' if reads else 'with'} confidence"] = {"critic.confidence": not reads}
+    more = {}
+    for name in ("confidence", "pooled"):
+        reads = config.critic[name]
+        inputs[f"{'without' if reads else 'with'} {name}"] = {f"critic.{name}": not reads}
+        more |= {} if reads else {f"critic.{name}": True}
+    if len(more) == 2:
+        inputs["with confidence and pooled"] = more
     others = {
         f"{name} {words}": {**CRITICS[name], **settings}
         for words, settings in inputs.items()
