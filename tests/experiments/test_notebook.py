@@ -9,7 +9,7 @@ nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SECONDS = 1800  # of a cell; the longest takes two minutes where nothing else runs
+SECONDS = 1800  # of a cell; the longest took three minutes on a core that others used too
 NOTEBOOKS = sorted((ROOT / "experiments" / "notebooks").glob("*.ipynb"))
 
 
@@ -68,8 +68,7 @@ def test_an_algorithm_of_your_own_trains_the_quickstart(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_anatomy_of_a_critic(monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # it trains for long
+def test_the_anatomy_of_a_critic():
     _, results = results_of("critic_anatomy")
     assert sum("image/png" in data for data in results) == 4
     one_step, distances, laws, task, known = dicts(results)
@@ -89,5 +88,5 @@ def test_the_anatomy_of_a_critic(monkeypatch):
 
     assert 0.4 < task["accuracy"] < 0.9 and task["ceiling"][-1] == 1.0
     assert known["and confidence"] > 0.8
-    assert max(known["frozen states"], known["own trunk"]) < 0.2
+    assert known["frozen states"] < 0.1 and known["own trunk"] < 0.4
     assert known["own trunk, told"] > known["own trunk"] + 0.1

@@ -92,7 +92,9 @@ def test_a_study_goes_on_after_kills_with_equal_rows(tmp_path):
     (weights,) = (tmp_path / "warm_starts").iterdir()
     given = [f"--config.run.weights.source={weights}", "--config.run.warm_start.steps=0"]
     words = [CONFIG, *given, f"--workdir={tmp_path / 'given'}", "--workers=1"]
-    _, errors = start(*words).communicate(timeout=400)
+    process = start(*words)
+    _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
     again = [(row["noise"], row["metrics"]) for row in rows(tmp_path / "given")]
     assert sorted(again) == sorted((row["noise"], row["metrics"]) for row in found), errors
     assert not (tmp_path / "given" / "warm_starts").exists()
