@@ -17,10 +17,11 @@ FEATURES = 6
 def confidence_features(log_probs: Array, entropy: Array, mask: Array, tokens: int) -> Array:
     """Features of s_0 .. s_R, all in [0, 1].
 
-    With p_j the probability of token j, over the valid tokens j < i, in this order: p of the last
-    of them, their least p, the product and the geometric mean of their p (all 1 at s_0), the
+    With p_j the probability of token j, over the valid tokens j < i, in this order: 1 less p of the
+    last of them, less their least p, less the product and less the geometric mean of their p, the
     entropy of the policy at s_i over its largest, log V (0 at s_R, after which nothing follows),
-    and i / R.
+    and i / R. All but the entropy are 0 at s_0: a constant of all prompts, added to their states,
+    would be larger than what the states differ by, and a head learns that difference the slower.
 
     Args:
       log_probs: [B, R] nats.
@@ -47,7 +48,8 @@ def confidence_features(log_probs: Array, entropy: Array, mask: Array, tokens: i
     )
     share = jnp.pad(entropy, ((0, 0), (0, 1))) / jnp.log(float(tokens))
     place = jnp.broadcast_to(jnp.arange(length + 1.0) / length, total.shape)
-    features = jnp.stack([*map(jnp.exp, logs), share, place], axis=-1)
+    doubts = [-jnp.expm1(x) for x in logs]
+    features = jnp.stack([*doubts, share, place], axis=-1)
     return jax.lax.stop_gradient(features)
 
 

@@ -24,7 +24,8 @@ def plain_features(log_probs, entropy, mask, tokens):
             last = np.exp(log_probs[row, i - 1]) if i > 0 and mask[row, i - 1] else 1.0
             mean = np.prod(p) ** (1 / len(p)) if p else 1.0
             share = entropy[row, i] / np.log(tokens) if i < length else 0.0
-            found[row, i] = [last, min(p, default=1.0), np.prod(p), mean, share, i / length]
+            found[row, i, :4] = 1.0 - np.array([last, min(p, default=1.0), np.prod(p), mean])
+            found[row, i, 4:] = share, i / length
     return found
 
 
