@@ -2,7 +2,8 @@
 
 JAX names an entry by a hash of the program, the compiler's options, jaxlib's version and the
 device; on a CPU also by its instruction sets, so hosts that share a home directory do not mix up
-theirs. A process that reads an entry while another writes it warns, and compiles the program.
+theirs. Entries have a checksum: a process that finds one half-written, because another is writing
+it or was killed over it, warns and compiles the program. Removing the directory loses only time.
 """
 
 import contextlib
