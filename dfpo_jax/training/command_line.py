@@ -182,6 +182,9 @@ def run(main: Callable[[], Any], argv: Sequence[str] | None = None) -> None:
       argv: the command line, program name first; `sys.argv` by default.
     """
 
+    for shared in (_VERBOSE, _CACHE):
+        flags.declare_key_flag(shared.name)  # --help shows it with the program's own
+
     def checked(arguments: Sequence[str]) -> Any:
         with user_errors():
             if len(arguments) > 1:

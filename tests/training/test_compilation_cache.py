@@ -119,14 +119,21 @@ def test_entries_unused_for_longest_leave_first(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["notes", "read-cache"]
 
 
-def test_a_program_takes_the_flag(tmp_path):
-    code = (
-        "from dfpo_jax.training import command_line; import jax\n"
-        "command_line.run(lambda: print(jax.config.jax_compilation_cache_dir))"
-    )
-    command = [sys.executable, "-c", code, f"--compilation_cache={tmp_path / 'mine'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == (f"{tmp_path / 'mine'}\n", "")
+PROGRAM = """
+import jax
+from dfpo_jax.training import command_line
+command_line.run(lambda: print(jax.config.jax_compilation_cache_dir))
+"""
+
+
+def test_a_program_takes_the_flag_and_tells_of_it(tmp_path):
+    shown = []
+    for flag in (f"--compilation_cache={tmp_path / 'mine'}", "--help"):
+        command = [sys.executable, "-c", PROGRAM, flag]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert not done.stderr
+        shown.append(done.stdout)
+    assert shown[0] == f"{tmp_path / 'mine'}\n" and "--compilation_cache: Dir" in shown[1]
 
 
 TRAIN = """
