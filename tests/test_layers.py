@@ -99,6 +99,7 @@ training.step_size training.config_checks training.noise_metrics training.rollou
 training.config_argument
 training.config_keys
 training.config training.config_diff
+training.compilation_cache
 training.json_lines training.command_line
 training.optim training.metrics training.run_tokens training.curves
 training.preemption training.failures training.lock training.checksums

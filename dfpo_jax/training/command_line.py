@@ -18,6 +18,12 @@ from dfpo_jax.training.config_keys import setting_paths, unknown_setting
 
 flags.disclaim_key_flags()  # --help shows what is defined here as the program's own
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Also show what JAX, Orbax and others log.")
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Directory that keeps compiled programs for the next start; empty to keep none. By default "
+    "$JAX_COMPILATION_CACHE_DIR, else dfpo_jax in $XDG_CACHE_HOME or ~/.cache.",
+)
 
 
 class _Words(absl_logging.PythonFormatter):
@@ -41,6 +47,14 @@ def _set_up_logging() -> None:
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.getLogger("dfpo_jax").setLevel(logging.DEBUG if _VERBOSE.value else logging.INFO)
+
+
+def _keep_compiled_programs() -> None:
+    from dfpo_jax.training import (
+        compilation_cache,
+    )  # imports JAX, which wrong flags need not wait for
+
+    compilation_cache.set_up(_CACHE.value)
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -168,11 +182,15 @@ def run(main: Callable[[], Any], argv: Sequence[str] | None = None) -> None:
       argv: the command line, program name first; `sys.argv` by default.
     """
 
+    for shared in (_VERBOSE, _CACHE):
+        flags.declare_key_flag(shared.name)  # --help shows it with the program's own
+
     def checked(arguments: Sequence[str]) -> Any:
         with user_errors():
             if len(arguments) > 1:
                 raise ValueError(f"unexpected argument {arguments[1]!r}; options start with --")
             _set_up_logging()
+            _keep_compiled_programs()
         return main()
 
     app.run(checked, argv=argv, flags_parser=_parse_flags)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dfpo_jax.training import failures
+from dfpo_jax.training import compilation_cache, failures
 
 # Seconds without a heartbeat after which JAX ends all processes; JAX's default is 100.
 _HEARTBEAT = {"heartbeat_timeout_seconds": 45}
@@ -41,6 +41,8 @@ def initialize(environment: dict[str, str] | None = None) -> str:
     """
     how = _connect(os.environ if environment is None else environment)
     failures.watch()
+    if how != "single":
+        compilation_cache.leave_default()
     return how
 
 

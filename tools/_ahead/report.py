@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from dfpo_jax.models import pretrained
 from dfpo_jax.sharding import create_mesh
-from dfpo_jax.training import command_line
+from dfpo_jax.training import command_line, compilation_cache
 from dfpo_jax.training.config import Config, parse_config
 
 FLAGS = flags.FLAGS
@@ -45,6 +45,7 @@ def main(target: Callable[[], tuple[Sequence, Chip]], attention: str) -> None:
         are none.
       attention: the back end that "auto" means on such a device, since this process runs on a CPU.
     """
+    compilation_cache.set_up("")  # the figures are read from what the compiler writes as it works
     with command_line.user_errors():
         devices, chip = target()
         for name in set(FLAGS.programs) - set(PROGRAMS):
