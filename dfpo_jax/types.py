@@ -241,12 +241,15 @@ class Context:
       policy_scale: [] 1, or 0 while only the critic learns.
       critic: the critic head's parameters at the start of the iteration (never differentiated), or
         None.
+      whitening: statistics of the critic's features, which the state keeps after the iteration, or
+        None.
       explained_variance: [] of the iteration's returns by the critic's mean; None without a critic.
     """
 
     controls: dict[str, Array]
     policy_scale: Array
     critic: ArrayTree | None = None
+    whitening: ArrayTree | None = None
     explained_variance: Array | None = None
 
 

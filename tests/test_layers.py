@@ -87,6 +87,7 @@ rollout
 algorithms.config algorithms.presets
 algorithms.interface algorithms.needs algorithms.trunk
 algorithms.units algorithms.sft algorithms.warmup algorithms.confidence
+algorithms.whitening
 algorithms.old_policy
 algorithms.scores
 algorithms.compose

@@ -36,6 +36,7 @@ from dfpo_jax.algorithms.trunk import (
     top_log_probs,
 )
 from dfpo_jax.algorithms.units import value_units
+from dfpo_jax.algorithms.whitening import init_whitening, observe_features, whitened
 from dfpo_jax.critics import Critic
 from dfpo_jax.critics.interface import lambda_returns
 from dfpo_jax.metric import Metric
@@ -131,6 +132,8 @@ def _init(parts: _Parts, key: Array, policy_params: ArrayTree) -> ArrayTree:
         if parts.config.critic.confidence:
             own_key = jax.random.fold_in(key, len(parts.objectives))
             params["critic"]["confidence"] = init_confidence(own_key, reads)
+        if parts.config.critic.whiten > 0.0:
+            params["critic"]["whitening"] = init_whitening(reads)
     for number, (name, objective) in enumerate(parts.objectives.items()):
         if objective.init is not None:
             params[name] = objective.init(jax.random.fold_in(key, number), width)
@@ -143,12 +146,17 @@ def _prepare(
     critic, config = parts.critic, parts.config
     critic_key, policy_key = jax.random.split(key)
     found = evaluate_old(parts.model, config, parts.objectives, state, rollout, parts.temperature)
-    steps, view, targets, head = found.steps, None, None, None
+    steps, view, targets, head, whitening = found.steps, None, None, None, None
     if critic is not None:
         head, length = state.params["critic"]["head"], rollout.tokens.shape[1]
         inputs = (found.old.hidden, found.sequence, found.valid, length)
         states = critic_states(config.critic, parts.model, state.params, *inputs)
         states = with_confidence(state.params["critic"], states, found.confidence)
+        if config.critic.whiten > 0.0:
+            whitening = state.params["critic"]["whitening"]
+            seen = (states[:, :-1], steps.mask, config.critic.whiten)
+            whitening = observe_features(whitening, *seen)
+            states = whitened(whitening, states)
         reading = critic.read(head, states)
         law = critic.law(reading)
         if not config.returns.outcome:
@@ -192,6 +200,7 @@ def _prepare(
         controls=jax.tree.map(jnp.copy, dict(state.controls)),
         policy_scale=policy_scale,
         critic=jax.tree.map(jnp.copy, head),
+        whitening=whitening,
         explained_variance=_explained_variance(view, steps) if _has_outcome(parts) else None,
     )
     return batch, context
@@ -295,6 +304,8 @@ def _critic_terms(
     inputs = (hidden, batch.sequence, batch.valid, length)
     states = critic_states(config, parts.model, params, *inputs)
     states = with_confidence(params["critic"], states, batch.confidence)
+    if context.whitening is not None:
+        states = whitened(context.whitening, states)
     # A row's key depends on its number alone, so that splitting a batch changes nothing.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.row)
     head = params["critic"]["head"]
@@ -324,6 +335,8 @@ def _reading(parts: _Parts, state: TrainState, rollout: Rollout, states: slice):
     inputs = (hidden, sequence, valid, length)
     found = critic_states(parts.config.critic, parts.model, params, *inputs)
     found = with_confidence(params["critic"], found, features)
+    if parts.config.critic.whiten > 0.0:
+        found = whitened(params["critic"]["whitening"], found)
     return parts.critic.read(params["critic"]["head"], found[:, states])
 
 

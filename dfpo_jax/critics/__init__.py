@@ -36,6 +36,9 @@ class Critics(Choice):
         see `algorithms.confidence`.
       pooled: whether the critic also reads the mean of its trunk's states so far, those of the
         prompt included, see `algorithms.trunk.critic_states`.
+      whiten: 0, or the floor of `algorithms.whitening`: the critic then reads features of mean 0
+        and covariance 1, all directions of which it learns alike. .01 is a good value; with W
+        features an iteration costs W^3 more.
       lambda_: lambda of the critic's targets.
       warmup: the most iterations in which only the critic learns.
       warmup_patience: 0, or after how many iterations without a rise in the explained variance of
@@ -58,6 +61,7 @@ class Critics(Choice):
     trunk: str = "own"
     confidence: bool = False
     pooled: bool = False
+    whiten: float = 0.0
     lambda_: float = 0.95
     warmup: int = 0
     warmup_patience: int = 0
@@ -81,7 +85,7 @@ class Critics(Choice):
         check_choice(self, "trunk", TRUNKS)
         check_choice(self, "units", tuple(UNITS))
         check_interval(self, "lambda_", low=0.0, high=1.0)
-        check_interval(self, "warmup", "loss_weight", "warmup_rise", low=0.0)
+        check_interval(self, "warmup", "loss_weight", "warmup_rise", "whiten", low=0.0)
         check_interval(self, "warmup_patience", low=0, high=self.warmup)
         if self.warmup_patience == 0:
             check_unread(self, "warmup_rise", because="warmup_patience is 0")

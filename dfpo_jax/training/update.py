@@ -17,6 +17,7 @@ from dfpo_jax.types import Array, ArrayTree, Term, TrainState
 
 # Folded into an iteration's key beside the update numbers 0, 1, ...
 ORDER, PREPARE = 2**31, 2**31 + 1
+_STATISTICS = "whitening"  # of the critic's features, among its parameters
 
 _NORM = "`sqrt(sum g^2)` before clipping, mean over the iteration's finite updates"
 METRICS = (
@@ -115,11 +116,18 @@ def init_policy(model: Transformer, key: Array) -> ArrayTree:
 
 
 def _split(params: ArrayTree, networks: Collection[str]) -> tuple[ArrayTree, ArrayTree]:
-    """What trains in the named networks, and the rest: other networks, and what LoRA freezes."""
+    """What trains in the named networks, and the rest: other networks, and what is given there.
+
+    Given are the kernels that LoRA freezes, and the statistics of the critic's features.
+    """
     trained = {name: params[name] for name in params if name in networks}
     rest = {name: params[name] for name in params if name not in networks}
     if "policy" in trained:
         trained["policy"], rest["policy"] = lora.split(trained["policy"])
+    if "critic" in trained and _STATISTICS in trained["critic"]:
+        critic = dict(trained["critic"])
+        rest["critic"] = {_STATISTICS: critic.pop(_STATISTICS)}
+        trained["critic"] = critic
     return trained, rest
 
 
@@ -127,7 +135,17 @@ def _join(trained: ArrayTree, rest: ArrayTree) -> ArrayTree:
     params = {**rest, **trained}
     if "policy" in trained:
         params["policy"] = lora.join(trained["policy"], rest["policy"])
+    if "critic" in trained and "critic" in rest:
+        params["critic"] = {**trained["critic"], **rest["critic"]}
     return params
+
+
+def _keep_statistics(state: TrainState, context: Context) -> TrainState:
+    """The state with the statistics of the critic's features that `prepare` has found."""
+    if context.whitening is None:
+        return state
+    critic = {**state.params["critic"], _STATISTICS: context.whitening}
+    return state.replace(params={**state.params, "critic": critic})
 
 
 def _objective(
@@ -261,6 +279,7 @@ def update(
       not skipped; "finite", which gradients and terms were finite in every update.
     """
     rows = batch.tokens.shape[0]
+    state = _keep_statistics(state, context)
     first, _ = lora.split(state.params["policy"])
     key = jax.random.fold_in(state.key, state.step)
 

@@ -70,7 +70,7 @@ class OnePlace:
 
     def finished(self):
         while self._new:
-            yield Done(self._new.pop(), {"in": [0.0, 0.5], "sampled": 0.5, "seconds": 1.0})
+            yield Done(self._new.pop(), {"in": [0.0, 0.5], "sampled": [0.0, 0.5], "seconds": 1.0})
 
 
 @pytest.mark.parametrize("given", [False, True])

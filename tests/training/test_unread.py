@@ -102,6 +102,7 @@ SHARED = (
     "source",
     "confidence",
     "pooled",
+    "whiten",
 )
 OF_CRITICS = [
     *(f"critic.{name}" for name in SHARED),
