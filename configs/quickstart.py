@@ -17,10 +17,13 @@ from dfpo_jax.training.config_argument import check_argument
 def get_config(arg=None):
     """The run; `heavy_tail` replaces flipped rewards by rare large spikes.
 
+    `mixed` has words of three to six letters, a longer warm start and no noise: prompts of which
+    some are solved and some are not, for `experiments/critics.py`.
+
     `value_model` trains the critic of `--config.algorithm=gvm` on responses of the policy as the
     warm start leaves it, which stays as it is.
     """
-    check_argument(__file__, arg, "heavy_tail", "value_model")
+    check_argument(__file__, arg, "heavy_tail", "mixed", "value_model")
     config = default_config()
     config.task.dataset = "spell_backward"
     config.task.parameters = {"min_word_len": 4, "max_word_len": 5}
@@ -63,7 +66,11 @@ def get_config(arg=None):
         config.critic.update(trunk="own", warmup=0)
         config.critic_optimizer.learning_rate = 1e-3  # of a whole transformer
         config.train.update(frozen=("policy",), iterations=60)
-    if arg == "heavy_tail":
+    if arg == "mixed":
+        config.task.parameters = {"min_word_len": 3, "max_word_len": 6}
+        config.train.prompt_length = config.sampling.max_new_tokens = 7
+        config.warm_start.steps = 200
+    elif arg == "heavy_tail":
         config.rewards.spike.probability = 0.1
         config.advantage.name = "rank"
         config.critic.flow.value_bound = 10.0

@@ -29,6 +29,8 @@ CRITICS = {
     "dfpo": {"critic.name": "flow"},
 }
 
+# What a critic may read beside or instead of its trunk's states: on, off.
+_INPUTS = {"confidence": (True, False), "pooled": (True, False), "whiten": (0.01, 0.0)}
 _TAILS = ("cvar", "upper_gain", "mean_shift", "tail_shape", "tail_curvature")
 
 
@@ -72,12 +74,13 @@ def rows_of(config: ConfigDict) -> dict[str, dict[str, Any]]:
         if trunk != config.critic.trunk
     }
     more = {}
-    for name in ("confidence", "pooled"):
-        reads = config.critic[name]
-        inputs[f"{'without' if reads else 'with'} {name}"] = {f"critic.{name}": not reads}
-        more |= {} if reads else {f"critic.{name}": True}
-    if len(more) == 2:
-        inputs["with confidence and pooled"] = more
+    for name, (on, off) in _INPUTS.items():
+        reads = bool(config.critic[name])
+        words = f"{'without' if reads else 'with'} {name}"
+        inputs[words] = {f"critic.{name}": off if reads else on}
+        more |= {} if reads else {f"critic.{name}": on}
+        if len(more) > 1:
+            inputs["with " + " and ".join(x.partition(".")[2] for x in more)] = dict(more)
     others = {
         f"{name} {words}": {**CRITICS[name], **settings}
         for words, settings in inputs.items()
