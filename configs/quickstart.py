@@ -18,7 +18,8 @@ def get_config(arg=None):
     """The run; `heavy_tail` replaces flipped rewards by rare large spikes.
 
     `mixed` has words of three to six letters, a longer warm start and no noise: prompts of which
-    some are solved and some are not, for `experiments/critics.py`.
+    some are solved and some are not, for `experiments/critics.py`, and its critics read all
+    there is to read.
 
     `value_model` trains the critic of `--config.algorithm=gvm` on responses of the policy as the
     warm start leaves it, which stays as it is.
@@ -70,6 +71,8 @@ def get_config(arg=None):
         config.task.parameters = {"min_word_len": 3, "max_word_len": 6}
         config.train.prompt_length = config.sampling.max_new_tokens = 7
         config.warm_start.steps = 200
+        config.critic.update(confidence=True, pooled=True, whiten=0.01)
+        config.critic_optimizer.learning_rate = 3e-3
     elif arg == "heavy_tail":
         config.rewards.spike.probability = 0.1
         config.advantage.name = "rank"
