@@ -35,7 +35,8 @@ FLOW = Flow(
 )
 ONCE = Schedule()
 NETWORKS = ("policy", "critic")
-CRITICS = {"ppo": "scalar", "dfpo": "flow"}
+CRITICS = {"ppo": "scalar", "dfpo": "flow", "all inputs": "scalar"}
+INPUTS = {"confidence": True, "pooled": True, "whiten": 0.5}
 
 
 def make_algorithm(name, model, warmup=0, aggregation="token_mean"):
@@ -127,7 +128,9 @@ MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
 
 def decoder_learner(name, mesh):
     """A learner of the decoder whose critic shares its trunk, and the algorithm."""
-    model, critic = Transformer(tiny.DECODER), Critics(CRITICS[name], trunk="shared", flow=FLOW)
+    inputs = INPUTS if name == "all inputs" else {}
+    critic = Critics(CRITICS[name], trunk="shared", flow=FLOW, **inputs)
+    model = Transformer(tiny.DECODER)
     algorithm = compose(model, AlgorithmConfig(critic), 0.8)
     return Learner(model, algorithm, make_optimizers("sgd"), ONCE, create_mesh(*mesh)), algorithm
 
@@ -151,13 +154,16 @@ def run_on(name, mesh, start):
 def on_one_device(name):
     """A start with random parameters, and what one device makes of it."""
     start = host_copy(decoder_learner(name, (1, 1, 1))[0].start(jax.random.key(0)))
-    start = start.replace(params=tiny.randomised(start.params))
+    params = tiny.randomised(start.params)
+    if "whitening" in params["critic"]:  # random numbers are no covariance
+        params["critic"]["whitening"] = start.params["critic"]["whitening"]
+    start = start.replace(params=params)
     return start, run_on(name, (1, 1, 1), start)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("name", ["ppo", "dfpo"])
+@pytest.mark.parametrize("name", ["ppo", "dfpo", "all inputs"])
 def test_every_mesh_gives_the_losses_and_gradients_of_one_device(name, mesh):
     start, (advantages, grads, losses, metrics) = on_one_device(name)
     several = run_on(name, mesh, start)
