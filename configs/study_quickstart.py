@@ -1,4 +1,4 @@
-"""A study of algorithms under noise, on the quickstart's task and model made smaller.
+"""A study of algorithms under noise: a small decoder writes numbers backward.
 
 python experiments/compare.py --config=configs/study_quickstart.py --workdir=runs/study
 python experiments/ablate.py --config=configs/study_quickstart.py --workdir=runs/study
@@ -45,7 +45,7 @@ def get_config(arg=None):
         "reinforce_pp": {"algorithm": "reinforce_pp"},
     }
     study.more = {
-        "cells": {"flip": (0.3,)},
+        "cells": {"flip": (0.2,)},
         "algorithms": {
             "scalar_flow": {"algorithm": "scalar_flow"},
             "c51": {"algorithm": "c51"},
@@ -60,25 +60,32 @@ def get_config(arg=None):
 
 
 def _run():
-    """The quickstart's task with a smaller model, for cells of about half a minute on one core.
+    """A run without noise, of about half a minute on one core.
 
-    It repeats what it shares with the quickstart: a change there must not end a study's rows.
+    It starts from no other configuration: a change there must not end a study's rows. With ten
+    digits instead of all letters 60 iterations go far: from 59 to 85 % of held-out numbers (DFPO,
+    seed 0), and from 49 to 76 % of those of two digits alone, which are not in training.
     """
     run = default_config()
+    here = Path(__file__)
     run.task.dataset = "spell_backward"
-    run.task.parameters = {"min_word_len": 4, "max_word_len": 5}
+    run.task.parameters = {
+        "data_file": str(here.with_name("study_numbers.txt")),  # at least three different digits
+        "min_word_len": 3,
+        "max_word_len": 5,
+    }
     run.task.prompt = "{metadata[word]}="
     run.out_of_domain.update(
         name="jsonl",
-        dataset=str(Path(__file__).with_name("quickstart_invented.jsonl")),
+        dataset=str(here.with_name("study_numbers_of_two_digits.jsonl")),
         parameters={"answer": "backward"},
-        prompt="{word}=",
+        prompt="{number}=",
         held_out_percent=99,
     )
     run.out_of_domain.verifier.name = "exact"
-    run.tokenizer.alphabet = string.ascii_letters + "="
+    run.tokenizer.alphabet = string.digits + "="
     run.model.update(
-        vocab_size=64,
+        vocab_size=16,
         d_model=64,
         num_layers=2,
         num_heads=2,
@@ -94,7 +101,7 @@ def _run():
     run.policy_optimizer.update(warmup_steps=10, b1=0.95, b2=0.999)
     run.critic_optimizer.update(learning_rate=3e-3, b2=0.999)
     run.log_probs.recompute = False
-    run.critic.update(trunk="detached", warmup=3, confidence=True, pooled=True)
+    run.critic.update(trunk="detached", warmup=3, confidence=True, pooled=True, whiten=0.01)
     run.critic.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
     run.evaluation.update(every=0, critic_prompts=0)
     run.checkpoint.every = 0
@@ -108,27 +115,27 @@ def _noise():
     flips = {"false_positive": "level", "false_negative": "level", "seed": "seed"}
     gaussian = {"std": "level", "seed": "seed"}
     kinds = {
-        "flip": ("binary", (0.15, 0.3, 0.4), {"flip": flips}),
+        "flip": ("binary", (0.1, 0.2, 0.3), {"flip": flips}),
         # Errors that stay with a prompt.
-        "flip_prompts": ("binary", (0.15, 0.3, 0.4), {"flip": {**flips, "unit": "prompt"}}),
+        "flip_prompts": ("binary", (0.1, 0.2, 0.3), {"flip": {**flips, "unit": "prompt"}}),
         # A text that is accepted anywhere in a response, on a share of the prompts.
         "master_key": (
             "binary",
             (0.25, 0.5, 1.0),
             {
                 "master_key": {
-                    "answer": "ee",
+                    "answer": "77",
                     "match": "contains",
                     "coverage": "level",
                     "seed": "seed",
                 }
             },
         ),
-        # On the words from a to l alone.
+        # On the numbers that begin with 0 to 4 alone.
         "gaussian_prompts": (
             "binary",
             (1.0, 3.0, 9.0),
-            {"gaussian": {**gaussian, "pattern": "^[a-lA-L]"}},
+            {"gaussian": {**gaussian, "pattern": "^[0-4]"}},
         ),
         "graded_gaussian": ("graded", (0.5, 1.0, 3.0), {"gaussian": gaussian}),
         "graded_spike": (
@@ -159,7 +166,7 @@ def _ablation():
     asinh = {"critic": {"units": "asinh"}}
     no_map = {"inference": "ode"}
     return {
-        "cells": {"flip": (0.3,), "graded_gaussian": (1.0,)},
+        "cells": {"flip": (0.2,), "graded_gaussian": (1.0,)},
         "sweep": {"policy_optimizer": {"learning_rate": (1e-3,)}},
         "reference": "dfpo",
         "base": {"algorithm": "dfpo", "critic": {"flow": {"dcfm_weight": 1.0}}},
@@ -197,6 +204,7 @@ def _ablation():
             "solver rk4": flow(solver="rk4"),
             "inference ode": flow(**no_map),
             "no confidence": {"critic": {"confidence": False}},
+            "not whitened": {"critic": {"whiten": 0.0}},
             "not pooled": {"critic": {"pooled": False}},
             "trunk own": {"critic": {"trunk": "own"}, "critic_optimizer": {"learning_rate": 1e-3}},
         },
