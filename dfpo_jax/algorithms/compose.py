@@ -71,6 +71,7 @@ class _Parts(NamedTuple):
     critic: Critic | None
     advantage: Advantage
     objectives: dict[str, Objective]
+    critic_rests: bool
 
 
 def compose(
@@ -79,6 +80,7 @@ def compose(
     temperature: float,
     *,
     keeps_reference: bool = False,
+    critic_rests: bool = False,
 ) -> Algorithm:
     """The algorithm of these settings.
 
@@ -87,6 +89,7 @@ def compose(
       config: settings of all parts.
       temperature: the sampler's temperature, at which log-probabilities are taken.
       keeps_reference: whether the state holds the first policy even if no objective needs it.
+      critic_rests: whether the critic stays as it is; the statistics of its features then do too.
 
     Raises:
       ValueError: parts that cannot work together, see `needs.check_parts`.
@@ -94,7 +97,7 @@ def compose(
     check_parts(config)
     critic, advantage = config.critic.build(), config.advantage.build()
     objectives = config.objective.build()
-    parts = _Parts(model, config, temperature, critic, advantage, objectives)
+    parts = _Parts(model, config, temperature, critic, advantage, objectives, critic_rests)
 
     def bound(function, wanted=True):
         return functools.partial(function, parts) if wanted else None
@@ -154,8 +157,9 @@ def _prepare(
         states = with_confidence(state.params["critic"], states, found.confidence)
         if config.critic.whiten > 0.0:
             whitening = state.params["critic"]["whitening"]
-            seen = (states[:, :-1], steps.mask, config.critic.whiten)
-            whitening = observe_features(whitening, *seen)
+            if not parts.critic_rests:
+                seen = (states[:, :-1], steps.mask, config.critic.whiten)
+                whitening = observe_features(whitening, *seen)
             states = whitened(whitening, states)
         reading = critic.read(head, states)
         law = critic.law(reading)
@@ -200,7 +204,7 @@ def _prepare(
         controls=jax.tree.map(jnp.copy, dict(state.controls)),
         policy_scale=policy_scale,
         critic=jax.tree.map(jnp.copy, head),
-        whitening=whitening,
+        whitening=jax.tree.map(jnp.copy, whitening),
         explained_variance=_explained_variance(view, steps) if _has_outcome(parts) else None,
     )
     return batch, context

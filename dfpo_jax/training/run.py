@@ -232,6 +232,7 @@ def make_learner(
         config.algorithm_config(),
         config.sampling.temperature,
         keeps_reference=config.rewards.learned.samples > 0,
+        critic_rests="critic" in config.train.frozen,
     )
     train, tokens = config.train, model.config.vocab_size
     if algorithm.top > tokens:

@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import optax
 import pytest
-from critic_cases import KEY, Case, critic_case
+from critic_cases import KEY, TEMPERATURE, Case, critic_case
 from flax import linen as nn
+from tiny import Markov
 
+from dfpo_jax.algorithms import compose
 from dfpo_jax.algorithms.whitening import init_whitening, observe_features, whitened
 from dfpo_jax.training.update import Schedule, init_state, update
 
@@ -109,6 +111,15 @@ def test_an_iteration_keeps_the_statistics_it_has_used_and_never_trains_them():
     heads = (after.params["critic"]["head"], state.params["critic"]["head"])
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), *heads)
     assert max(jax.tree.leaves(moved)) > 0.0 and np.isfinite(metrics["critic/loss"])
+
+
+def test_the_features_of_a_critic_that_rests_do_not_move():
+    this, (state, _, context) = case(), first()
+    critic = {**state.params["critic"], "whitening": context.whitening}
+    state = state.replace(params={**state.params, "critic": critic})
+    resting = compose(Markov(), this.config, TEMPERATURE, critic_rests=True)
+    _, found = jax.jit(resting.prepare)(state, this.rollout, KEY)
+    jax.tree.map(np.testing.assert_array_equal, found.whitening, context.whitening)
 
 
 def test_prediction_reads_features_as_the_losses_do():
