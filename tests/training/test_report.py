@@ -283,23 +283,6 @@ def test_nan_and_constant_predictions_are_drawn(tmp_path):
     assert len(page(tmp_path, rows=[], snapshot=broken).charts) == 4
 
 
-def test_the_step_curve_is_the_distribution_function(monkeypatch):
-    figures = []
-    monkeypatch.setattr(charts, "to_svg", lambda figure, label: figures.append(figure) or "")
-    quantiles, observed = np.array([2.0, 0.0, 1.0, 3.0]), np.array([1.0, 1.0, 0.0, 2.5])
-    _, beyond = charts.draw_distributions(quantiles, observed)
-    assert beyond == 0
-    lines = figures[0].axes[0].lines
-    for line, values in zip(lines, (observed, quantiles), strict=True):
-        assert line.get_drawstyle() == "steps-post"
-        x, y = line.get_data()
-        low, high = figures[0].axes[0].get_xlim()
-        assert x[0] <= low and x[-1] >= high
-        for at in (-0.1, 0.0, 0.5, 1.0, 1.7, 2.5, 3.0):
-            place = np.searchsorted(x, at, side="right") - 1
-            assert y[place] == np.mean(values <= at)
-
-
 def test_far_outliers_are_counted_not_drawn_to_scale(tmp_path):
     observed = np.append(np.linspace(0, 1, 15), 500.0)
     _, beyond = charts.draw_distributions(np.linspace(0, 1, 16), observed)
@@ -307,23 +290,6 @@ def test_far_outliers_are_counted_not_drawn_to_scale(tmp_path):
     state = CriticSnapshot(["a"], np.linspace(0, 1, 16)[None], observed[None], None)
     words = page(tmp_path, rows=[], snapshot=state).words
     assert "1 of 16 observed returns lie beyond the axis" in words
-
-
-@pytest.mark.parametrize("size", [1, 4, 41, 200])
-def test_smooth_against_a_loop(size):
-    values = np.random.default_rng(size).normal(size=size)
-    half = max(size // 40, 2)
-    expected = [values[max(i - half, 0) : i + half + 1].mean() for i in range(size)]
-    np.testing.assert_allclose(charts.smooth(values), expected, rtol=1e-12, atol=1e-12)
-
-
-def test_thinning_keeps_ends_and_extremes():
-    steps, values = np.arange(5000.0), np.random.default_rng(0).normal(size=5000)
-    values[1234], values[4321] = 99.0, -99.0
-    kept, thinned = charts._thin(steps, values)
-    assert len(kept) <= 602 and np.all(np.diff(kept) > 0)
-    assert kept[0] == 0 and kept[-1] == 4999 and {1234.0, 4321.0} <= set(kept)
-    np.testing.assert_array_equal(values[kept.astype(int)], thinned)
 
 
 def test_rewards_in_words(tmp_path):
