@@ -153,8 +153,7 @@ def _prepare(
     if critic is not None:
         head, length = state.params["critic"]["head"], rollout.tokens.shape[1]
         inputs = (found.old.hidden, found.sequence, found.valid, length)
-        states = critic_states(config.critic, parts.model, state.params, *inputs)
-        states = with_confidence(state.params["critic"], states, found.confidence)
+        states = _critic_features(parts, state.params, *inputs, found.confidence)
         if config.critic.whiten > 0.0:
             whitening = state.params["critic"]["whitening"]
             if not parts.critic_rests:
@@ -208,6 +207,21 @@ def _prepare(
         explained_variance=_explained_variance(view, steps) if _has_outcome(parts) else None,
     )
     return batch, context
+
+
+def _critic_features(
+    parts: _Parts,
+    params: ArrayTree,
+    hidden: Array | None,
+    sequence: Array,
+    valid: Array,
+    length: int,
+    confidence: Array | None,
+) -> Array:
+    """What the critic reads at s_0 .. s_R, before it is whitened; arguments as `critic_states`."""
+    inputs = (hidden, sequence, valid, length)
+    states = critic_states(parts.config.critic, parts.model, params, *inputs)
+    return with_confidence(params["critic"], states, confidence)
 
 
 def _with_predicted_outcome(steps: Steps, law: Array) -> Steps:
@@ -306,8 +320,7 @@ def _critic_terms(
 ) -> dict[str, Term]:
     length, config = batch.tokens.shape[1], parts.config.critic
     inputs = (hidden, batch.sequence, batch.valid, length)
-    states = critic_states(config, parts.model, params, *inputs)
-    states = with_confidence(params["critic"], states, batch.confidence)
+    states = _critic_features(parts, params, *inputs, batch.confidence)
     if context.whitening is not None:
         states = whitened(context.whitening, states)
     # A row's key depends on its number alone, so that splitting a batch changes nothing.
@@ -336,9 +349,7 @@ def _reading(parts: _Parts, state: TrainState, rollout: Rollout, states: slice):
         inputs = (parts.model, params["policy"], policy_states, rollout.tokens, parts.temperature)
         statistics = token_statistics(*inputs, parts.config.log_probs.chunk)
         features = confidence_features(*statistics, rollout.mask, parts.model.config.vocab_size)
-    inputs = (hidden, sequence, valid, length)
-    found = critic_states(parts.config.critic, parts.model, params, *inputs)
-    found = with_confidence(params["critic"], found, features)
+    found = _critic_features(parts, params, hidden, sequence, valid, length, features)
     if parts.config.critic.whiten > 0.0:
         found = whitened(params["critic"]["whitening"], found)
     return parts.critic.read(params["critic"]["head"], found[:, states])

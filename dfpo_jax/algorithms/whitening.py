@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dfpo_jax.types import Array, ArrayTree
 
-MOMENTUM = 0.9  # of the statistics, once as many rollouts were seen
+MOMENTUM = 0.9  # of the statistics; until 9 rollouts were seen, all count alike
 
 
 def init_whitening(width: int) -> ArrayTree:
@@ -60,12 +60,11 @@ def observe_features(old: ArrayTree, features: Array, mask: Array, floor: float)
     factor = jnp.linalg.cholesky(found["covariance"] + added)
     found["inverse"] = jax.scipy.linalg.solve_triangular(factor, jnp.eye(width), lower=True)
     found["seen"] = old["seen"] + 1.0
-    found = jax.tree.map(lambda x, y: jnp.where(count > 0, x, y), found, dict(old))
-    return jax.lax.stop_gradient(found)
+    return jax.tree.map(lambda x, y: jnp.where(count > 0, x, y), found, dict(old))
 
 
 def whitened(statistics: ArrayTree, features: Array) -> Array:
-    """ "inverse" (x - "mean") of features x [B, T, W]; float32."""
+    """Features x [B, T, W] as "inverse" (x - "mean"), in float32; the statistics are constants."""
     statistics = jax.lax.stop_gradient(statistics)
     centred = features.astype(jnp.float32) - statistics["mean"][None, None]
     return jnp.einsum("btw,vw->btv", centred, statistics["inverse"])
