@@ -22,6 +22,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,7 +82,8 @@ def config_hash(config: Config) -> str:
     """12 hexadecimal digits, of all settings but those of parts that are not chosen.
 
     A new critic or reward link thus leaves the hashes of runs as they are that do not use it; a
-    new setting of a part changes those of the runs that do.
+    new setting of a part changes those of the runs that do. A file counts by what it holds, not by
+    where it lies.
     """
     read = dataclasses.asdict(config)
     for name in (item.name for item in dataclasses.fields(config)):
@@ -91,8 +93,25 @@ def config_hash(config: Config) -> str:
                 del read[name][part]
     default = dataclasses.asdict(type(config.rewards)())
     read["rewards"] = {k: v for k, v in read["rewards"].items() if v != default[k]}
-    text = json.dumps(read, sort_keys=True, default=str)
+    text = json.dumps(_by_content(read), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _by_content(value: Any) -> Any:
+    """Nested settings, with a digest of the file in place of its absolute path."""
+    if isinstance(value, Mapping):
+        return {str(key): _by_content(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_by_content(item) for item in value]
+    if isinstance(value, str) and os.path.isabs(value) and os.path.isfile(value):
+        return _file_digest(value)
+    return value
+
+
+@functools.cache
+def _file_digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,18 @@ def test_hashes(study):
     assert grid.config_hash(changed("rewards", clip=Rewards().clip)) == cells[0].hash
 
 
+def test_a_file_counts_by_what_it_holds(study, tmp_path):
+    config = study.sweep_cells("ppo", "binary")[0].config
+
+    def hash(name, text):
+        path = tmp_path / name
+        path.write_text(text)
+        task = dataclasses.replace(config.task, parameters={"data_file": str(path)})
+        return grid.config_hash(dataclasses.replace(config, task=task))
+
+    assert hash("here", "12\n") == hash("there", "12\n") != hash("else", "13\n")
+
+
 def test_only():
     cells = grid.comparison(tiny_study.get_config()).noisy_cells("ppo", "binary", "0.001")
     only = grid.parse_only("noise=flip,level=.40,seed=0,seed=1")
