@@ -232,6 +232,33 @@ def draw_lines(
     return legend({name: number for number, name in enumerate(series)}) + to_svg(figure, label)
 
 
+def draw_intervals(
+    found: Mapping[str, tuple[float, float, float]], *, x: str, end: float, label: str
+) -> str:
+    """Estimates with their intervals, a row for each, the first on top.
+
+    Args:
+      found: name -> estimate, low and high end. Where one is infinite, an arrow at `end` says so.
+      x: label of the axis.
+      end: where the axis ends.
+      label: a description for screen readers.
+    """
+    with _settings():
+        figure, axes = _axes(4.8, 0.9 + 0.26 * len(found), x=x, y="")
+        figure.subplots_adjust(left=0.3, top=0.97, bottom=0.55 / (0.9 + 0.26 * len(found)))
+        for row, (value, low, high) in enumerate(found.values()):
+            colour = {"color": SERIES[0], "clip_on": False}
+            axes.plot(np.minimum([low, high], end), [row, row], lw=_WIDTH, **colour)
+            axes.plot(min(value, end), row, marker="o", markersize=5, **colour)
+            if math.isinf(high):
+                axes.plot(end, row, marker=">", markersize=6, **colour)
+        axes.set_yticks(range(len(found)), list(found))
+        axes.set_xlim(0.0, end)
+        axes.set_ylim(len(found) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+    return to_svg(figure, label)
+
+
 def _draw_series(axes, steps: np.ndarray, values: np.ndarray, number: int) -> None:
     if len(steps) <= _MANY_POINTS:
         axes.plot(steps, values, marker="o", markersize=3.5, **_line(number))

@@ -1,6 +1,7 @@
 """The report of a study from its rows alone: Markdown, and one HTML page with plots."""
 
 import html
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ def write(
     summary = summarize(rows, reference, order)
     first, *others = all_tables(summary, rivals)
     body = f"<h1>{html.escape(title)}</h1><p>{html.escape(facts(rows))}</p>{first.html()}"
+    body += f'<div class="charts">{tolerances(summary)}</div>'
     body += f'<h2>Accuracy by noise level</h2><div class="charts">{plots(summary)}</div>'
     body += "".join(table.html() for table in others)
     write_page(path, title, body)
@@ -56,6 +58,24 @@ def facts(rows: Sequence[Row]) -> str:
         values = sorted({str(row[name]) for row in rows if row.get(name)})
         versions.append(f"{label} {', '.join(values) or 'unknown'}")
     return f"{len(rows)} cells, {hours:.1f} hours of workers in all; {'; '.join(versions)}."
+
+
+def tolerances(summary: Summary) -> str:
+    """A chart of tolerances with their intervals for each kind of noise of several levels."""
+    cards = []
+    for kind in summary.kinds:
+        levels = summary.levels(kind)
+        found = {name: summary.tolerance(name, kind) for name in summary.algorithms}
+        found = {name: t for name, t in found.items() if t and not math.isnan(t.value)}
+        if found and len(levels) > 1:
+            chart = charts.draw_intervals(
+                {name: (t.value, t.low, t.high) for name, t in found.items()},
+                x=f"level of {kind} noise at which half of the gain is lost",
+                end=levels[-1],
+                label=f"tolerance of {kind} noise, with 90 % intervals",
+            )
+            cards.append(f"<figure><h3>{html.escape(kind)}</h3>{chart}</figure>")
+    return "".join(cards)
 
 
 def plots(summary: Summary) -> str:

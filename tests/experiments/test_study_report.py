@@ -94,7 +94,8 @@ def test_the_page_stands_alone(tmp_path, rows):
     path = tmp_path / "compare.html"
     report.write(path, "A <study>", rows, "ppo", ["grpo"])
     page = path.read_text(encoding="utf-8")
-    assert "<h1>A &lt;study&gt;</h1>" in page and page.count("<svg") >= 2
+    assert "<h1>A &lt;study&gt;</h1>" in page and page.count("<svg") >= 3
+    assert "level of flip noise at which half of the gain is lost" in page
     assert not re.search(r"https?://|<script|<link|src=|href=\"(?!#)", page)
     assert "91.0" in page and path.with_suffix(".md").read_text().startswith("# A <study>")
     assert list(tmp_path.glob("*.tmp")) == []

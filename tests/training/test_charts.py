@@ -38,3 +38,22 @@ def test_thinning_keeps_ends_and_extremes():
     assert len(kept) <= 602 and np.all(np.diff(kept) > 0)
     assert kept[0] == 0 and kept[-1] == 4999 and {1234.0, 4321.0} <= set(kept)
     np.testing.assert_array_equal(values[kept.astype(int)], thinned)
+
+
+def test_intervals_end_in_arrows_where_they_are_endless(monkeypatch):
+    figures = []
+    monkeypatch.setattr(charts, "to_svg", lambda figure, label: figures.append(figure) or "")
+    found = {"a": (0.2, 0.1, 0.3), "b": (0.3, 0.2, np.inf), "c": (np.inf, np.inf, np.inf)}
+    charts.draw_intervals(found, x="level", end=0.4, label="tolerances")
+    axes = figures[0].axes[0]
+    drawn = [(line.get_marker(), *map(list, line.get_data())) for line in axes.lines]
+    assert [row for row in drawn if row[0] == "None"] == [
+        ("None", [0.1, 0.3], [0, 0]),
+        ("None", [0.2, 0.4], [1, 1]),
+        ("None", [0.4, 0.4], [2, 2]),
+    ]
+    points = [(x, y) for marker, [x], [y] in (row for row in drawn if row[0] == "o")]
+    arrows = [(x, y) for marker, [x], [y] in (row for row in drawn if row[0] == ">")]
+    assert points == [(0.2, 0), (0.3, 1), (0.4, 2)] and arrows == [(0.4, 1), (0.4, 2)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "c"]
+    assert axes.get_xlim() == (0.0, 0.4) and axes.get_ylim() == (2.5, -0.5)
