@@ -29,13 +29,17 @@ def get_config(arg=None):
         "graded": {"task": {"partial_credit": True}},
     }
     study.noise = _noise()
-    study.reference = "dfpo"
+    study.reference = "dfpo_rank"
     study.algorithms = {
-        "dfpo": {"algorithm": "dfpo"},
-        "dfpo_precision": {
+        "dfpo_gae": {
+            "algorithm": "dfpo",
+            "critic": {"units": "affine"},
+            "advantage": {"name": "gae"},
+        },
+        "dfpo_rank": {
             "algorithm": "dfpo",
             "critic": {"units": "asinh"},
-            "advantage": {"name": "precision"},
+            "advantage": {"name": "rank"},
         },
         "ppo": {"algorithm": "ppo"},
         "ppo_clipped": {"algorithm": "ppo", "rewards": {"clip": {"bound": 1.0}}},
@@ -119,29 +123,16 @@ def _noise():
         "flip": ("binary", (0.1, 0.2, 0.3), {"flip": flips}),
         # Errors that stay with a prompt.
         "flip_prompts": ("binary", (0.1, 0.2, 0.3), {"flip": {**flips, "unit": "prompt"}}),
-        # A text that is accepted anywhere in a response, on a share of the prompts.
-        "master_key": (
-            "binary",
-            (0.25, 0.5, 1.0),
-            {
-                "master_key": {
-                    "answer": "77",
-                    "match": "contains",
-                    "coverage": "level",
-                    "seed": "seed",
-                }
-            },
-        ),
         # On the numbers that begin with 0 to 4 alone.
         "gaussian_prompts": (
             "binary",
-            (1.0, 3.0, 9.0),
+            (0.5, 1.0, 2.0),
             {"gaussian": {**gaussian, "pattern": "^[0-4]"}},
         ),
-        "graded_gaussian": ("graded", (0.5, 1.0, 3.0), {"gaussian": gaussian}),
+        "graded_gaussian": ("graded", (0.15, 0.3, 0.6), {"gaussian": gaussian}),
         "graded_spike": (
             "graded",
-            (0.1, 0.3, 0.6),
+            (0.01, 0.05, 0.2),
             {"spike": {"probability": "level", "seed": "seed"}},
         ),
         # The level is the share of wrong verdicts of the reward model.
@@ -167,7 +158,8 @@ def _ablation():
     asinh = {"critic": {"units": "asinh"}}
     no_map = {"inference": "ode"}
     return {
-        "cells": {"flip": (0.2,), "graded_gaussian": (1.0,)},
+        "cells": {"flip": (0.2,), "gaussian_prompts": (1.0,)},
+        "clean": False,
         "sweep": {"policy_optimizer": {"learning_rate": (1e-3,)}},
         "reference": "dfpo",
         "base": {"algorithm": "dfpo", "critic": {"flow": {"dcfm_weight": 1.0}}},

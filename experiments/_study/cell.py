@@ -16,13 +16,17 @@ import numpy as np
 from dfpo_jax import memory
 from dfpo_jax.models import hf, lora, pretrained
 from dfpo_jax.training.config import Config, WarmStartConfig
+from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.loop import train
 from dfpo_jax.training.metrics import read_metrics
-from dfpo_jax.training.run import build_run
+from dfpo_jax.training.run import Run, build_run
 from dfpo_jax.training.warm_start import first_policy
 
 _LAST = 5  # training figures are means over the last fifth of a run
 DIGITS = 6
+# What the programs of a learner do not depend on; of the rewards they know whether one is learned.
+_UNREAD = ("seed", "task", "out_of_domain", "weights", "rewards", "log", "evaluation", "checkpoint")
+_kept: dict[str, Learner] = {}  # the last cell's, by what it was built from
 
 
 def make_warm_start(config: Config, directory: Path) -> None:
@@ -62,11 +66,11 @@ def run_cell(config: Config, weights: Path | None, scratch: Path) -> dict[str, A
         config = dataclasses.replace(config, weights=source, warm_start=WarmStartConfig())
     workdir = Path(tempfile.mkdtemp(prefix="cell_", dir=scratch))
     try:
-        results = train(build_run(config), workdir)
+        results = train(_compiled(build_run(config)), workdir)
         rows = read_metrics(workdir)
     finally:
         shutil.rmtree(workdir, ignore_errors=True)
-        _forget()
+        gc.collect()
     row: dict[str, Any] = {}
     for short, name in (("in", "in_domain"), ("out", "out_of_domain")):
         if name in results:
@@ -77,6 +81,17 @@ def run_cell(config: Config, weights: Path | None, scratch: Path) -> dict[str, A
     row["metrics"] = _digest(rows)
     row["seconds"] = round(time.perf_counter() - started, 1)
     return row | {"cpu_seconds": round(time.process_time() - cpu, 1)}
+
+
+def _compiled(run: Run) -> Run:
+    """The run with the last cell's learner, where its own would be equal, for what is compiled."""
+    read = {item.name: getattr(run.config, item.name) for item in dataclasses.fields(run.config)}
+    read = {name: part for name, part in read.items() if name not in _UNREAD}
+    key = repr((read, run.config.rewards.learned.samples > 0))
+    if key not in _kept:
+        _forget()
+        _kept[key] = run.learner
+    return dataclasses.replace(run, learner=_kept[key])
 
 
 def _late(rows: list[dict[str, float]], key: str) -> float | None:
@@ -92,6 +107,7 @@ def _digest(rows: list[dict[str, float]]) -> str:
 
 
 def _forget() -> None:
-    """Programs and arrays of a run leave the memory with it."""
+    """Programs and arrays of earlier runs leave the memory."""
+    _kept.clear()
     memory.clear_caches()
     gc.collect()

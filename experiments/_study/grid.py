@@ -14,7 +14,8 @@ A study configuration is a `ConfigDict` with these keys; overrides are nested se
 - `more.algorithms`, at `more.cells` (kind of noise -> levels) alone.
 - `cell_seconds`: for `--list`, before any cell has been timed; 60 if left out.
 - `ablation`: `base`, overrides under each of `ablation.algorithms`, `cells` and `reference`;
-  it may have a `sweep` of its own.
+  it may have a `sweep` of its own, and `clean`: False runs it with noise alone, if its sweep has
+  one setting.
 """
 
 import dataclasses
@@ -124,6 +125,7 @@ class Study:
       places: algorithm -> (kind of noise, level) at which it is run, beside those without noise.
       reference: the algorithm that others are compared with.
       sweep: setting, as text -> overrides by dotted name.
+      clean: whether cells without noise are run.
     """
 
     source: ConfigDict
@@ -131,6 +133,7 @@ class Study:
     places: Mapping[str, Sequence[tuple[str, float]]]
     reference: str
     sweep: Mapping[str, Mapping[str, Any]]
+    clean: bool = True
     _made: dict[tuple, Cell] = field(default_factory=dict, repr=False)
 
     @property
@@ -152,7 +155,7 @@ class Study:
         """The cells without noise, of all settings and seeds."""
         return [
             self.cell(family, algorithm, setting, CLEAN, 0.0, seed)
-            for setting in self.sweep
+            for setting in (self.sweep if self.clean else ())
             for seed in self.seeds
         ]
 
@@ -245,7 +248,13 @@ def ablation(source: ConfigDict) -> Study:
         algorithms[name] = base | flatten(overrides)
     places = {name: _chosen(source, "ablation") for name in algorithms}
     sweep = _sweep(source.ablation.get("sweep", source.sweep))
-    return _checked(Study(source, algorithms, places, source.ablation.reference, sweep))
+    clean = bool(source.ablation.get("clean", True))
+    if len(sweep) > 1 and not clean:
+        raise ValueError(
+            f"config.ablation.clean is False and its sweep has {len(sweep)} settings, of which "
+            "cells without noise choose one; it must be True"
+        )
+    return _checked(Study(source, algorithms, places, source.ablation.reference, sweep, clean))
 
 
 def _sweep(section: ConfigDict) -> dict[str, dict[str, Any]]:

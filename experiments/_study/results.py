@@ -107,8 +107,10 @@ def choose(
     """The setting of the sweep whose training responses were right most often, without noise.
 
     It looks at training figures alone, so that held-out accuracies choose nothing. None until all
-    cells without noise of the algorithm are there.
+    cells without noise of the algorithm are there. A single setting need not be chosen.
     """
+    if len(study.sweep) == 1:
+        return next(iter(study.sweep))
     scores: dict[str, list[float]] = {}
     for cell in study.sweep_cells(algorithm, family):
         if cell.hash not in rows:

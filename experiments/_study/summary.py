@@ -22,7 +22,7 @@ class Summary:
     """The rows of a study, of which those without noise are of the chosen settings alone.
 
     Attributes:
-      rows: the rows.
+      rows: the rows; where there are none without noise, all.
       reference: the algorithm that others are compared with.
       algorithms: in order.
       settings: (family, algorithm) -> the mean training accuracy of each setting, and the chosen.
@@ -35,7 +35,7 @@ class Summary:
 
     @property
     def families(self) -> list[str]:
-        """The families of rewards."""
+        """The families of rewards with cells without noise."""
         return list(dict.fromkeys(family for family, _ in self.settings))
 
     @property
@@ -135,7 +135,7 @@ def summarize(rows: Sequence[Row], reference: str, order: Sequence[str] = ()) ->
     kept = [
         row
         for row in rows
-        if (place := (row["family"], row["algorithm"])) in settings
-        and row["setting"] == settings[place][1]
+        if (place := (row["family"], row["algorithm"])) not in settings
+        or row["setting"] == settings[place][1]
     ]
     return Summary(kept, reference, algorithms, settings)

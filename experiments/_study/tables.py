@@ -43,10 +43,10 @@ class Table(NamedTuple):
 
 
 def all_tables(summary: Summary, rivals: Sequence[str]) -> list[Table]:
-    """Tolerances first, then what they are made of."""
-    tables = [tolerances(summary, rivals)] if summary.kinds else []
-    tables += [clean(summary), *(at_levels(summary, kind) for kind in summary.kinds)]
-    return [*tables, sweeps(summary)]
+    """Tolerances first, then what they are made of; none that is empty."""
+    tables = [tolerances(summary, rivals), clean(summary)]
+    tables += [*(at_levels(summary, kind) for kind in summary.kinds), sweeps(summary)]
+    return [table for table in tables if table.rows]
 
 
 def tolerances(summary: Summary, rivals: Sequence[str]) -> Table:

@@ -43,6 +43,20 @@ def test_the_ablation_starts_from_its_base_with_its_own_sweep():
     assert dict(zip(study.places, steps, strict=True)) == {"dfpo": 2, "1 step": 1}
 
 
+def test_an_ablation_may_do_without_cells_without_noise():
+    source = tiny_study.get_config()
+    source.ablation.clean = False
+    study = grid.ablation(source)
+    assert study.sweep_cells("dfpo", "binary") == []
+    state = plan.Plan(study, [], {})
+    ready = [(cell.algorithm, cell.noise, cell.seed) for cell in state.ready()]
+    wanted = [(name, "flip", seed) for seed in (0, 1) for name in ("1 step", "dfpo")]
+    assert ready == wanted and state.waiting() == []
+    source.ablation.sweep.policy_optimizer.learning_rate = (5e-4, 1e-3)
+    with pytest.raises(ValueError, match="config.ablation.clean is False and its sweep has 2 set"):
+        grid.ablation(source)
+
+
 def test_the_default_study_has_the_size_it_states():
     source = runpy.run_path(str(ROOT / "configs" / "study_quickstart.py"))["get_config"]()
     study = grid.comparison(source)
@@ -56,7 +70,8 @@ def test_the_default_study_has_the_size_it_states():
     assert len(at) >= 12 and set.intersection(*at)
     for made in (study, grid.ablation(source)):  # every row is a run
         for name in made.algorithms:
-            assert made.sweep_cells(name, made.families(name)[0])[0].config
+            setting = next(iter(made.sweep))
+            assert made.noisy_cells(name, made.families(name)[0], setting)[0].config
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,14 @@ def test_markdown_has_every_table_in_order(rows):
     assert "| grpo | binary | 0.001: 10.0, 0.002: 91.0 | 0.002 |" in lines
 
 
+def test_rows_without_clean_ones_make_tables_of_levels_alone(rows):
+    noisy = [row for row in rows if row["noise"] == "flip"]
+    titles = re.findall(r"### (.*)", report.markdown(noisy, "ppo", ["grpo"]))
+    assert titles == ["Accuracy under flip noise"]
+    text = report.markdown(noisy, "ppo", ["grpo"])
+    assert "| grpo | 71.0 / 71.0 / 61.0 (−10.0, p 0.5) |" in text
+
+
 def test_the_page_stands_alone(tmp_path, rows):
     path = tmp_path / "compare.html"
     report.write(path, "A <study>", rows, "ppo", ["grpo"])
