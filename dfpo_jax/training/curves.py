@@ -77,4 +77,12 @@ CURVES = (
             "eval/critic/crps": "CRPS over all tokens",
         },
     ),
+    Curve(
+        "Critic: what it knows of the prompt",
+        "predicted against observed mean returns",
+        {
+            "eval/critic/correlation": "correlation",
+            "eval/critic/spread": "ratio of standard deviations",
+        },
+    ),
 )

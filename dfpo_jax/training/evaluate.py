@@ -76,6 +76,26 @@ METRICS = (
         advice="As for `eval/critic/crps`.",
         when=_CRITIC,
     ),
+    Metric(
+        "eval/critic/spread",
+        "How far the critic tells prompts apart: the standard deviation, over prompts, of the mean "
+        "it predicts at the prompt, over that of the mean observed return.",
+        formula="`std(V(s_0)) / std(mean G)`",
+        healthy="0 where all prompts are the same to the critic. Near 1 with a high correlation; "
+        "somewhat below is expected, as means of few responses differ by chance too.",
+        advice="As for `eval/critic/correlation`.",
+        when=_CRITIC + "; of two prompts or more",
+    ),
+    Metric(
+        "eval/critic/correlation",
+        "Correlation, over prompts, of the mean that the critic predicts at the prompt with the "
+        "mean observed return. 0 where either is the same for all prompts.",
+        healthy="Rising from 0, and 1 at most.",
+        advice="Near 0 the critic knows nothing of the prompt: set `critic.pooled` and "
+        "`critic.whiten`, or `critic.trunk=own`. Prompts that are all equally hard leave nothing "
+        "to know; more `evaluation.critic_prompts` and `critic_samples` show it more exactly.",
+        when=_CRITIC + "; of two prompts or more",
+    ),
 )
 
 
@@ -169,22 +189,37 @@ def critic_metrics(
       "explained_variance" of the mean over all valid tokens, "crps" averaged over the same (both
       against the return of the token's own response), and "wasserstein1" between prediction and
       the empirical law of the prompt's returns at the prompt's state, averaged over prompts. NaN
-      where no response has a return.
+      where no response has a return. Of two or more prompts also "spread" and "correlation" of
+      predicted with observed means at the prompt.
     """
     returns, valid = observed_returns(rollout, config)
     if not valid.any():
         return dict.fromkeys(("explained_variance", "crps", "wasserstein1"), math.nan)
     means = quantiles.mean(axis=-1)
     crps = np.asarray(ops.crps(quantiles, returns))
-    distances = [
-        _wasserstein1(quantiles[first, 0], returns[rows, 0][valid[rows, 0]])
+    laws = [
+        (quantiles[first, 0], returns[rows, 0][valid[rows, 0]])
         for first in range(0, len(returns), samples)
         if valid[rows := slice(first, first + samples), 0].any()
     ]
     return {
         "explained_variance": float(explained_variance(means[valid], returns[valid])),
         "crps": float(crps[valid].mean()),
-        "wasserstein1": float(np.mean(distances)),
+        "wasserstein1": float(np.mean([_wasserstein1(*both) for both in laws])),
+        **_prompts_apart(np.array([[law.mean() for law in both] for both in laws], np.float64).T),
+    }
+
+
+def _prompts_apart(means: np.ndarray) -> dict[str, float]:
+    """Spread and correlation of [2, prompts] predicted and observed means; {} for one prompt."""
+    if means.shape[1] < 2:
+        return {}
+    predicted, observed = means.std(axis=1)
+    product = np.mean(np.prod(means - means.mean(axis=1, keepdims=True), axis=0))
+    known = predicted > 0.0 and observed > 0.0
+    return {
+        "spread": float(predicted / observed) if observed > 0.0 else math.nan,
+        "correlation": float(product / (predicted * observed)) if known else 0.0,
     }
 
 

@@ -130,7 +130,8 @@ def test_a_critic_that_knows_the_discounted_return_is_perfect():
     config = Returns(discount=0.9)
     quantiles = np.repeat(observed_returns(rollout, config)[0][..., None], 4, axis=-1)
     found = critic_metrics(quantiles, rollout, 1, config)
-    assert found == {"explained_variance": 1.0, "crps": 0.0, "wasserstein1": 0.0}
+    exact = {"explained_variance": 1.0, "crps": 0.0, "wasserstein1": 0.0}
+    assert found == pytest.approx(exact | {"spread": 1.0, "correlation": 1.0})
 
 
 def test_critic_metrics_equal_a_loop():
@@ -155,5 +156,13 @@ def test_critic_metrics_equal_a_loop():
     assert found["explained_variance"] == pytest.approx(expected, rel=1e-5)
     assert found["crps"] == pytest.approx(np.mean(crps), rel=1e-5)
     assert found["wasserstein1"] == pytest.approx(np.mean(distances), rel=1e-5)
+    predicted = quantiles[[0, 2], 0].mean(axis=1)
+    observed = np.array([returns[0, 0], returns[2:, 0].mean()])
+    assert found["spread"] == pytest.approx(predicted.std() / observed.std(), rel=1e-5)
+    correlation = np.corrcoef(predicted, observed)[0, 1]
+    assert found["correlation"] == pytest.approx(correlation, rel=1e-5)
+    same = critic_metrics(np.ones_like(quantiles), rollout, 2, config)
+    assert (same["spread"], same["correlation"]) == (0.0, 0.0)
+    assert "spread" not in critic_metrics(quantiles, rollout, 4, config)  # of one prompt
     none = critic_metrics(quantiles, rollout.replace(truncated=np.ones(4, bool)), 2, config)
     assert all(math.isnan(value) for value in none.values())

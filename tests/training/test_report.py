@@ -90,6 +90,8 @@ def full_rows(count):
         "eval/critic/explained_variance",
         "eval/critic/wasserstein1",
         "eval/critic/crps",
+        "eval/critic/spread",
+        "eval/critic/correlation",
         "time/iteration_seconds",
     )
     return [{"step": s} | {k: float(rng.uniform(0.2, 0.8)) for k in keys} for s in range(count)]
