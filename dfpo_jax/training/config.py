@@ -93,17 +93,23 @@ class WarmStartConfig:
     Attributes:
       steps: updates; 0 for none.
       batch_size: examples per update.
+      stop_below: 0, or the cross-entropy, in nats per token and as the mean of the last 5 updates,
+        below which it ends before `steps`: runs of several seeds then start about equally good.
       optimizer: its own.
     """
 
     steps: int = 0
     batch_size: int = 256
+    stop_below: float = 0.0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self):
         """Check ranges."""
         check_interval(self, "steps", low=0)
         check_interval(self, "batch_size", low=1)
+        check_interval(self, "stop_below", low=0.0)
+        if self.steps == 0:
+            check_unread(self, "stop_below", because="steps is 0")
 
 
 @dataclass(frozen=True)

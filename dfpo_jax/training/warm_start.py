@@ -1,6 +1,7 @@
 """The parameters that a run starts from: published ones, and supervised steps on answers."""
 
 import logging
+from collections import deque
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,7 @@ from dfpo_jax.training.update import Schedule, init_policy
 from dfpo_jax.types import ArrayTree
 
 _LOG = logging.getLogger(__name__)
+_RECENT = 5  # updates, whose mean loss may end a warm start
 
 
 def first_policy(run: Run) -> ArrayTree | None:
@@ -58,12 +60,16 @@ def warm_start(run: Run, params: ArrayTree | None = None) -> ArrayTree:
         run.learner.mesh,
     )
     state = learner.start(jax.random.fold_in(run.key, WARM_START), params)
+    losses = deque(maxlen=_RECENT)
     for step in range(config.steps):
         # Iterations of reinforcement learning draw from steps 0, 1, ...: stay clear of them.
         items = run.train_task.batch(2**30 + step, config.batch_size)
         rollout = task_demonstrations(run.sampler, items)
         state, metrics = learner.update(state, *learner.prepare(state, rollout))
-        if step % 50 == 49 or step == config.steps - 1:
-            loss = metrics["policy/cross_entropy"]
-            _LOG.info("warm start %d/%d: cross-entropy %.3f", step + 1, config.steps, loss)
+        losses.append(metrics["policy/cross_entropy"])
+        done = len(losses) == _RECENT and sum(losses) / _RECENT < config.stop_below
+        if done or step % 50 == 49 or step == config.steps - 1:
+            _LOG.info("warm start %d/%d: cross-entropy %.3f", step + 1, config.steps, losses[-1])
+        if done:
+            break
     return state.params["policy"]
