@@ -1,13 +1,10 @@
-"""Spell words of four and five letters backward, under a verifier that is often wrong.
+"""Write the last digits of a number backward, under a verifier that is often wrong.
 
 python experiments/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-About two minutes and 1.2 GiB on two CPU cores. Greedy accuracy on held-out words goes from 49.2
-to 75.4 %, on invented words from 36.7 to 61.7 % (seed 0; rounding differences between machines
-alone can move it by several points).
+ABOUT
 """
 
-import string
 from pathlib import Path
 
 from dfpo_jax.training.config import default_config
@@ -15,68 +12,59 @@ from dfpo_jax.training.config_argument import check_argument
 
 
 def get_config(arg=None):
-    """The run; `heavy_tail` replaces flipped rewards by rare large spikes.
+    """The run, whose verifier errs on a fifth of the responses.
 
-    `mixed` has words of three to six letters, a longer warm start and no noise: prompts of which
-    some are solved and some are not, for `experiments/critics.py`, and its critics read all
-    there is to read.
+    "73940162:3" asks for "261". Prompts ask for two, three, four or all eight digits, so that they
+    differ in difficulty; numbers with equal neighbours, which training leaves out, are the
+    out-of-domain set.
+
+    `clean` has no noise. `heavy_tail` replaces flipped rewards by rare large spikes.
 
     `value_model` trains the critic of `--config.algorithm=gvm` on responses of the policy as the
     warm start leaves it, which stays as it is.
     """
-    check_argument(__file__, arg, "heavy_tail", "mixed", "value_model")
+    check_argument(__file__, arg, "clean", "heavy_tail", "value_model")
     config = default_config()
-    config.task.dataset = "spell_backward"
-    config.task.parameters = {"min_word_len": 4, "max_word_len": 5}
-    config.task.partial_credit = False
-    config.task.prompt = "{metadata[word]}="
-    # Words of the same lengths that do not exist.
-    config.out_of_domain.update(
-        name="jsonl",
-        dataset=str(Path(__file__).with_name("quickstart_invented.jsonl")),
-        parameters={"answer": "backward"},
-        prompt="{word}=",
-        held_out_percent=99,
-    )
-    config.out_of_domain.verifier.name = "exact"
-    config.tokenizer.alphabet = string.ascii_letters + "="
+    here = Path(__file__)
+    for task, name in ((config.task, "quickstart"), (config.out_of_domain, "quickstart_doubles")):
+        task.update(name="jsonl", dataset=str(here.with_name(f"{name}.jsonl")))
+        task.parameters = {"answer": "backward"}
+        task.prompt = "{number}:{last}"
+        task.verifier.name = "exact"
+    config.out_of_domain.held_out_percent = 99
+    config.tokenizer.alphabet = "0123456789:"
     config.model.update(
-        vocab_size=64,
-        d_model=96,
-        num_layers=3,
-        num_heads=3,
-        num_kv_heads=3,
+        vocab_size=16,
+        d_model=64,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=2,
         head_dim=32,
-        d_ff=256,
+        d_ff=176,
         init_std=0.1,
     )
-    config.train.update(iterations=130, prompts=1024, samples=1, prompt_length=6, minibatches=4)
-    config.sampling.max_new_tokens = 6
-    config.warm_start.update(steps=130, batch_size=64)
+    config.train.update(iterations=100, prompts=1024, samples=1, prompt_length=10, minibatches=4)
+    config.sampling.max_new_tokens = 9
+    # From a loss on, not for so many steps: every seed starts with about half of the prompts right.
+    config.warm_start.update(steps=300, batch_size=64, stop_below=0.42)
     config.warm_start.optimizer.update(learning_rate=3e-3, warmup_steps=20, schedule="cosine")
-    config.policy_optimizer.update(learning_rate=6e-4, warmup_steps=10, b1=0.95, b2=0.999)
-    config.critic_optimizer.update(learning_rate=1e-2, b2=0.999)
+    config.policy_optimizer.update(learning_rate=1e-3, warmup_steps=10, b1=0.95, b2=0.999)
+    config.critic_optimizer.update(learning_rate=3e-3, b2=0.999)
     config.log_probs.recompute = False
-    # The head alone learns fast, and half of the compute is saved.
-    config.critic.update(trunk="detached", warmup=5)
+    # The head alone learns fast, and half of the compute is saved. It reads all there is to read.
+    config.critic.update(trunk="detached", warmup=5, confidence=True, pooled=True, whiten=0.01)
     config.critic.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
-    config.evaluation.every = 26
-    config.checkpoint.every = 26
+    config.evaluation.update(every=25, critic_prompts=64, critic_samples=32)
+    config.checkpoint.every = 25
     if arg == "value_model":
         config.algorithm = "ppo"
         config.critic.update(trunk="own", warmup=0)
         config.critic_optimizer.learning_rate = 1e-3  # of a whole transformer
         config.train.update(frozen=("policy",), iterations=60)
-    if arg == "mixed":
-        config.task.parameters = {"min_word_len": 3, "max_word_len": 6}
-        config.train.prompt_length = config.sampling.max_new_tokens = 7
-        config.warm_start.steps = 200
-        config.critic.update(confidence=True, pooled=True, whiten=0.01)
-        config.critic_optimizer.learning_rate = 3e-3
-    elif arg == "heavy_tail":
+    if arg == "heavy_tail":
         config.rewards.spike.probability = 0.1
         config.advantage.name = "rank"
         config.critic.flow.value_bound = 10.0
-    else:
+    elif arg != "clean":
         config.rewards.flip.update(false_positive=0.2, false_negative=0.2)
     return config
