@@ -20,8 +20,8 @@ def get_config(arg=None):
 
     `clean` has no noise. `heavy_tail` replaces flipped rewards by rare large spikes.
 
-    `value_model` trains the critic of `--config.algorithm=gvm` on responses of the policy as the
-    warm start leaves it, which stays as it is.
+    `value_model` trains the critic of `--config.algorithm=gvm`, without noise, on responses of the
+    policy as the warm start leaves it, which stays as it is.
     """
     check_argument(__file__, arg, "clean", "heavy_tail", "value_model")
     config = default_config()
@@ -65,6 +65,6 @@ def get_config(arg=None):
         config.rewards.spike.probability = 0.1
         config.advantage.name = "rank"
         config.critic.flow.value_bound = 10.0
-    elif arg != "clean":
+    elif arg is None:
         config.rewards.flip.update(false_positive=0.2, false_negative=0.2)
     return config
