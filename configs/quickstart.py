@@ -2,7 +2,9 @@
 
 python experiments/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-ABOUT
+Two to three minutes and 1.1 GiB on two CPU cores. Greedy accuracy on held-out numbers goes from
+46.9 to 74.6 %, on numbers with equal neighbours from 35.5 to 63.7 % (seed 0; rounding differences
+between machines alone can move it by several points).
 """
 
 from pathlib import Path
