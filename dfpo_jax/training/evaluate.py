@@ -215,11 +215,10 @@ def _prompts_apart(means: np.ndarray) -> dict[str, float]:
     if means.shape[1] < 2:
         return {}
     predicted, observed = means.std(axis=1)
-    product = np.mean(np.prod(means - means.mean(axis=1, keepdims=True), axis=0))
     known = predicted > 0.0 and observed > 0.0
     return {
         "spread": float(predicted / observed) if observed > 0.0 else math.nan,
-        "correlation": float(product / (predicted * observed)) if known else 0.0,
+        "correlation": float(np.corrcoef(means)[0, 1]) if known else 0.0,
     }
 
 

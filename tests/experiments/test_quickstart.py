@@ -14,8 +14,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quickstart.py"
 
 
 @pytest.mark.slow
-def test_predicted_laws_differ_between_prompts_as_observed_ones_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # it trains for long
+def test_predicted_laws_differ_between_prompts_as_observed_ones_do(tmp_path):
     config = runpy.run_path(str(CONFIG))["get_config"]()
     config.seed, config.train.iterations = 1, 30
     config.log.update(tensorboard=False, samples=0)
