@@ -80,21 +80,20 @@ class Cell:
 
 
 def config_hash(config: Config) -> str:
-    """12 hexadecimal digits, of all settings but those of parts that are not chosen.
+    """12 hexadecimal digits, of the settings that are not the defaults of their parts.
 
-    A new critic or reward link thus leaves the hashes of runs as they are that do not use it; a
-    new setting of a part changes those of the runs that do. A file counts by what it holds, not by
-    where it lies.
+    Those of parts that are not chosen are left out, so that neither a new part nor a new setting
+    changes the hashes of runs that do not use it. What a hash cannot see, a default that has
+    changed or other code, `--check` does. A file counts by what it holds, not by where it lies.
     """
-    read = dataclasses.asdict(config)
+    read, default = dataclasses.asdict(config), flatten(dataclasses.asdict(Config()))
     for name in (item.name for item in dataclasses.fields(config)):
         section = getattr(config, name)
         if isinstance(section, Choice):
             for part in section.parts.keys() - {section.name}:
                 del read[name][part]
-    default = dataclasses.asdict(type(config.rewards)())
-    read["rewards"] = {k: v for k, v in read["rewards"].items() if v != default[k]}
-    text = json.dumps(_by_content(read), sort_keys=True, default=str)
+    chosen = {path: value for path, value in flatten(read).items() if value != default.get(path)}
+    text = json.dumps(_by_content(chosen), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

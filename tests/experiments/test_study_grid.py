@@ -10,6 +10,7 @@ import tiny_study
 from _study import grid, plan, results
 
 from dfpo_jax.rewards import Rewards
+from dfpo_jax.training import config as config_module
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -145,6 +146,29 @@ def test_hashes(study):
     assert grid.config_hash(changed("critic", lambda_=0.5)) != cells[0].hash
     assert grid.config_hash(changed("train", iterations=2)) != cells[0].hash
     assert grid.config_hash(changed("rewards", clip=Rewards().clip)) == cells[0].hash
+
+
+def test_a_setting_that_is_new_leaves_hashes_as_they_are(study, monkeypatch):
+    """If its default is what there was before; another value of it is another run."""
+
+    @dataclasses.dataclass(frozen=True)
+    class TrainConfig(config_module.TrainConfig):
+        new: int = 1
+
+    @dataclasses.dataclass(frozen=True)
+    class Config(config_module.Config):
+        train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    config = study.sweep_cells("ppo", "binary")[0].config
+    before = grid.config_hash(config)
+    sections = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    train = {f.name: getattr(config.train, f.name) for f in dataclasses.fields(config.train)}
+    monkeypatch.setattr(grid, "Config", Config)
+
+    def hash_with(**new):
+        return grid.config_hash(Config(**sections | {"train": TrainConfig(**train, **new)}))
+
+    assert hash_with() == before != hash_with(new=2)
 
 
 def test_a_file_counts_by_what_it_holds(study, tmp_path):
