@@ -213,6 +213,8 @@ class Batch:
       critic: the critic's own targets, or None.
       confidence: [B, R + 1, 6] what the critic reads of the policy's probabilities, or None.
       own: what objectives prepared for themselves, by name.
+      packed: how the sequences lie in the decoder's rows, see `algorithms.packing`; None where each
+        has one of its own.
     """
 
     row: Array
@@ -230,6 +232,7 @@ class Batch:
     critic: Any = None
     confidence: Array | None = None
     own: dict[str, Any] = struct.field(default_factory=dict)
+    packed: Any = None
 
 
 @struct.dataclass

@@ -85,7 +85,8 @@ rollout.sampler rollout.demonstrations
 rollout.collect
 rollout
 algorithms.config algorithms.presets
-algorithms.interface algorithms.needs algorithms.trunk
+algorithms.interface algorithms.needs algorithms.packing
+algorithms.trunk
 algorithms.units algorithms.sft algorithms.warmup algorithms.confidence
 algorithms.whitening
 algorithms.old_policy
@@ -97,6 +98,7 @@ contracts.*
 contracts
 training.sources training.moved_settings training.settings_dict training.unread
 training.step_size training.config_checks training.noise_metrics training.rollout_metrics
+training.speed
 training.config_argument
 training.config_keys
 training.config training.config_diff

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import jax
-from _benchmark import language_model, presets, verifiers
+from _benchmark import language_model, packing, presets, verifiers
 from _benchmark.rollouts import made_up
 from _benchmark.timing import alternate
 from absl import flags
@@ -199,6 +199,7 @@ BENCHMARKS = {
     "inference": inference,
     "checkpoint": checkpoint,
     **language_model.BENCHMARKS,
+    **packing.BENCHMARKS,
     **verifiers.BENCHMARKS,
 }
 

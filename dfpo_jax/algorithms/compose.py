@@ -24,15 +24,16 @@ from dfpo_jax.algorithms.config import AlgorithmConfig
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Controls, Observed
 from dfpo_jax.algorithms.needs import check_parts
 from dfpo_jax.algorithms.old_policy import evaluate_old, first_policy_features
+from dfpo_jax.algorithms.packing import Layout, layout_of, padded, whole_layout
 from dfpo_jax.algorithms.scores import scores
 from dfpo_jax.algorithms.trunk import (
+    Evaluated,
     critic_states,
     critic_width,
-    hidden_states,
+    evaluate,
     init_critic,
     join_sequence,
     response_states,
-    token_statistics,
     top_log_probs,
 )
 from dfpo_jax.algorithms.units import value_units
@@ -72,6 +73,7 @@ class _Parts(NamedTuple):
     advantage: Advantage
     objectives: dict[str, Objective]
     critic_rests: bool
+    microbatch_tokens: int
 
 
 def compose(
@@ -81,6 +83,7 @@ def compose(
     *,
     keeps_reference: bool = False,
     critic_rests: bool = False,
+    microbatch_tokens: int = 0,
 ) -> Algorithm:
     """The algorithm of these settings.
 
@@ -90,6 +93,7 @@ def compose(
       temperature: the sampler's temperature, at which log-probabilities are taken.
       keeps_reference: whether the state holds the first policy even if no objective needs it.
       critic_rests: whether the critic stays as it is; the statistics of its features then do too.
+      microbatch_tokens: 0, or the tokens that `prepare` packs and evaluates at once.
 
     Raises:
       ValueError: parts that cannot work together, see `needs.check_parts`.
@@ -97,7 +101,8 @@ def compose(
     check_parts(config)
     critic, advantage = config.critic.build(), config.advantage.build()
     objectives = config.objective.build()
-    parts = _Parts(model, config, temperature, critic, advantage, objectives, critic_rests)
+    settings = (critic_rests, microbatch_tokens)
+    parts = _Parts(model, config, temperature, critic, advantage, objectives, *settings)
 
     def bound(function, wanted=True):
         return functools.partial(function, parts) if wanted else None
@@ -148,12 +153,14 @@ def _prepare(
 ) -> tuple[Batch, Context]:
     critic, config = parts.critic, parts.config
     critic_key, policy_key = jax.random.split(key)
-    found = evaluate_old(parts.model, config, parts.objectives, state, rollout, parts.temperature)
+    layout = whole_layout(parts.microbatch_tokens, rollout)
+    inputs = (state, rollout, parts.temperature)
+    found = evaluate_old(parts.model, config, parts.objectives, *inputs, layout)
     steps, view, targets, head, whitening = found.steps, None, None, None, None
     if critic is not None:
         head, length = state.params["critic"]["head"], rollout.tokens.shape[1]
         inputs = (found.old.hidden, found.sequence, found.valid, length)
-        states = _critic_features(parts, state.params, *inputs, found.confidence)
+        states = _critic_features(parts, state.params, *inputs, found.confidence, layout)
         if config.critic.whiten > 0.0:
             whitening = state.params["critic"]["whitening"]
             if not parts.critic_rests:
@@ -217,10 +224,11 @@ def _critic_features(
     valid: Array,
     length: int,
     confidence: Array | None,
+    layout: Layout = padded,
 ) -> Array:
     """What the critic reads at s_0 .. s_R, before it is whitened; arguments as `critic_states`."""
     inputs = (hidden, sequence, valid, length)
-    states = critic_states(parts.config.critic, parts.model, params, *inputs)
+    states = critic_states(parts.config.critic, parts.model, params, *inputs, layout)
     return with_confidence(params["critic"], states, confidence)
 
 
@@ -267,24 +275,24 @@ def _loss(
     parts: _Parts, params: ArrayTree, batch: Batch, context: Context, key: Array
 ) -> dict[str, Term]:
     batch, context = jax.lax.stop_gradient((batch, context))
-    hidden = hidden_states(parts.model, params["policy"], batch.sequence, batch.valid)
-    terms = _policy_terms(parts, params, hidden, batch, context)
+    shape = (batch.tokens.shape[1], parts.temperature, parts.config.log_probs.chunk)
+    sequences = (batch.sequence, batch.valid)
+    policy = evaluate(parts.model, params["policy"], *sequences, *shape, batch.packed)
+    terms = _policy_terms(parts, params, policy, batch, context)
     if parts.critic is None:
         return terms
-    return terms | _critic_terms(parts, params, hidden, batch, context, key)
+    return terms | _critic_terms(parts, params, policy.hidden, batch, context, key)
 
 
 def _policy_terms(
-    parts: _Parts, params: ArrayTree, hidden: Array, batch: Batch, context: Context
+    parts: _Parts, params: ArrayTree, policy: Evaluated, batch: Batch, context: Context
 ) -> dict[str, Term]:
-    inputs = (parts.model, params["policy"], response_states(hidden, batch.tokens.shape[1]))
-    log_probs, entropy = token_statistics(
-        *inputs, batch.tokens, parts.temperature, parts.config.log_probs.chunk
-    )
-    top = None
+    log_probs, top = policy.log_probs, None
     if batch.top_tokens is not None:
-        top = top_log_probs(*inputs, batch.tokens, log_probs, batch.top_tokens, parts.temperature)
-    live = Live(hidden, log_probs, entropy, top)
+        states = response_states(policy.hidden, batch.tokens.shape[1])
+        inputs = (batch.tokens, log_probs, batch.top_tokens, parts.temperature)
+        top = top_log_probs(parts.model, params["policy"], states, *inputs)
+    live = Live(*policy, top)
     kl_old = ops.kl_estimate(log_probs, batch.old_log_probs, "k3")
     losses = {"kl_old": Loss(kl_old, weight=0.0)}
     if batch.behaviour_log_probs is not None:
@@ -320,7 +328,8 @@ def _critic_terms(
 ) -> dict[str, Term]:
     length, config = batch.tokens.shape[1], parts.config.critic
     inputs = (hidden, batch.sequence, batch.valid, length)
-    states = _critic_features(parts, params, *inputs, batch.confidence)
+    layout = layout_of(batch.packed)
+    states = _critic_features(parts, params, *inputs, batch.confidence, layout)
     if context.whitening is not None:
         states = whitened(context.whitening, states)
     # A row's key depends on its number alone, so that splitting a batch changes nothing.
@@ -343,12 +352,12 @@ def _reading(parts: _Parts, state: TrainState, rollout: Rollout, states: slice):
     hidden, features = None, None
     confidence = parts.config.critic.confidence
     if parts.config.critic.trunk != "own" or confidence:
-        hidden = hidden_states(parts.model, params["policy"], sequence, valid)
+        shape = (length, parts.temperature, parts.config.log_probs.chunk)
+        policy = evaluate(parts.model, params["policy"], sequence, valid, *shape)
+        hidden = policy.hidden
     if confidence:
-        policy_states = response_states(hidden, length)
-        inputs = (parts.model, params["policy"], policy_states, rollout.tokens, parts.temperature)
-        statistics = token_statistics(*inputs, parts.config.log_probs.chunk)
-        features = confidence_features(*statistics, rollout.mask, parts.model.config.vocab_size)
+        inputs = (policy.log_probs, policy.entropy, rollout.mask)
+        features = confidence_features(*inputs, parts.model.config.vocab_size)
     found = _critic_features(parts, params, hidden, sequence, valid, length, features)
     if parts.config.critic.whiten > 0.0:
         found = whitened(params["critic"]["whitening"], found)

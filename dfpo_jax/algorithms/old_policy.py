@@ -9,12 +9,12 @@ from flax import struct
 from dfpo_jax import ops
 from dfpo_jax.algorithms.confidence import confidence_features
 from dfpo_jax.algorithms.config import AlgorithmConfig
+from dfpo_jax.algorithms.packing import Layout
 from dfpo_jax.algorithms.trunk import (
-    hidden_states,
+    evaluate,
     join_sequence,
     response_features,
     response_states,
-    token_statistics,
 )
 from dfpo_jax.models import lora
 from dfpo_jax.models.transformer import Transformer
@@ -36,11 +36,10 @@ def first_policy_features(
       state: with a reference.
       rollout: B responses.
     """
-    policy, length = _first_policy(state), rollout.tokens.shape[1]
-    states = response_states(hidden_states(model, policy, *join_sequence(rollout)), length)
-    chunk = config.log_probs.chunk
-    log_probs, _ = token_statistics(model, policy, states, rollout.tokens, temperature, chunk)
-    return response_features(states, log_probs, rollout.mask)
+    length = rollout.tokens.shape[1]
+    shape = (length, temperature, config.log_probs.chunk)
+    found = evaluate(model, _first_policy(state), *join_sequence(rollout), *shape)
+    return response_features(response_states(found.hidden, length), found.log_probs, rollout.mask)
 
 
 def _first_policy(state: TrainState) -> ArrayTree:
@@ -49,7 +48,7 @@ def _first_policy(state: TrainState) -> ArrayTree:
 
 
 @struct.dataclass
-class Evaluated:
+class OldPolicy:
     """A rollout under the old policy.
 
     Attributes:
@@ -75,40 +74,38 @@ def evaluate_old(
     state: TrainState,
     rollout: Rollout,
     temperature: float,
-) -> Evaluated:
+    layout: Layout,
+) -> OldPolicy:
     """Evaluate the old policy and, where an objective needs them, reference and expert.
 
     The reward of a response sits on its last valid token; objectives add rewards of single tokens;
-    all are brought to value units.
+    all are brought to value units. `layout` says how the decoder is computed.
     """
     sequence, valid = join_sequence(rollout)
     policy = jax.tree.map(jax.lax.stop_gradient, state.params["policy"])
     needs = frozenset().union(*(objective.needs for objective in objectives.values()))
 
-    def statistics_of(params, hidden, tokens):
-        states = response_states(hidden, tokens.shape[1])
-        chunk = config.log_probs.chunk
-        return token_statistics(model, params, states, tokens, temperature, chunk)
+    def evaluated(params, sequence, valid):
+        shape = (rollout.tokens.shape[1], temperature, config.log_probs.chunk)
+        return layout(
+            lambda x, y, packed: evaluate(model, params, x, y, *shape, packed), sequence, valid
+        )
 
-    hidden = hidden_states(model, policy, sequence, valid)
+    found = evaluated(policy, sequence, valid)  # what is unused of it costs nothing
     log_probs, reference, expert = rollout.log_probs, None, None
-    statistics = statistics_of(policy, hidden, rollout.tokens)  # costs nothing where unused
     if config.log_probs.recompute:
-        log_probs = statistics[0]
+        log_probs = found.log_probs
     if "reference" in needs:
-        start = _first_policy(state)
-        states = hidden_states(model, start, sequence, valid)
-        reference = statistics_of(start, states, rollout.tokens)[0]
+        reference = evaluated(_first_policy(state), sequence, valid).log_probs
     if "expert" in needs:
         theirs = rollout.replace(tokens=rollout.expert.tokens, mask=rollout.expert.mask)
-        states = hidden_states(model, policy, *join_sequence(theirs))
-        expert = statistics_of(policy, states, theirs.tokens)[0] * theirs.mask
+        expert = evaluated(policy, *join_sequence(theirs)).log_probs * theirs.mask
     mask, bootstrap = rollout.mask, jnp.zeros_like(rollout.truncated)
     if config.returns.overlong == "mask":
         mask = mask * (1.0 - rollout.truncated[:, None].astype(jnp.float32))
     elif config.returns.overlong == "bootstrap":
         bootstrap = rollout.truncated
-    old = Old(hidden, log_probs, reference, mask, state.controls, expert)
+    old = Old(found.hidden, log_probs, reference, mask, state.controls, expert)
     shift, scale = state.controls["value_shift"], state.controls["value_scale"]
     outcomes = jnp.asarray(rollout.rewards, jnp.float32)
     if not config.returns.outcome:  # 0 in value units, in which the frozen critic is read
@@ -127,5 +124,5 @@ def evaluate_old(
     confidence = None
     if config.critic.confidence:
         tokens = model.config.vocab_size
-        confidence = confidence_features(*statistics, rollout.mask, tokens)
-    return Evaluated(sequence, valid, old, importance, steps, confidence)
+        confidence = confidence_features(found.log_probs, found.entropy, rollout.mask, tokens)
+    return OldPolicy(sequence, valid, old, importance, steps, confidence)

@@ -7,7 +7,7 @@ import optax
 
 from dfpo_jax import ops
 from dfpo_jax.advantages import Scores
-from dfpo_jax.algorithms.old_policy import Evaluated
+from dfpo_jax.algorithms.old_policy import OldPolicy
 from dfpo_jax.algorithms.trunk import hidden_states, response_states, token_statistics
 from dfpo_jax.models import lora
 from dfpo_jax.models.transformer import Transformer
@@ -18,7 +18,7 @@ from dfpo_jax.types import Array, ArrayTree, Rollout
 def scores(
     model: Transformer,
     policy: ArrayTree,
-    found: Evaluated,
+    found: OldPolicy,
     rollout: Rollout,
     temperature: float,
 ) -> Scores:

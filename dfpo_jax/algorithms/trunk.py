@@ -1,9 +1,13 @@
 """Hidden states and what is read from them: the policy's, and those a critic's head reads."""
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from dfpo_jax import ops
+from dfpo_jax.algorithms.packing import Layout, Packed, padded
 from dfpo_jax.critics import Critics
 from dfpo_jax.models import lora, vocabulary
 from dfpo_jax.models.transformer import Transformer
@@ -22,10 +26,61 @@ def join_sequence(rollout: Rollout) -> tuple[Array, Array]:
     return tokens, valid
 
 
-def hidden_states(model: Transformer, params: ArrayTree, sequence: Array, valid: Array) -> Array:
+def hidden_states(
+    model: Transformer,
+    params: ArrayTree,
+    sequence: Array,
+    valid: Array,
+    packed: Packed | None = None,
+) -> Array:
     """Hidden states [B, P + R, D]; the position before a token predicts it."""
+    if packed is not None:
+        return packed.unpack(_packed_states(model, params, packed))
     hidden, _ = model.apply({"params": params}, sequence, valid)
     return hidden
+
+
+def _packed_states(model: Transformer, params: ArrayTree, packed: Packed) -> Array:
+    hidden, _ = model.apply({"params": params}, packed.tokens, None, segments=packed.segments)
+    return hidden
+
+
+class Evaluated(NamedTuple):
+    """A policy on sequences.
+
+    Attributes:
+      hidden: [B, P + R, D] hidden states.
+      log_probs, entropy: [B, R] of the response's tokens.
+    """
+
+    hidden: Array
+    log_probs: Array
+    entropy: Array
+
+
+def evaluate(
+    model: Transformer,
+    params: ArrayTree,
+    sequence: Array,
+    valid: Array,
+    length: int,
+    temperature: float,
+    chunk: int,
+    packed: Packed | None = None,
+) -> Evaluated:
+    """A policy on sequences [B, P + R] with R = `length`; see `token_statistics` for the others.
+
+    Values outside `valid` mean nothing.
+    """
+    if packed is None:
+        hidden = hidden_states(model, params, sequence, valid)
+        inputs = (response_states(hidden, length), sequence[:, -length:], temperature, chunk)
+        return Evaluated(hidden, *token_statistics(model, params, *inputs))
+    rows = _packed_states(model, params, packed)
+    inputs = (rows.astype(model.config.dtype), _kernel(model, params), packed.targets)
+    found = vocabulary.token_statistics(*inputs, temperature, chunk)
+    statistics = (packed.unpack(x)[:, -length - 1 : -1] for x in found)
+    return Evaluated(packed.unpack(rows), *statistics)
 
 
 def response_states(hidden: Array, length: int) -> Array:
@@ -129,6 +184,7 @@ def critic_states(
     sequence: Array,
     valid: Array,
     length: int,
+    layout: Layout = padded,
 ) -> Array:
     """Features [B, R + 1, `critic_width`] that the critic's head reads at s_0 .. s_R.
 
@@ -143,6 +199,7 @@ def critic_states(
       hidden: [B, P + R, D], the policy's hidden states (unused with an own trunk).
       sequence, valid: [B, P + R].
       length: R.
+      layout: how an own trunk is computed.
     """
     if config.trunk == "own":
         _, kept = lora.split(params["policy"])
@@ -151,7 +208,7 @@ def critic_states(
             # The decoder requires its output projection, which nothing here reads.
             shape = (model.config.d_model, model.config.vocab_size)
             trunk = {**trunk, "head": jnp.zeros(shape, model.config.param_dtype)}
-        hidden = hidden_states(model, trunk, sequence, valid)
+        hidden = layout(functools.partial(hidden_states, model, trunk), sequence, valid)
     elif config.trunk == "detached":
         hidden = jax.lax.stop_gradient(hidden)
     states = response_states(hidden, length)

@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+from typing import NamedTuple
 
 import chex
 import flax.linen as nn
@@ -29,13 +30,28 @@ _LARGEST_BLOCK = 512
 _CAUSAL_PIECES = 8
 
 
-def attention(q: Array, k: Array, v: Array, implementation: str = "auto") -> Array:
+class Segments(NamedTuple):
+    """Sequences that share rows, each in columns of its own behind one another.
+
+    Attributes:
+      ids: [B, T] integers, which sequence a column belongs to; columns with another number do not
+        see one another.
+      positions: [B, T] integers, a column's place in its sequence.
+    """
+
+    ids: Array
+    positions: Array
+
+
+def attention(
+    q: Array, k: Array, v: Array, implementation: str = "auto", segments: Array | None = None
+) -> Array:
     """Causal scaled dot-product attention with grouped key and value heads.
 
         o[b, i, n] = sum_{j <= i} softmax_j(q[b, i, n] . k[b, j, m] / sqrt(H)) v[b, j, m]
 
-    The softmax is float32 whatever the inputs are. There is no mask: callers place padding after
-    the tokens, where causal attention never reads it.
+    The softmax is float32 whatever the inputs are. There is no other mask than that of `segments`:
+    callers place padding after the tokens, where causal attention never reads it.
     Source: Vaswani et al. 2017, section 3.2.1; grouped heads: Ainslie et al. 2023, section 2.2.
 
     Args:
@@ -46,6 +62,7 @@ def attention(q: Array, k: Array, v: Array, implementation: str = "auto") -> Arr
         "pallas_tpu" (splash attention on a TPU), "auto" (the fused one of the platform). If a
         fused one does not support the type or shape, XLA's is used; on GPUs the log gives each
         reason once. The fused ones keep no [B, T, T] scores in memory.
+      segments: [B, T] integers, or None; the sum then leaves out all j of another segment than i's.
 
     Returns:
       [B, T, N, H] in the type of `q`.
@@ -69,10 +86,10 @@ def attention(q: Array, k: Array, v: Array, implementation: str = "auto") -> Arr
         fused = {"gpu": "cudnn", "tpu": "pallas_tpu"}
         implementation = fused.get(jax.default_backend(), "xla")
     if implementation == "cudnn" and _cudnn_can_run(q, k):
-        return _cudnn(q, k, v)
+        return _cudnn(q, k, v, segments)
     if implementation == "pallas_tpu" and splash_can_run(q, k):
-        return _splash(q, k, v)
-    return _xla(q, k, v)
+        return _splash(q, k, v, segments)
+    return _xla(q, k, v, segments)
 
 
 def _cudnn_can_run(q: Array, k: Array) -> bool:
@@ -96,34 +113,41 @@ def _refuse(reason: str) -> bool:
     return False
 
 
-def _cudnn(q: Array, k: Array, v: Array) -> Array:
+def _cudnn(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
     """Fused attention; its gradient needs an even length."""
     inputs = (_lengthened(x, 2) for x in (q, k, v))
-    out = jax.nn.dot_product_attention(*inputs, is_causal=True, implementation="cudnn")
+    mask = None
+    if segments is not None:
+        segments = _lengthened(segments, 2)
+        mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+    out = jax.nn.dot_product_attention(*inputs, mask=mask, is_causal=True, implementation="cudnn")
     return out[:, : q.shape[1]]
 
 
 def _lengthened(x: Array, multiple: int) -> Array:
     """Pads T of [B, T, ...] to a multiple with zeros, which no earlier query reads."""
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0), (0, 0)))
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple)) + ((0, 0),) * (x.ndim - 2))
 
 
-def _xla(q: Array, k: Array, v: Array) -> Array:
+def _xla(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
     """Attention in pieces of the queries, each with the keys up to its last query."""
     length = q.shape[1]
     block = max(_LANES, -(-length // (_LANES * _CAUSAL_PIECES)) * _LANES)
     ends = [*range(block, length, block), length]
-    out = [
-        _xla_piece(q[:, start:end], k[:, :end], v[:, :end])
-        for start, end in zip([0, *ends], ends, strict=False)
-    ]
+    out = []
+    for start, end in zip([0, *ends], ends, strict=False):
+        same = None
+        if segments is not None:
+            same = segments[:, start:end, None] == segments[:, None, :end]
+        out.append(_xla_piece(q[:, start:end], k[:, :end], v[:, :end], same))
     return jnp.concatenate(out, axis=1)
 
 
-def _xla_piece(q: Array, k: Array, v: Array) -> Array:
+def _xla_piece(q: Array, k: Array, v: Array, same: Array | None) -> Array:
     """Two batched matrix products around a float32 softmax, which is normalised at the end.
 
-    The queries belong to the last of the keys.
+    The queries belong to the last of the keys; `same` [B, queries, keys] says which of these are of
+    their segment.
     """
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1], k.shape[2]
@@ -135,6 +159,8 @@ def _xla_piece(q: Array, k: Array, v: Array) -> Array:
     scores = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, kv_heads, group, queries, keys)
     seen = jnp.tri(queries, keys, keys - queries, dtype=bool)[None, None, None]
+    if same is not None:
+        seen = seen & same[:, None, None]
     scores = jnp.where(seen, scores * width**-0.5, _NEGATIVE)
     largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - largest)
@@ -174,20 +200,27 @@ def _kernel_spec(heads: str) -> PartitionSpec:
     return nn.logical_to_mesh_axes(("batch", None, heads, None))
 
 
-def _splash(q: Array, k: Array, v: Array, interpret: bool = False) -> Array:
+def _splash(
+    q: Array, k: Array, v: Array, segments: Array | None = None, interpret: bool = False
+) -> Array:
     """Splash attention: each device handles its own rows and heads, with scores in fast memory."""
     length = q.shape[1]
-    q, k, v = (_lengthened(x, _LANES) for x in (q, k, v))
+    inputs = [_lengthened(x, _LANES) for x in (q, k, v)]
+    heads, kv_heads = _kernel_spec("heads"), _kernel_spec("kv_heads")
+    specs = [heads, kv_heads, kv_heads]
+    if segments is not None:
+        inputs.append(_lengthened(segments.astype(jnp.int32), _LANES))
+        specs.append(nn.logical_to_mesh_axes(("batch", None)))
     run = functools.partial(_splash_local, interpret=interpret)
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
-        heads, kv_heads = _kernel_spec("heads"), _kernel_spec("kv_heads")
-        specs = {"in_specs": (heads, kv_heads, kv_heads), "out_specs": heads}
-        run = jax.shard_map(run, **specs, check_vma=False)
-    return run(q, k, v)[:, :length]
+        run = jax.shard_map(run, in_specs=tuple(specs), out_specs=heads, check_vma=False)
+    return run(*inputs)[:, :length]
 
 
-def _splash_local(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:
+def _splash_local(
+    q: Array, k: Array, v: Array, segments: Array | None = None, *, interpret: bool
+) -> Array:
     """The kernel, once per row and key head: [B, T, N, H] -> [B, T, N, H]."""
     batch, length, heads, width = q.shape
     group = heads // k.shape[2]
@@ -205,5 +238,9 @@ def _splash_local(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:
     grouped = (q * width**-0.5).astype(q.dtype).reshape(batch, length, -1, group, width)
     grouped = jnp.moveaxis(grouped, 1, 3)  # [B, K, G, T, H]
     keys, values = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-    out = jax.vmap(jax.vmap(kernel))(grouped, keys, values)
+    if segments is None:
+        out = jax.vmap(jax.vmap(kernel))(grouped, keys, values)
+    else:
+        ids = splash.SegmentIds(segments, segments)
+        out = jax.vmap(jax.vmap(kernel, (0, 0, 0, None)))(grouped, keys, values, ids)
     return jnp.moveaxis(out, 3, 1).reshape(q.shape)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from dfpo_jax.models import lora
-from dfpo_jax.models.attention import attention
+from dfpo_jax.models.attention import Segments, attention
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.models.rope import apply_rope, rope_tables
 from dfpo_jax.types import Array
@@ -149,13 +149,13 @@ class Attention(nn.Module):
             self.query_norm = RMSNorm(c, c.head_dim, "head_dim")
             self.key_norm = RMSNorm(c, c.head_dim, "head_dim")
 
-    def __call__(self, x, rope, keep):
+    def __call__(self, x, rope, keep, segments):
         """[B, T, D] -> ([B, T, D], (keys, values) [B, T, K, H] each, or None if `keep` is None)."""
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        out = attention(q, k, v, self.config.attention)
+        out = attention(q, k, v, self.config.attention, segments)
         return self.output(out), None if keep is None else (k, v)
 
 
@@ -189,10 +189,10 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(self.config, self.config.d_model, "embed")
         self.mlp = MLP(self.config)
 
-    def __call__(self, x, rope, keep):
+    def __call__(self, x, rope, keep, segments):
         """[B, T, D] -> ([B, T, D], keys and values, or None if `keep` is None)."""
         x = checkpoint_name(x, _LAYER_INPUT)
-        update, cache = self.attention(self.attention_norm(x), rope, keep)
+        update, cache = self.attention(self.attention_norm(x), rope, keep, segments)
         x = nn.with_logical_constraint(x + update, _ACTIVATIONS)
         x = nn.with_logical_constraint(x + self.mlp(self.mlp_norm(x)), _ACTIVATIONS)
         return x, cache
@@ -233,7 +233,11 @@ class Transformer(nn.Module):
             )
 
     def __call__(
-        self, tokens: Array, valid: Array, with_cache: bool = False
+        self,
+        tokens: Array,
+        valid: Array | None,
+        with_cache: bool = False,
+        segments: Segments | None = None,
     ) -> tuple[Array, tuple[Array, Array] | None]:
         """Hidden states after the final norm.
 
@@ -243,8 +247,9 @@ class Transformer(nn.Module):
 
         Args:
           tokens: [B, T] integers.
-          valid: [B, T], bool or 0/1: 1 on tokens, 0 on padding.
+          valid: [B, T], bool or 0/1: 1 on tokens, 0 on padding; None with `segments`.
           with_cache: whether to return keys and values to decode from, see `decode.prefill`.
+          segments: of rows that hold several sequences, see `Segments`; nothing is moved then.
 
         Returns:
           hidden: [B, T, D] in the compute type; meaningless where `valid` is 0.
@@ -254,15 +259,19 @@ class Transformer(nn.Module):
         Raises:
           ValueError: T is above `config.max_positions`.
         """
-        chex.assert_rank([tokens, valid], 2)
-        chex.assert_equal_shape([tokens, valid])
+        chex.assert_rank(tokens, 2)
         length, limit = tokens.shape[1], self.config.max_positions
         if length > limit:
             raise ValueError(f"tokens has {length} slots; at most {limit} are allowed")
-        empty = ~valid.astype(bool)
-        order = jnp.argsort(empty, axis=1, stable=True)
-        tokens = jnp.take_along_axis(tokens, order, axis=1)
-        rope = rope_tables(jnp.arange(length)[None], self.config)
+        if segments is None:
+            chex.assert_equal_shape([tokens, valid])
+            empty = ~valid.astype(bool)
+            order = jnp.argsort(empty, axis=1, stable=True)
+            tokens = jnp.take_along_axis(tokens, order, axis=1)
+            positions = jnp.arange(length)[None]
+        else:
+            positions = segments.positions
+        rope = rope_tables(positions, self.config)
 
         # Without this the compiler makes a slow plan for looking up rows split over devices.
         table = nn.with_logical_constraint(self.embedding, ("vocab", None))
@@ -270,6 +279,8 @@ class Transformer(nn.Module):
         x = nn.with_logical_constraint(x, _ACTIVATIONS)
         # Lifted transformations would trace a bool, but not the structure of a tree.
         keep = () if with_cache else None
-        x, cache = self.layers(x, rope, keep)
-        x = jax.vmap(_permuted)(self.final_norm(x), jnp.argsort(order, axis=1))
+        x, cache = self.layers(x, rope, keep, None if segments is None else segments.ids)
+        x = self.final_norm(x)
+        if segments is None:
+            x = jax.vmap(_permuted)(x, jnp.argsort(order, axis=1))
         return nn.with_logical_constraint(x, _ACTIVATIONS), cache

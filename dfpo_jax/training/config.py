@@ -112,6 +112,9 @@ class WarmStartConfig:
             check_unread(self, "stop_below", because="steps is 0")
 
 
+_MAY_BE_0 = ("iterations", "max_skipped", "behaviour_lag", "microbatch_tokens")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Sizes of the reinforcement learning loop.
@@ -129,6 +132,11 @@ class TrainConfig:
       epochs: passes over a rollout.
       minibatches: updates per pass.
       microbatches: pieces a minibatch is split into to save memory; changes no result.
+      microbatch_tokens: 0: the decoder reads a padded row for each sequence. Above 0, sequences are
+        packed into rows of prompt_length + sampling.max_new_tokens tokens, and a minibatch is split
+        into as many pieces of about this many tokens as it fills, one row per device at least, so
+        that time and memory follow what was written; `microbatches` must be 1. Changes no result
+        beyond rounding.
       max_skipped: updates in a row that may be skipped because a loss or gradient is not finite;
         one more stops the run.
       frozen: networks that do not train, such as ("critic",).
@@ -146,6 +154,7 @@ class TrainConfig:
     epochs: int = 1
     minibatches: int = 2
     microbatches: int = 1
+    microbatch_tokens: int = 0
     max_skipped: int = 3
     frozen: tuple[str, ...] = ()
     behaviour_lag: int = 0
@@ -154,12 +163,16 @@ class TrainConfig:
         """Check ranges, that buckets increase, and that the batch divides."""
         for name in (item.name for item in dataclasses.fields(self)):
             if name not in ("prompt_buckets", "frozen"):
-                low = 0 if name in ("iterations", "max_skipped", "behaviour_lag") else 1
-                check_interval(self, name, low=low)
+                check_interval(self, name, low=0 if name in _MAY_BE_0 else 1)
         if self.behaviour_lag > 0 and self.behaviour_lag >= self.iterations:
             raise ValueError(
                 f"behaviour_lag is {self.behaviour_lag}; it must be less than iterations, "
                 f"{self.iterations}: otherwise the first policy alone would sample"
+            )
+        if self.microbatch_tokens > 0 and self.microbatches > 1:
+            raise ValueError(
+                f"microbatch_tokens is {self.microbatch_tokens}, which says how a minibatch is "
+                f"split, and microbatches {self.microbatches}; it must be 1"
             )
         bounds = (0, *self.prompt_buckets, self.prompt_length)
         integers = all(type(slots) is int for slots in self.prompt_buckets)

@@ -17,6 +17,7 @@ from dfpo_jax.training import (
     metrics,
     noise_metrics,
     rollout_metrics,
+    speed,
     step_size,
     update,
 )
@@ -28,7 +29,7 @@ _OF_RUNS = {
     "Updates": OF_POLICIES + step_size.METRICS + update.METRICS + learner.METRICS,
     "What the critic explains, and its warm-up": warmup.METRICS,
     "Evaluation": evaluate.METRICS,
-    "Time": metrics.METRICS,
+    "Time": speed.METRICS + metrics.METRICS,
 }
 _HEAD = """# Metrics
 

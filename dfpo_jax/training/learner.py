@@ -23,8 +23,9 @@ _PREPARE_ADVICE = (
     "log_probs.chunk"
 )
 _UPDATE_ADVICE = (
-    "raise train.minibatches or train.microbatches, set model.remat to 'full', set critic.trunk to "
-    "'detached', or lower sampling.max_new_tokens, train.prompt_length or train.prompts"
+    "raise train.minibatches or train.microbatches, set train.microbatch_tokens, set model.remat "
+    "to 'full', set critic.trunk to 'detached', or lower sampling.max_new_tokens, "
+    "train.prompt_length or train.prompts"
 )
 METRICS = (
     Metric(

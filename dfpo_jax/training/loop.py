@@ -27,6 +27,7 @@ from dfpo_jax.training.rollout_metrics import rollout_metrics
 from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run
 from dfpo_jax.training.run_data import digests
 from dfpo_jax.training.run_log import RunLog
+from dfpo_jax.training.speed import speed_metrics
 from dfpo_jax.training.step_size import SQUARED, effective_samples
 from dfpo_jax.training.update import sampling_policy
 from dfpo_jax.training.value_model import with_value_model
@@ -64,7 +65,10 @@ def iteration(
     )
     rollout, sampled = collected.rollout, time.perf_counter()
     state = run.learner.observe(state, run.observed(rollout.rewards, step))
-    state, means = run.learner.update(state, *run.learner.prepare(state, rollout))
+    prepared = jax.block_until_ready(run.learner.prepare(state, rollout))
+    ready = time.perf_counter()
+    state, means = run.learner.update(state, *prepared)
+    updated = time.perf_counter()
     state = run.learner.adapt(state, means)
     metrics |= means | rollout_metrics(rollout, run.train_task.solved_at)
     metrics |= _noise(run, collected)
@@ -72,7 +76,15 @@ def iteration(
         metrics["policy/effective_samples"] = float(effective_samples(means))
     metrics |= {name: float(count) for name, count in tally.items()}
     metrics |= {f"policy/{name}": float(state.controls[name]) for name in run.learner.controls}
-    metrics["time/sample_seconds"] = sampled - clock
+    metrics |= speed_metrics(
+        rollout,
+        config.model,
+        state.params,
+        config.train.epochs,
+        sampled=sampled - clock,
+        prepared=ready - sampled,
+        updated=updated - ready,
+    )
     metrics["time/iteration_seconds"] = time.perf_counter() - clock
     return state, metrics, _samples(collected, config.log.samples)
 

@@ -27,24 +27,6 @@ _SHOWN = (
 )
 METRICS = (
     Metric(
-        "time/sample_seconds",
-        "Seconds of the iteration in which responses were sampled and verified, over all rounds of "
-        "the plan.",
-        healthy="Steady after the first iteration, in which sampling is compiled.",
-        advice="Where most of the iteration goes here: lower `sampling.max_new_tokens`, set "
-        "`train.prompt_buckets`, or, where verification is slow, raise `task.verifier.workers`.",
-    ),
-    Metric(
-        "time/iteration_seconds",
-        "Seconds of the whole iteration: responses, preparation and updates. Evaluation and "
-        "checkpoints come after it.",
-        healthy="Steady after the first iteration. What is left beside `time/sample_seconds` is "
-        "preparation and updates.",
-        advice="An iteration that takes far longer than its neighbours has usually compiled a "
-        "program: fewer `train.prompt_buckets` compile fewer. For updates, lower `train.epochs`, "
-        "and raise `train.microbatches` only as far as memory needs it.",
-    ),
-    Metric(
         "time/elapsed_seconds",
         "Seconds that the run has taken so far, with building, compilation and evaluation, over "
         "all its parts where it was resumed.",

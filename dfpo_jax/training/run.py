@@ -233,6 +233,7 @@ def make_learner(
         config.sampling.temperature,
         keeps_reference=config.rewards.learned.samples > 0,
         critic_rests="critic" in config.train.frozen,
+        microbatch_tokens=config.train.microbatch_tokens,
     )
     train, tokens = config.train, model.config.vocab_size
     if algorithm.top > tokens:
@@ -245,7 +246,8 @@ def make_learner(
         model,
         algorithm,
         _optimizers(config, algorithm),
-        schedule or Schedule(train.epochs, train.minibatches, train.microbatches),
+        schedule
+        or Schedule(train.epochs, train.minibatches, train.microbatches, train.microbatch_tokens),
         mesh,
         max_skipped=train.max_skipped,
         behaviour_lag=train.behaviour_lag,

@@ -1,7 +1,7 @@
 """From a batch to new parameters: minibatches, exact micro-batch accumulation, finite checks."""
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context
+from dfpo_jax.algorithms.packing import pack, plan_packs, rows_at_once, taken
 from dfpo_jax.metric import Metric
 from dfpo_jax.models import lora
 from dfpo_jax.models.transformer import Transformer
@@ -61,11 +62,19 @@ Optimizers = Mapping[str, optax.GradientTransformation]
 
 
 class Schedule(NamedTuple):
-    """How an iteration's rows become updates: passes, updates per pass, pieces per update."""
+    """How an iteration's rows become updates.
+
+    Attributes:
+      epochs: passes over them.
+      minibatches: updates per pass.
+      microbatches: pieces of as many rows per update.
+      microbatch_tokens: 0, or the size of pieces of packed rows, as many as a minibatch fills.
+    """
 
     epochs: int = 1
     minibatches: int = 1
     microbatches: int = 1
+    microbatch_tokens: int = 0
 
 
 def init_state(
@@ -165,12 +174,13 @@ def accumulate_gradients(
     key: Array,
     microbatches: int,
     networks: Collection[str],
+    microbatch_tokens: int = 0,
 ) -> tuple[ArrayTree, dict[str, Array]]:
     """Gradient of the objective over a minibatch by what trains, and each term's mean.
 
-    Counts are summed over all micro-batches before any gradient is taken, so the result does not
-    depend on `microbatches` beyond float rounding. That pass traces the whole loss a second time;
-    counts depend on masks alone, so the compiler removes everything else from it.
+    Counts are summed over all pieces before any gradient is taken, so the result does not depend on
+    how the minibatch is split, beyond float rounding. That pass traces the whole loss a second
+    time; counts depend on masks alone, so the compiler removes everything else from it.
 
     Args:
       algorithm: gives the loss.
@@ -180,31 +190,62 @@ def accumulate_gradients(
       key: PRNG key of the losses.
       microbatches: pieces; must divide B.
       networks: those to differentiate by; with LoRA, the policy's low-rank updates alone.
+      microbatch_tokens: 0, or the size of pieces of packed rows, see `Schedule`; `microbatches` is
+        then not read.
     """
+    if microbatch_tokens:
+        count, piece_of = _packs(batch, microbatch_tokens)
+    else:
+        count, piece_of = microbatches, _pieces(batch, microbatches)
 
-    def split(x):  # every k-th row, so that each device keeps its rows
-        return jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
+    def counts_of(number):
+        terms = algorithm.loss(params, piece_of(number), context, key)
+        return {name: jnp.float32(t.count) for name, t in terms.items()}
 
-    pieces = _over_devices(jax.tree.map(split, batch), axis=1)
-    sum_leading = functools.partial(jax.tree.map, lambda x: jnp.sum(x, axis=0))
-
-    def counts_of(piece):
-        return {name: t.count for name, t in algorithm.loss(params, piece, context, key).items()}
-
-    counts = sum_leading(jax.lax.map(counts_of, pieces))
+    counts = _summed(counts_of, count)
     objective = functools.partial(_objective, algorithm, context, key, counts)
     trained, rest = _split(params, networks)
     gradient = jax.grad(lambda t, piece: objective(_join(t, rest), piece), has_aux=True)
 
-    def step(total, piece):
-        grads, terms = gradient(trained, piece)
-        return jax.tree.map(jnp.add, total, grads), {name: t.total for name, t in terms.items()}
+    def gradient_of(number):
+        grads, terms = gradient(trained, piece_of(number))
+        return grads, {name: t.total for name, t in terms.items()}
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trained)
-    grads, totals = jax.lax.scan(step, zeros, pieces)
-    totals = sum_leading(totals)
+    grads, totals = _summed(gradient_of, count)
     means = {name: totals[name] / jnp.maximum(counts[name], 1.0) for name in totals}
     return grads, means
+
+
+def _summed(function: Callable[[Array], ArrayTree], count: Array | int) -> ArrayTree:
+    """The float32 sum of a function of 0 .. count - 1."""
+    shapes = jax.eval_shape(function, jnp.int32(0))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    return jax.lax.fori_loop(
+        0, count, lambda n, total: jax.tree.map(jnp.add, total, function(n)), zeros
+    )
+
+
+def _pieces(batch: Batch, count: int) -> Callable[[Array], Batch]:
+    """Piece by number, of `count` pieces of as many rows."""
+
+    def split(x):  # every k-th row, so that each device keeps its rows
+        return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
+
+    pieces = _over_devices(jax.tree.map(split, batch), axis=1)
+    return lambda number: jax.tree.map(lambda x: x[number], pieces)
+
+
+def _packs(batch: Batch, tokens: int) -> tuple[Array, Callable[[Array], Batch]]:
+    """How many pieces of packed rows the batch fills, and piece by number."""
+    rows = rows_at_once(tokens, batch.sequence.shape[1], batch.sequence.shape[0])
+    lengths = jnp.sum(batch.valid, axis=1, dtype=jnp.int32)
+    packs, count = plan_packs(lengths, batch.sequence.shape[1], rows)
+
+    def piece_of(number):
+        piece = taken(batch, packs[number])
+        return piece.replace(packed=pack(piece.sequence, piece.valid))
+
+    return count, piece_of
 
 
 def _over_devices(batch: Batch, axis: int = 0) -> Batch:
@@ -271,7 +312,7 @@ def update(
       context: shared inputs.
       algorithm: gives the loss.
       optimizers: by network; a network without one stays as it is.
-      schedule: epochs, minibatches, microbatches.
+      schedule: how rows become updates.
 
     Returns:
       The state after the iteration, metrics averaged over its finite updates (NaN where there
@@ -295,6 +336,7 @@ def update(
             loss_key,
             schedule.microbatches,
             tuple(optimizers),
+            schedule.microbatch_tokens,
         )
         norms = {f"{name}/gradient_norm": optax.tree.norm(grads[name]) for name in optimizers}
         # A norm may overflow where no gradient does; clipping by it would then give 0.

@@ -15,7 +15,7 @@ from reference_policy import kl
 from tiny import Markov, markov_params, ragged_rollout
 
 from dfpo_jax.algorithms import AlgorithmConfig, compose
-from dfpo_jax.algorithms.trunk import join_sequence
+from dfpo_jax.algorithms.trunk import Evaluated, join_sequence
 from dfpo_jax.critics import Critics
 from dfpo_jax.critics.scalar import ScalarTargets
 from dfpo_jax.objectives import Clip, Entropy, Kl, Objectives
@@ -34,7 +34,8 @@ def policy_terms(monkeypatch):
 
     def terms(objectives, live, batch, context=CONTEXT):
         module = sys.modules["dfpo_jax.algorithms.compose"]
-        monkeypatch.setattr(module, "token_statistics", lambda *_: (live.log_probs, live.entropy))
+        policy = Evaluated(live.hidden, live.log_probs, live.entropy)
+        monkeypatch.setattr(module, "evaluate", lambda *_: policy)
         algorithm = compose(Markov(), AlgorithmConfig(critic, objective=objectives), 1.0)
         params = nn.unbox(algorithm.init(KEY, markov_params()))
         batch = batch.replace(sequence=sequence, valid=valid, critic=rows)

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from jax.extend.core import jaxprs_in_params
 
-from dfpo_jax.algorithms.old_policy import Evaluated
+from dfpo_jax.algorithms.old_policy import OldPolicy
 from dfpo_jax.algorithms.scores import scores
 from dfpo_jax.algorithms.trunk import join_sequence
 from dfpo_jax.models.transformer import Transformer
@@ -21,7 +21,7 @@ MODEL, TEMPERATURE = Transformer(tiny.UNTIED), 0.8
 def evaluated(rollout):
     sequence, valid = join_sequence(rollout)
     old = Old(None, rollout.log_probs, None, rollout.mask, {}, None)
-    return Evaluated(sequence, valid, old, None, None)
+    return OldPolicy(sequence, valid, old, None, None)
 
 
 def whole(policy, rollout):

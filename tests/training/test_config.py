@@ -182,6 +182,11 @@ def test_integers_stand_for_floats():
             "microbatches, 4",
         ),
         (
+            {"train": {"microbatch_tokens": 512, "microbatches": 2}},
+            "config.train.microbatch_tokens is 512, which says how a minibatch is split, and "
+            "microbatches 2; it must be 1",
+        ),
+        (
             {"train": {"prompt_length": 2041}},
             "config.train.prompt_length + sampling.max_new_tokens is 2049; it must be at most "
             "model.max_positions, 2048",

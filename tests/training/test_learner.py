@@ -35,7 +35,7 @@ FLOW = Flow(
 )
 ONCE = Schedule()
 NETWORKS = ("policy", "critic")
-CRITICS = {"ppo": "scalar", "dfpo": "flow", "all inputs": "scalar"}
+CRITICS = {"ppo": "scalar", "dfpo": "flow", "all inputs": "scalar", "packed": "flow"}
 INPUTS = {"confidence": True, "pooled": True, "whiten": 0.5}
 
 
@@ -123,6 +123,7 @@ def test_micro_batches_change_nothing(name, aggregation):
 
 # --- meshes -------------------------------------------------------------------------------------
 
+PACKED_TOKENS = 18  # two rows at once on one device
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]
 
 
@@ -131,8 +132,11 @@ def decoder_learner(name, mesh):
     inputs = INPUTS if name == "all inputs" else {}
     critic = Critics(CRITICS[name], trunk="shared", flow=FLOW, **inputs)
     model = Transformer(tiny.DECODER)
-    algorithm = compose(model, AlgorithmConfig(critic), 0.8)
-    return Learner(model, algorithm, make_optimizers("sgd"), ONCE, create_mesh(*mesh)), algorithm
+    tokens = PACKED_TOKENS if name == "packed" else 0
+    algorithm = compose(model, AlgorithmConfig(critic), 0.8, microbatch_tokens=tokens)
+    schedule = Schedule(microbatch_tokens=tokens)
+    learner = Learner(model, algorithm, make_optimizers("sgd"), schedule, create_mesh(*mesh))
+    return learner, algorithm
 
 
 def run_on(name, mesh, start):
@@ -141,7 +145,8 @@ def run_on(name, mesh, start):
     state = jax.device_put(start.replace(key=jax.random.key(1)), learner.state_shardings)
     batch, context = learner.prepare(state, ragged_rollout())
     assert len(batch.sequence.sharding.device_set) == learner.mesh.size
-    options = {"microbatches": 1, "networks": NETWORKS}
+    tokens = PACKED_TOKENS if name == "packed" else 0
+    options = {"microbatches": 1, "networks": NETWORKS, "microbatch_tokens": tokens}
     gradients = functools.partial(accumulate_gradients, algorithm, **options)
     with mesh_context(learner.mesh):
         grads, losses = jax.jit(gradients)(state.params, batch, context, jax.random.key(2))
@@ -163,9 +168,10 @@ def on_one_device(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("name", ["ppo", "dfpo", "all inputs"])
+@pytest.mark.parametrize("name", ["ppo", "dfpo", "all inputs", "packed"])
 def test_every_mesh_gives_the_losses_and_gradients_of_one_device(name, mesh):
-    start, (advantages, grads, losses, metrics) = on_one_device(name)
+    """Those of packed rows are compared with those of padded ones."""
+    start, (advantages, grads, losses, metrics) = on_one_device(name.replace("packed", "dfpo"))
     several = run_on(name, mesh, start)
     close(several[0], advantages)
     for expected, found in ((losses, several[2]), (metrics, several[3])):

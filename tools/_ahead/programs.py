@@ -30,7 +30,8 @@ class Lowering(Programs):
     def __init__(self, config: Config, mesh: Mesh):
         """Builds the model and the abstract state without computing anything."""
         check_division(config, mesh)
-        schedule = Schedule(microbatches=config.train.microbatches)
+        train = config.train
+        schedule = Schedule(1, 1, train.microbatches, train.microbatch_tokens)
         learner = make_learner(config, Transformer(config.model), mesh, schedule)
         super().__init__(config, learner, config.train.minibatches)
 

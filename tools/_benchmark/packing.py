@@ -1,0 +1,88 @@
+"""Train steps on padded and on packed rows, at SmolLM2-135M's sizes with random weights."""
+
+import functools
+
+import jax
+import numpy as np
+from _benchmark.language_model import SMOLLM2
+from _benchmark.rollouts import made_up
+from _benchmark.timing import alternate
+
+from dfpo_jax.advantages import Advantages
+from dfpo_jax.algorithms import AlgorithmConfig, compose
+from dfpo_jax.critics import Critics
+from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.sharding import create_mesh, mesh_context
+from dfpo_jax.training.config import OptimizerConfig
+from dfpo_jax.training.learner import Learner
+from dfpo_jax.training.optim import make_optimizer
+from dfpo_jax.training.update import Schedule
+from dfpo_jax.types import Rollout, rollout_of
+
+PROMPTS, SAMPLES, PROMPT, RESPONSE = 8, 2, 32, 256
+_TOKENS = 2 * (PROMPT + RESPONSE)  # of a piece of packed rows
+
+
+def _learner(tokens: int) -> Learner:
+    """GRPO's, with pieces of so many packed tokens; 0: padded rows, all at once."""
+    model = Transformer(SMOLLM2)
+    config = AlgorithmConfig(Critics("none"), Advantages("group"))
+    algorithm = compose(model, config, 1.0, microbatch_tokens=tokens)
+    optimizers = {"policy": make_optimizer(OptimizerConfig(), 100)}
+    schedule = Schedule(microbatch_tokens=tokens)
+    return Learner(model, algorithm, optimizers, schedule, create_mesh())
+
+
+def _rollout(mean: int) -> Rollout:
+    """Full responses, or with a mean above 0 geometric lengths, at most RESPONSE."""
+    shapes = rollout_of(jax.ShapeDtypeStruct, PROMPTS * SAMPLES, PROMPT, RESPONSE, samples=SAMPLES)
+    rollout = made_up(shapes, SMOLLM2.vocab_size)
+    if mean == 0:
+        return rollout
+    lengths = np.minimum(np.random.default_rng(0).geometric(1 / mean, PROMPTS * SAMPLES), RESPONSE)
+    mask = (np.arange(RESPONSE)[None] < lengths[:, None]).astype(np.float32)
+    return rollout.replace(mask=mask, log_probs=rollout.log_probs * mask)
+
+
+def _temporary_bytes(learner: Learner, rollout: Rollout) -> int:
+    """What the update needs beside the train state."""
+    with mesh_context(learner.mesh):
+        state = learner.abstract_state
+        batch, context = jax.eval_shape(learner.programs["prepare"], state, rollout)
+        compiled = learner.programs["update"].lower(state, batch, context).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def packing(repeats: int) -> dict:
+    """Preparation and update of GRPO: 16 responses to prompts of 32 tokens, at most 256 each.
+
+    Full ones, and geometric lengths with a quarter of the limit on average.
+    """
+    learners = {"padded": _learner(0), "packed": _learner(_TOKENS)}
+    states = {name: learner.start(jax.random.key(0)) for name, learner in learners.items()}
+    rollouts = {"full": _rollout(0), "ragged": _rollout(RESPONSE // 4)}
+
+    def step(name, rollout):
+        prepared = learners[name].prepare(states[name], rollout)
+        states[name], _ = learners[name].update(states[name], *prepared)
+        return states[name]
+
+    programs = {
+        f"{length}_{name}": functools.partial(step, name, rollout)
+        for length, rollout in rollouts.items()
+        for name in learners
+    }
+    times = alternate(programs, repeats)
+    sizes = {name: _temporary_bytes(x, rollouts["full"]) for name, x in learners.items()}
+    ragged = rollouts["ragged"]
+    tokens = float(ragged.mask.sum() + ragged.prompt_mask.sum())
+    return {
+        "ragged_tokens/slots": tokens / (ragged.mask.size + ragged.prompt_mask.size),
+        **times,
+        "full_packed/padded": times["full_packed"] / times["full_padded"],
+        "ragged_packed/padded": times["ragged_packed"] / times["ragged_padded"],
+        "bytes_packed/padded": sizes["packed"] / sizes["padded"],
+    }
+
+
+BENCHMARKS = {"packing": packing}
