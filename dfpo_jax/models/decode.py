@@ -19,6 +19,7 @@ from dfpo_jax.types import Array, ArrayTree
 
 _CACHE = ("batch", "kv_heads", "length", "head_dim")
 _REMOVED = -0.7 * float(jnp.finfo(jnp.float32).max)
+CHUNK = 128  # columns of a cache of more than two chunks that attention reads at once
 
 
 @struct.dataclass
@@ -129,10 +130,11 @@ def step(
 ) -> tuple[Array, KVCache]:
     """Logits [B, V] (float32) after one more token per row, and the cache with it.
 
-    The token attends to itself and to every valid column, in any order; its position is the number
-    of valid columns. Its key and value go to column `cache.index`, which then grows by one. The
-    caller must keep the index within the cache, because a traced index cannot be checked, and may
-    move it back to columns that are no longer valid in any row.
+    The token attends to itself and to every valid column, in any order; of a long cache, chunks
+    without any are not read. Its position is the number of valid columns. Its key and value go to
+    column `cache.index`, which then grows by one. The caller must keep the index within the cache,
+    because a traced index cannot be checked, and may move it back to columns that are no longer
+    valid in any row.
 
     Args:
       config: the model's.
@@ -148,6 +150,7 @@ def step(
     table = nn.with_logical_constraint(gathered["embedding"], ("vocab", None))
     x = jnp.take(table, tokens, axis=0)
     x = nn.with_logical_constraint(x, ("batch", None))
+    filled = _filled(seen)
     keys, values = [], []
     for layer, old_keys, old_values in zip(
         gathered["layers"], cache.keys, cache.values, strict=True
@@ -157,7 +160,7 @@ def step(
         place = (0, 0, cache.index, 0)
         keys.append(jax.lax.dynamic_update_slice(old_keys, k.astype(old_keys.dtype), place))
         values.append(jax.lax.dynamic_update_slice(old_values, v.astype(old_values.dtype), place))
-        attended = _attend(q, keys[-1], values[-1], seen)
+        attended = _attend(q, keys[-1], values[-1], seen, filled)
         x = x + _product(config, layer["attention"]["output"], attended)
         x = nn.with_logical_constraint(x, ("batch", None))
         y, mlp = _norm(config, layer["mlp_norm"], x), layer["mlp"]
@@ -212,17 +215,60 @@ def _project_heads(config: TransformerConfig, params: ArrayTree, x: Array, rope)
     return q, jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
 
 
-def _attend(q: Array, keys: Array, values: Array, seen: Array) -> Array:
+def _filled(seen: Array) -> tuple[Array, Array] | None:
+    """Chunks of the columns [B, S], those that any row sees first, and how many these are.
+
+    None where there are so few columns that all are read.
+    """
+    rows, columns = seen.shape
+    if columns <= 2 * CHUNK:
+        return None
+    seen = jnp.pad(seen, ((0, 0), (0, -columns % CHUNK)))
+    some = jnp.any(seen.reshape(rows, -1, CHUNK), axis=(0, 2))
+    return jnp.argsort(~some, stable=True), jnp.sum(some)
+
+
+def _attend(
+    q: Array, keys: Array, values: Array, seen: Array, filled: tuple[Array, Array] | None
+) -> Array:
     """Attention of one query per row, see `attention.attention`: [B, N * H].
+
+    Chunks are summed with a maximum that grows (Milakov and Gimelshein 2018, algorithm 3).
 
     Args:
       q: [B, K, G, H].
       keys, values: [B, K, S, H].
       seen: [B, S] bool.
+      filled: of `seen`, see `_filled`.
     """
-    keys, values = keys.astype(q.dtype), values.astype(q.dtype)
-    scores = jnp.einsum("bkgh,bksh->bkgs", q, keys, preferred_element_type=jnp.float32)
-    allowed = seen[:, None, None]
-    scores = jnp.where(allowed, scores * q.shape[-1] ** -0.5, _REMOVED)
-    weights = jnp.where(allowed, jax.nn.softmax(scores, axis=-1), 0.0).astype(q.dtype)
-    return jnp.einsum("bkgs,bksh->bkgh", weights, values).reshape(q.shape[0], -1)
+
+    def scores_of(keys, allowed):
+        keys = keys.astype(q.dtype)
+        scores = jnp.einsum("bkgh,bksh->bkgs", q, keys, preferred_element_type=jnp.float32)
+        return jnp.where(allowed, scores * q.shape[-1] ** -0.5, _REMOVED)
+
+    def add_chunk(number, found):
+        out, total, largest = found
+        first = filled[0][number] * CHUNK
+        start = jnp.minimum(first, seen.shape[1] - CHUNK)  # the last chunk begins within another
+        allowed = jax.lax.dynamic_slice_in_dim(seen, start, CHUNK, 1)[:, None, None]
+        allowed &= (start + jnp.arange(CHUNK) >= first).reshape(1, 1, 1, -1)
+        chunk = [jax.lax.dynamic_slice_in_dim(x, start, CHUNK, 2) for x in (keys, values)]
+        scores = scores_of(chunk[0], allowed)
+        new = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
+        weights, shrunk = jnp.where(allowed, jnp.exp(scores - new), 0.0), jnp.exp(largest - new)
+        inputs = weights.astype(q.dtype), chunk[1].astype(q.dtype)
+        more = jnp.einsum("bkgs,bksh->bkgh", *inputs, preferred_element_type=jnp.float32)
+        total = total * shrunk + jnp.sum(weights, axis=-1, keepdims=True)
+        return out * shrunk + more, total, new
+
+    if filled is None:
+        allowed = seen[:, None, None]
+        weights = jnp.where(allowed, jax.nn.softmax(scores_of(keys, allowed), axis=-1), 0.0)
+        out = jnp.einsum("bkgs,bksh->bkgh", weights.astype(q.dtype), values.astype(q.dtype))
+        return out.reshape(q.shape[0], -1)
+    zeros = jnp.zeros((*q.shape[:3], 1), jnp.float32)
+    none = (jnp.zeros(q.shape, jnp.float32), zeros, zeros + _REMOVED)
+    out, total, _ = jax.lax.fori_loop(0, filled[1], add_chunk, none)
+    out = out / jnp.where(total > 0.0, total, 1.0)
+    return out.astype(q.dtype).reshape(q.shape[0], -1)

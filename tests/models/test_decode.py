@@ -152,3 +152,28 @@ def test_held_parameters_are_the_models_in_the_compute_type():
     assert held["layers"][0]["mlp_norm"]["scale"].dtype == jnp.float32
     tied = decode.gather_params(Transformer(TINY), random_params(TINY))
     assert tied["head"] is tied["embedding"]
+
+
+@pytest.mark.parametrize("columns", [300, 384])
+def test_attention_over_filled_chunks_equals_that_over_all_columns(columns):
+    """Rows see columns here and there; one sees none, and gets 0."""
+    rng = np.random.default_rng(columns)
+    q = rng.normal(size=(4, 2, 3, 8)).astype(np.float32)
+    keys, values = (rng.normal(size=(4, 2, columns, 8)).astype(np.float32) for _ in range(2))
+    seen = np.zeros((4, columns), bool)
+    seen[0, 5:20] = seen[1, 130:131] = seen[2, [0, columns - 1]] = True
+    filled = decode._filled(jnp.asarray(seen))
+    assert int(filled[1]) == 3
+    found = jax.jit(decode._attend)(q, keys, values, seen, filled)
+    scores = np.einsum("bkgh,bksh->bkgs", q, keys) / np.sqrt(8)
+    weights = np.where(seen[:, None, None], np.exp(scores), 0.0)
+    weights = weights / np.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
+    expected = np.einsum("bkgs,bksh->bkgh", weights, values).reshape(4, -1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert not np.any(found[3])
+    # What no row sees is not read: it may hold anything.
+    lost = keys.copy()
+    lost[:, :, 256:columns] = np.where(seen.any(axis=0)[256:, None], lost[:, :, 256:], np.nan)
+    only = seen & (np.arange(columns) < 256)[None]
+    again = jax.jit(decode._attend)(q, lost, values, only, decode._filled(jnp.asarray(only)))
+    assert int(decode._filled(jnp.asarray(only))[1]) == 2 and np.all(np.isfinite(again))

@@ -15,6 +15,7 @@ import numpy as np
 from _benchmark.timing import alternate
 
 from dfpo_jax.algorithms.trunk import hidden_states, response_states, token_statistics
+from dfpo_jax.models import decode
 from dfpo_jax.models.config import PRESETS, TransformerConfig
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
@@ -62,11 +63,11 @@ def _tokens(rows: int, length: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, SMOLLM2.vocab_size, (rows, length), np.int32)
 
 
-def _generator(model, params, prompts, *, eos_ids=(), num_samples=1, **options):
+def _generator(model, params, prompts, *, eos_ids=(), num_samples=1, length=RESPONSE, **options):
     call = functools.partial(
         generate,
         model,
-        config=SamplingConfig(max_new_tokens=RESPONSE, **options),
+        config=SamplingConfig(max_new_tokens=length, **options),
         eos_ids=eos_ids,
         pad_id=0,
         num_samples=num_samples,
@@ -118,6 +119,26 @@ def ragged(repeats: int) -> dict:
     best = min(times["to_limit"], times["to_limit_16_slots"])
     ratio = best / times["ragged_16_slots"]
     return {"mean_length": length, **times, "to_limit/ragged_16_slots": ratio}
+
+
+def long_cache(repeats: int) -> dict:
+    """16 prompts of 32 tokens, at most 480 new ones; geometric lengths, on average a quarter.
+
+    With attention to all 512 columns of the cache, and to the chunks that a row has filled.
+    """
+    model, params = _smollm2()
+    limit = 512 - PROMPT
+    ends = tuple(range(4 * SMOLLM2.vocab_size // limit))
+    build = functools.partial(_generator, model, params, _tokens(16, PROMPT), length=limit)
+    programs, chunk = {}, decode.CHUNK
+    for name, columns in (("all_columns", 512), ("filled_columns", chunk)):
+        programs[name] = build(eos_ids=ends)
+        decode.CHUNK = columns
+        length = float(programs[name]().mask.sum(axis=1).mean())  # compiles
+    decode.CHUNK = chunk
+    times = alternate(programs, repeats)
+    ratio = times["all_columns"] / times["filled_columns"]
+    return {"mean_length": length, **times, "all_columns/filled_columns": ratio}
 
 
 def log_probs(repeats: int) -> dict:
@@ -186,6 +207,7 @@ def loss_memory(repeats: int) -> dict:
 BENCHMARKS = {
     "generation": generation,
     "ragged": ragged,
+    "long_cache": long_cache,
     "log_probs": log_probs,
     "loss_memory": loss_memory,
 }
