@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from _benchmark import language_model, presets, verifiers
+from _benchmark import language_model, packing, presets, verifiers
 from _benchmark.rollouts import made_up
 
 from dfpo_jax.algorithms import PRESETS
@@ -36,6 +36,23 @@ def test_language_model_benchmarks(small, name, figure):
     assert found[figure] > 0
     if name == "ragged":
         assert 10 < found["mean_length"] < 22  # of 64; geometric with mean 16, cut at 64
+
+
+@pytest.mark.slow
+def test_long_cache_benchmark(small):
+    found = language_model.long_cache(1)
+    assert 60 < found["mean_length"] < 180  # of 480; geometric with mean 120, cut at 480
+    assert found["all_columns/filled_columns"] > 0
+
+
+@pytest.mark.slow
+def test_packing_benchmark(small, monkeypatch):
+    sizes = {"SMOLLM2": language_model.SMOLLM2, "PROMPT": 8, "RESPONSE": 32}
+    for name, value in sizes.items():
+        monkeypatch.setattr(packing, name, value)
+    found = packing.packing(1)
+    assert 0.2 < found["ragged_tokens/slots"] < 0.6  # (8 + 8) / 40, of 16 draws
+    assert found["ragged_packed/padded"] > 0 and 0 < found["bytes_packed/padded"] < 1
 
 
 def test_every_verifier_is_timed_on_right_and_wrong_responses(monkeypatch):
