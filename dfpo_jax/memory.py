@@ -2,17 +2,57 @@
 
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 
 
 def free_bytes(device: jax.Device) -> int | None:
-    """Free memory of a device in bytes, or None if the device does not report it."""
+    """Free memory of a device in bytes, or None if nothing is known of it.
+
+    CPU devices share what is free on the host; without this the system would kill a program that
+    does not fit.
+    """
     stats = device.memory_stats() or {}
-    if "bytes_limit" not in stats:
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    if device.platform != "cpu":
         return None
-    return stats["bytes_limit"] - stats["bytes_in_use"]
+    free = host_free_bytes()
+    return None if free is None else free // jax.local_device_count()
+
+
+def host_free_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that this process can still get, in bytes; None on systems that do not say.
+
+    The least of what Linux could free ("MemAvailable") and of what is left in the control groups
+    (version 2) that the process is in, whose file cache counts as free.
+
+    Args:
+      root: where `proc` and `sys` are.
+    """
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        fields = dict(line.split(":") for line in lines)
+        found = [int(fields["MemAvailable"].split()[0]) * 1024]
+        group = (root / "proc/self/cgroup").read_text().strip().rpartition("::")[2]
+    except (OSError, KeyError, ValueError):
+        return None
+    top = root / "sys/fs/cgroup"
+    place = top / group.strip("/")
+    for directory in (place, *place.parents):
+        if not directory.is_relative_to(top):
+            break
+        try:
+            limit = (directory / "memory.max").read_text().strip()
+            used = int((directory / "memory.current").read_text())
+            stat = dict(x.split() for x in (directory / "memory.stat").read_text().splitlines())
+            if limit != "max":
+                found.append(int(limit) - used + int(stat.get("inactive_file", 0)))
+        except (OSError, ValueError):
+            continue
+    return max(min(found), 0)
 
 
 def needed_bytes(analysis: Any) -> int:

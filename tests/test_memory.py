@@ -64,6 +64,8 @@ def test_static_arguments_have_programs_of_their_own(monkeypatch):
 
 def test_devices_that_say_nothing_are_not_checked():
     class Device:
+        platform = "gpu"
+
         def __init__(self, stats):
             self.stats = stats
 
@@ -73,3 +75,45 @@ def test_devices_that_say_nothing_are_not_checked():
     assert memory.free_bytes(Device(None)) is None
     assert memory.free_bytes(Device({"bytes_in_use": 3})) is None
     assert memory.free_bytes(Device({"bytes_in_use": 3, "bytes_limit": 10})) == 7
+
+
+def host(root, available, groups):
+    """A directory that looks like a host's /proc and /sys; groups: path -> (limit, used, cache)."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:  {available} kB\n")
+    (root / "proc/self/cgroup").write_text(f"0::/{max(groups, default='', key=len)}\n")
+    for path, (limit, used, cache) in groups.items():
+        directory = root / "sys/fs/cgroup" / path
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "memory.max").write_text(f"{limit}\n")
+        (directory / "memory.current").write_text(f"{used}\n")
+        (directory / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\n")
+
+
+@pytest.mark.parametrize(
+    ("groups", "free"),
+    [
+        ({}, 2048),
+        ({"": ("max", 10, 0)}, 2048),
+        ({"a/b": (1000, 900, 50)}, 150),
+        ({"a": (500, 400, 0), "a/b": (1000, 100, 0)}, 100),
+        ({"a": (500, 600, 0)}, 0),
+    ],
+)
+def test_free_memory_of_a_host(tmp_path, groups, free):
+    host(tmp_path, 2, groups)
+    assert memory.host_free_bytes(tmp_path) == free
+
+
+def test_a_host_that_says_nothing(tmp_path):
+    assert memory.host_free_bytes(tmp_path) is None
+
+
+def test_cpu_devices_share_the_memory_of_the_host(monkeypatch):
+    monkeypatch.setattr(memory, "host_free_bytes", lambda: 4096)
+    share = 4096 // jax.local_device_count()
+    assert memory.free_bytes(jax.devices()[0]) == share
+    checked = Checked("the square", jax.jit(lambda x: x * x), "sit down")
+    with pytest.raises(MemoryError, match="sit down"):
+        checked(jnp.ones(share // 4 + 1))
+    assert checked(jnp.ones(share // 4)).shape == (share // 4,)
