@@ -11,6 +11,8 @@ documents the environment variables by which they find each other.
 --check trains nothing and touches no directory: the program builds everything, prints the settings,
 the parameters and the memory that each program needs, and exits.
 
+--profile=N writes a trace of N iterations to the run's directory, for TensorBoard or Perfetto.
+
 Exit codes: 0 done; 1 stopped by an error during training; 2 bad configuration or flags; 75 stopped
 by SIGTERM or SIGINT with its state saved, so that --resume can continue it. All processes of a run
 end with the code and the message of the first one that fails.
@@ -28,6 +30,7 @@ _CONFIG = command_line.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; created if missing.")
 _RESUME = flags.DEFINE_bool("resume", False, "Continue from the newest intact checkpoint.")
 _CHECK = flags.DEFINE_bool("check", False, "Build and describe the run, without training it.")
+_PROFILE = flags.DEFINE_integer("profile", 0, "Iterations to trace.", lower_bound=0)
 
 _FAILURES = (FloatingPointError, ImportError, MemoryError, OSError, ValueError)
 
@@ -64,7 +67,7 @@ def main():
     if not (main or flags.FLAGS.verbose):
         logging.getLogger("dfpo_jax").setLevel(logging.ERROR)
     try:
-        results = train(run, _WORKDIR.value)
+        results = train(run, _WORKDIR.value, _PROFILE.value)
     except Preempted as stop:
         print(f"{stop}; the same command with --resume goes on", file=sys.stderr)
         sys.exit(EXIT_CODE)

@@ -105,7 +105,7 @@ training.config training.config_diff
 training.compilation_cache
 training.json_lines training.command_line
 training.optim training.metrics training.run_tokens training.curves
-training.preemption training.failures training.lock training.checksums
+training.preemption training.failures training.profile training.lock training.checksums
 training.distributed
 training.update
 training.learner training.checkpoint training.evaluate training.charts

@@ -22,6 +22,7 @@ from dfpo_jax.training.initial import states_of, with_rewards
 from dfpo_jax.training.metrics import peak_memory_bytes, read_metrics
 from dfpo_jax.training.noise_metrics import noise_metrics
 from dfpo_jax.training.preemption import Preempted, StopSignals
+from dfpo_jax.training.profile import tracing
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report
 from dfpo_jax.training.rollout_metrics import rollout_metrics
 from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run
@@ -192,7 +193,7 @@ def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[Run, Tra
     return run, state, log
 
 
-def train(run: Run, workdir: str | Path) -> dict[str, Any]:
+def train(run: Run, workdir: str | Path, profile: int = 0) -> dict[str, Any]:
     """Run from the warm start, or from the newest intact checkpoint in `workdir`, to the report.
 
     What is raised in one of several processes ends the others too, see `failures`.
@@ -201,6 +202,7 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
       run: from `build_run`.
       workdir: opened by `open_workdir`; metrics.jsonl, samples.jsonl, tensorboard, checkpoints,
         results.json and report.html go there.
+      profile: iterations to trace, see `profile.tracing`.
 
     Returns:
       The content of results.json: clean accuracies in [0, 1] before and after, seconds, peak
@@ -218,14 +220,14 @@ def train(run: Run, workdir: str | Path) -> dict[str, Any]:
       Preempted: SIGTERM or SIGINT; the state after the last iteration is saved.
     """
     with failures.shared():
-        run, state, seconds, stopped = _iterate(run, Path(workdir))
+        run, state, seconds, stopped = _iterate(run, Path(workdir), profile)
         if not stopped:
             return _finish(run, state, Path(workdir), seconds)
     iterations = run.config.train.iterations
     raise Preempted(f"stopped after iteration {int(state.step)} of {iterations}; state saved")
 
 
-def _iterate(run: Run, workdir: Path) -> tuple[Run, TrainState, float, bool]:
+def _iterate(run: Run, workdir: Path, profile: int) -> tuple[Run, TrainState, float, bool]:
     """The run with its rewards, the last state, seconds of earlier parts, whether it was stopped.
 
     Raises:
@@ -244,7 +246,9 @@ def _iterate(run: Run, workdir: Path) -> tuple[Run, TrainState, float, bool]:
             before = read_metrics(workdir)[-1]["time/elapsed_seconds"]
         stack.enter_context(failures.shared())
         signals = stack.enter_context(StopSignals())
+        begin = stack.enter_context(tracing(workdir, profile))
         for step in range(start + 1, iterations + 1):
+            begin()
             state, metrics, responses = iteration(run, state)
             failure = None
             if step == iterations or _due(step, config.evaluation.every):

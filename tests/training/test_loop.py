@@ -75,7 +75,7 @@ def test_every_metric_of_a_run_is_described_and_the_loop_writes_those_it_describ
     assert names <= set(known)
     of_parts = {x.name for title, found in sections() if "`" in title for x in found}
     # These need other settings or, as rates of right responses do, luck; other tests write them.
-    others = {"rollout/shortened_prompts", "objective/gradient_norm"}
+    others = {"rollout/shortened_prompts", "objective/gradient_norm", "time/flops_utilisation"}
     others |= {f"policy/{x}" for x in ("weight", "squared_weight", "effective_samples")}
     others |= {f"policy/warmup_{x}" for x in ("best", "waited", "over")}
     missing = set(known) - of_parts - names
