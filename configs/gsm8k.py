@@ -27,9 +27,8 @@ def get_config(arg=None):
     config.task.overlong = "skip"
     config.out_of_domain = config.task.copy_and_resolve_references()
     config.out_of_domain.preset = "math500"
-    config.train.update(
-        iterations=200, prompts=64, samples=8, prompt_length=256, minibatches=4, microbatches=4
-    )
+    config.train.update(iterations=200, prompts=64, samples=8, prompt_length=256, minibatches=4)
+    config.train.microbatch_tokens = 24_576  # 32 packed rows
     config.train.prompt_buckets = (128, 192)
     config.sampling.max_new_tokens = 512
     config.policy_optimizer.update(learning_rate=1e-6, warmup_steps=10)

@@ -44,9 +44,8 @@ def get_config(arg=None):
     config.task.parameters = dataclasses.asdict(Columns())
     config.task.verifier.update(name="normalised", extract="none")
     config.task.chat.enabled = True
-    config.train.update(
-        iterations=200, prompts=64, samples=8, prompt_length=256, minibatches=4, microbatches=4
-    )
+    config.train.update(iterations=200, prompts=64, samples=8, prompt_length=256, minibatches=4)
+    config.train.microbatch_tokens = 24_576  # 32 packed rows
     config.train.prompt_buckets = (128, 192)
     config.sampling.max_new_tokens = 512
     config.policy_optimizer.update(learning_rate=1e-6, warmup_steps=10)

@@ -47,6 +47,7 @@ def get_config(arg=None):
     config.out_of_domain.parameters = {"min_terms": 3, "max_terms": 3, "max_digits": 2}
     config.rewards.flip.update(false_positive=0.2, false_negative=0.2)
     config.train.update(iterations=100, prompts=256, samples=4, prompt_length=64, minibatches=4)
+    config.train.microbatch_tokens = 8192  # 64 packed rows
     config.sampling.max_new_tokens = 64
     config.policy_optimizer.update(learning_rate=1e-5, warmup_steps=10)
     # A critic head on the policy's states learns fast, and saves half of the compute.
@@ -56,7 +57,8 @@ def get_config(arg=None):
     config.checkpoint.every = 20
     if arg == "cpu":
         config.model.dtype = "float32"
-        config.train.update(iterations=4, prompts=4, samples=4, minibatches=1, microbatches=2)
+        config.train.update(iterations=4, prompts=4, samples=4, minibatches=1)
+        config.train.microbatch_tokens = 512
         config.sampling.max_new_tokens = 24
         task.parameters.max_digits = 1
         config.policy_optimizer.warmup_steps = 0

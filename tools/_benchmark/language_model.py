@@ -122,14 +122,16 @@ def ragged(repeats: int) -> dict:
 
 
 def long_cache(repeats: int) -> dict:
-    """16 prompts of 32 tokens, at most 480 new ones; geometric lengths, on average a quarter.
+    """64 responses to 16 prompts of 32 tokens, at most 480 long; geometric, on average a quarter.
 
     With attention to all 512 columns of the cache, and to the chunks that a row has filled.
     """
     model, params = _smollm2()
     limit = 512 - PROMPT
     ends = tuple(range(4 * SMOLLM2.vocab_size // limit))
-    build = functools.partial(_generator, model, params, _tokens(16, PROMPT), length=limit)
+    build = functools.partial(
+        _generator, model, params, _tokens(16, PROMPT), num_samples=4, length=limit
+    )
     programs, chunk = {}, decode.CHUNK
     for name, columns in (("all_columns", 512), ("filled_columns", chunk)):
         programs[name] = build(eos_ids=ends)
