@@ -57,7 +57,7 @@ def _run():
     """The run without noise, which keeps nothing but its result."""
     run = runpy.run_path(str(Path(__file__).with_name("smollm2_chain_sum.py")))["get_config"]()
     run.rewards.flip.update(false_positive=0.0, false_negative=0.0)
-    run.critic.confidence = True
+    run.critic.update(confidence=True, pooled=True, whiten=0.01)
     run.evaluation.update(every=0, critic_prompts=0)
     run.checkpoint.every = 0
     run.log.update(samples=0, tensorboard=False)
