@@ -122,7 +122,7 @@ def ragged(repeats: int) -> dict:
 
 
 def long_cache(repeats: int) -> dict:
-    """64 responses to 16 prompts of 32 tokens, at most 480 long; geometric, on average a quarter.
+    """16 prompts of 32 tokens, at most 480 new ones; geometric lengths, on average a quarter.
 
     With attention to all 512 columns of the cache, and to the chunks that a row has filled.
     """
