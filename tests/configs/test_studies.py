@@ -1,11 +1,14 @@
-"""The study of SmolLM2: every algorithm and noise of it is a run that fits its prompts."""
+"""The study of SmolLM2: every algorithm and noise of it is a run that fits its prompts.
+
+And that of the quickstart's kind: the rows in the repository are those of its cells.
+"""
 
 import dataclasses
 import runpy
 from pathlib import Path
 
 import pytest
-from _study import grid
+from _study import grid, results
 from pretrained_models import save_tiny
 
 from dfpo_jax.training.run import build_run
@@ -40,6 +43,16 @@ def test_every_algorithm_and_kind_of_noise_is_a_run(study):
     for kind, part in study.source.noise.items():
         cell = study.cell(part.family, study.reference, setting, kind, part.levels[-1], 1)
         assert cell.config.rewards != config.rewards
+
+
+def test_a_study_goes_on_from_the_rows_in_the_repository():
+    """A change of what its cells run must come with new rows."""
+    study = grid.comparison(runpy.run_path(str(CONFIGS / "study_quickstart.py"))["get_config"]())
+    rows = results.read(CONFIGS.parent / "experiments" / "results" / "study_quickstart.jsonl")
+    assert len(rows) >= 415
+    for row in (row for row in rows if row["seed"] == 0):
+        place = [row[name] for name in grid.COORDINATES]
+        assert study.cell(*place).hash == row["cell"], place
 
 
 def test_noise_by_prompt_is_on_differences(study):
