@@ -9,7 +9,7 @@ from flax import struct
 from dfpo_jax import ops
 from dfpo_jax.algorithms.confidence import confidence_features
 from dfpo_jax.algorithms.config import AlgorithmConfig
-from dfpo_jax.algorithms.packing import Layout
+from dfpo_jax.algorithms.packing import Layout, padded
 from dfpo_jax.algorithms.trunk import (
     evaluate,
     join_sequence,
@@ -74,7 +74,7 @@ def evaluate_old(
     state: TrainState,
     rollout: Rollout,
     temperature: float,
-    layout: Layout,
+    layout: Layout = padded,
 ) -> OldPolicy:
     """Evaluate the old policy and, where an objective needs them, reference and expert.
 

@@ -113,7 +113,7 @@ def _refuse(reason: str) -> bool:
     return False
 
 
-def _cudnn(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
+def _cudnn(q: Array, k: Array, v: Array, segments: Array | None = None) -> Array:
     """Fused attention; its gradient needs an even length."""
     inputs = (_lengthened(x, 2) for x in (q, k, v))
     mask = None

@@ -14,8 +14,8 @@ from policy_batch import CONTEXT, random_batch
 from reference_policy import kl
 from tiny import Markov, markov_params, ragged_rollout
 
-from dfpo_jax.algorithms import AlgorithmConfig, compose
-from dfpo_jax.algorithms.trunk import Evaluated, join_sequence
+from dfpo_jax.algorithms import AlgorithmConfig, compose, trunk
+from dfpo_jax.algorithms.trunk import join_sequence
 from dfpo_jax.critics import Critics
 from dfpo_jax.critics.scalar import ScalarTargets
 from dfpo_jax.objectives import Clip, Entropy, Kl, Objectives
@@ -34,8 +34,13 @@ def policy_terms(monkeypatch):
 
     def terms(objectives, live, batch, context=CONTEXT):
         module = sys.modules["dfpo_jax.algorithms.compose"]
-        policy = Evaluated(live.hidden, live.log_probs, live.entropy)
-        monkeypatch.setattr(module, "evaluate", lambda *_: policy)
+        evaluate = trunk.evaluate
+
+        def evaluated(*inputs):
+            found = evaluate(*inputs)
+            return found._replace(log_probs=live.log_probs, entropy=live.entropy)
+
+        monkeypatch.setattr(module, "evaluate", evaluated)
         algorithm = compose(Markov(), AlgorithmConfig(critic, objective=objectives), 1.0)
         params = nn.unbox(algorithm.init(KEY, markov_params()))
         batch = batch.replace(sequence=sequence, valid=valid, critic=rows)

@@ -122,18 +122,41 @@ def test_what_cudnn_does_not_take_is_said_once(monkeypatch, caplog):
     ]
 
 
+def segmented(q, k, v, ids):
+    """The loops over each run of equal ids alone."""
+    out = np.zeros(q.shape)
+    for b, row in enumerate(np.asarray(ids)):
+        for segment in np.unique(row):
+            (at,) = np.nonzero(row == segment)
+            out[b, at] = reference(*(x[b : b + 1, at] for x in (q, k, v)))[0]
+    return out
+
+
+def random_segments(length, seed=0):
+    return np.sort(np.random.default_rng(seed).integers(0, 3, (B, length)), axis=1)
+
+
+@pytest.mark.parametrize("length", [5, 150])  # of XLA's, one piece of queries and two
+def test_segments_do_not_see_one_another(length):
+    arrays, ids = inputs(4, 2, length=length), random_segments(length)
+    found = jax.jit(attention, static_argnums=3)(*arrays, "xla", ids)
+    np.testing.assert_allclose(found, segmented(*arrays, ids), atol=2e-6)
+
+
 @pytest.mark.parametrize("length", [4, 5])
-def test_cudnn_is_asked_for_the_same_in_even_lengths(monkeypatch, length):
+@pytest.mark.parametrize("several", [False, True])
+def test_cudnn_is_asked_for_the_same_in_even_lengths(monkeypatch, length, several):
     q, k, v = inputs(4, 2, length=length)
     original = jax.nn.dot_product_attention
 
-    def portable(q, k, v, is_causal, implementation):
+    def portable(q, k, v, *, mask, is_causal, implementation):
         assert implementation == "cudnn" and q.shape[1] % 2 == 0
-        return original(q, k, v, is_causal=is_causal, implementation="xla")
+        return original(q, k, v, mask=mask, is_causal=is_causal, implementation="xla")
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", portable)
-    found = attention_module._cudnn(q, k, v)
-    np.testing.assert_allclose(found, reference(q, k, v), atol=2e-6)
+    ids = jnp.asarray(random_segments(length)) if several else None
+    expected = segmented(q, k, v, ids) if several else reference(q, k, v)
+    np.testing.assert_allclose(attention_module._cudnn(q, k, v, ids), expected, atol=2e-6)
 
 
 def test_bad_arguments():

@@ -21,18 +21,30 @@ def kernel_inputs(length=256, heads=4, kv_heads=2, width=128, rows=2):
     )
 
 
-@pytest.mark.parametrize(("length", "sizes"), [(256, None), (200, None), (256, (1, 2, 2))])
-def test_the_tpu_kernel_equals_xla(length, sizes):
-    inputs = kernel_inputs(length)
+@pytest.mark.parametrize(
+    ("length", "sizes", "several"),
+    [
+        (256, None, False),
+        (200, None, False),
+        (256, (1, 2, 2), False),
+        (200, None, True),
+        (256, (1, 2, 2), True),
+    ],
+)
+def test_the_tpu_kernel_equals_xla(length, sizes, several):
+    inputs, segments = kernel_inputs(length), None
+    if several:
+        rows = len(inputs[0])
+        segments = jnp.sort(jax.random.randint(jax.random.key(0), (rows, length), 0, 4), axis=1)
 
     def loss(q, k, v, run):
-        out = run(q, k, v)
+        out = run(q, k, v, segments=segments)
         return jnp.sum(jnp.sin(out)), out
 
     def gradients(run):
         return jax.jit(jax.grad(functools.partial(loss, run=run), (0, 1, 2), has_aux=True))(*inputs)
 
-    expected = gradients(lambda q, k, v: attention(q, k, v, "xla"))
+    expected = gradients(functools.partial(attention, implementation="xla"))
     context = contextlib.nullcontext() if sizes is None else mesh_context(create_mesh(*sizes))
     with context:
         assert attention_module.splash_can_run(*inputs[:2])
@@ -46,7 +58,7 @@ def test_the_tpu_kernel_needs_shapes_that_divide(monkeypatch):
     q, k, v = kernel_inputs(128, rows=4)
     calls = []
     monkeypatch.setattr(
-        attention_module, "_splash", lambda q, k, v: calls.append(1) or jnp.zeros_like(q)
+        attention_module, "_splash", lambda q, *_: calls.append(1) or jnp.zeros_like(q)
     )
     attention(q, k, v, "pallas_tpu")
     assert len(calls) == 1
