@@ -129,9 +129,7 @@ def long_cache(repeats: int) -> dict:
     model, params = _smollm2()
     limit = 512 - PROMPT
     ends = tuple(range(4 * SMOLLM2.vocab_size // limit))
-    build = functools.partial(
-        _generator, model, params, _tokens(16, PROMPT), num_samples=4, length=limit
-    )
+    build = functools.partial(_generator, model, params, _tokens(16, PROMPT), length=limit)
     programs, chunk = {}, decode.CHUNK
     for name, columns in (("all_columns", 512), ("filled_columns", chunk)):
         programs[name] = build(eos_ids=ends)
