@@ -156,15 +156,19 @@ def _ablation():
     """Rows of `experiments/ablate.py`, each DFPO with a change, and the noise they are run at."""
     flow = lambda **settings: {"critic": {"flow": settings}}  # noqa: E731
     advantage = lambda name: {"advantage": {"name": name}}  # noqa: E731
-    rho = lambda **settings: {"advantage": {"gae": {"risk": settings}}}  # noqa: E731
-    asinh = {"critic": {"units": "asinh"}}
+    affine = {"critic": {"units": "affine"}}
+    rho = lambda **risk: {"advantage": {"name": "gae", "gae": {"risk": risk}}}  # noqa: E731
     no_map = {"inference": "ode"}
     return {
         "cells": {"flip": (0.2,), "gaussian_prompts": (1.0,)},
         "clean": False,
         "sweep": {"policy_optimizer": {"learning_rate": (1e-3,)}},
         "reference": "dfpo",
-        "base": {"algorithm": "dfpo", "critic": {"flow": {"dcfm_weight": 1.0}}},
+        "base": {
+            "algorithm": "dfpo",
+            "critic": {"units": "asinh", "flow": {"dcfm_weight": 1.0}},
+            "advantage": {"name": "rank"},
+        },
         "algorithms": {
             "dfpo": {},
             "no flow matching": flow(dcfm_weight=0.0),
@@ -181,17 +185,17 @@ def _ablation():
             "targets average": flow(target_mode="average"),
             "targets flowcritic": flow(target_mode="flowcritic"),
             "targets of observed returns": {"critic": {"lambda_": 1.0}},
+            "advantage gae": advantage("gae"),
             "advantage sigma": advantage("sigma"),
-            "advantage rank": advantage("rank"),
             "advantage precision": advantage("precision"),
             "advantage tail_aware": advantage("tail_aware"),
-            "units asinh": asinh,
-            "units asinh, advantage rank": {**asinh, **advantage("rank")},
-            "units asinh, advantage precision": {**asinh, **advantage("precision")},
-            "rho cvar": rho(measure="cvar", alpha=0.25),
-            "rho mean_cvar": rho(measure="mean_cvar", alpha=0.25),
-            "rho wang averse": rho(measure="wang"),
-            "rho wang seeking": rho(measure="wang", wang_shift=-0.75),
+            "units affine": affine,
+            "units affine, advantage gae": {**affine, **advantage("gae")},
+            "units affine, advantage precision": {**affine, **advantage("precision")},
+            "advantage gae, rho cvar": rho(measure="cvar", alpha=0.25),
+            "advantage gae, rho mean_cvar": rho(measure="mean_cvar", alpha=0.25),
+            "advantage gae, rho wang averse": rho(measure="wang"),
+            "advantage gae, rho wang seeking": rho(measure="wang", wang_shift=-0.75),
             "1 step": flow(num_steps=1),
             "8 steps": flow(num_steps=8),
             "solver euler": flow(solver="euler"),
