@@ -41,6 +41,11 @@ def get_config(arg=None):
             "critic": {"units": "asinh"},
             "advantage": {"name": "rank"},
         },
+        "dfpo_rank_affine": {
+            "algorithm": "dfpo",
+            "critic": {"units": "affine"},
+            "advantage": {"name": "rank"},
+        },
         "ppo": {"algorithm": "ppo"},
         "ppo_clipped": {"algorithm": "ppo", "rewards": {"clip": {"bound": 1.0}}},
         "grpo": {"algorithm": "grpo"},
