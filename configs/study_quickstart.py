@@ -38,12 +38,12 @@ def get_config(arg=None):
         },
         "dfpo_rank": {
             "algorithm": "dfpo",
-            "critic": {"units": "asinh"},
+            "critic": {"units": "affine"},
             "advantage": {"name": "rank"},
         },
-        "dfpo_rank_affine": {
+        "dfpo_rank_asinh": {
             "algorithm": "dfpo",
-            "critic": {"units": "affine"},
+            "critic": {"units": "asinh"},
             "advantage": {"name": "rank"},
         },
         "ppo": {"algorithm": "ppo"},
@@ -161,7 +161,7 @@ def _ablation():
     """Rows of `experiments/ablate.py`, each DFPO with a change, and the noise they are run at."""
     flow = lambda **settings: {"critic": {"flow": settings}}  # noqa: E731
     advantage = lambda name: {"advantage": {"name": name}}  # noqa: E731
-    affine = {"critic": {"units": "affine"}}
+    asinh = {"critic": {"units": "asinh"}}
     rho = lambda **risk: {"advantage": {"name": "gae", "gae": {"risk": risk}}}  # noqa: E731
     no_map = {"inference": "ode"}
     return {
@@ -171,7 +171,7 @@ def _ablation():
         "reference": "dfpo",
         "base": {
             "algorithm": "dfpo",
-            "critic": {"units": "asinh", "flow": {"dcfm_weight": 1.0}},
+            "critic": {"units": "affine", "flow": {"dcfm_weight": 1.0}},
             "advantage": {"name": "rank"},
         },
         "algorithms": {
@@ -194,9 +194,9 @@ def _ablation():
             "advantage sigma": advantage("sigma"),
             "advantage precision": advantage("precision"),
             "advantage tail_aware": advantage("tail_aware"),
-            "units affine": affine,
-            "units affine and advantage gae": {**affine, **advantage("gae")},
-            "units affine and advantage precision": {**affine, **advantage("precision")},
+            "units asinh": asinh,
+            "units asinh and advantage gae": {**asinh, **advantage("gae")},
+            "units asinh and advantage precision": {**asinh, **advantage("precision")},
             "advantage gae and rho cvar": rho(measure="cvar", alpha=0.25),
             "advantage gae and rho mean_cvar": rho(measure="mean_cvar", alpha=0.25),
             "advantage gae and rho wang averse": rho(measure="wang"),
