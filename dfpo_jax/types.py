@@ -202,7 +202,8 @@ class Batch:
       valid: [B, P + R] float32, 1 on real tokens.
       tokens: [B, R] int32, the response part of `sequence`.
       mask: [B, R] float32, 1 where the losses count.
-      old_log_probs: [B, R] the old policy's log-probabilities at the sampling temperature.
+      old_log_probs: [B, R] the old policy's log-probabilities at the sampling temperature, or None
+        where they are those of the policy that is updated.
       ref_log_probs: [B, R] the reference's, or None where no objective needs them.
       behaviour_log_probs: [B, R] those that the tokens were drawn with, or None where no objective
         needs them.

@@ -85,7 +85,7 @@ rollout.sampler rollout.demonstrations
 rollout.collect
 rollout
 algorithms.config algorithms.presets
-algorithms.interface algorithms.needs algorithms.packing
+algorithms.importance algorithms.interface algorithms.needs algorithms.packing
 algorithms.trunk
 algorithms.units algorithms.sft algorithms.warmup algorithms.confidence
 algorithms.whitening

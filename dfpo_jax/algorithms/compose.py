@@ -21,6 +21,7 @@ from dfpo_jax.algorithms.confidence import (
     with_confidence,
 )
 from dfpo_jax.algorithms.config import AlgorithmConfig
+from dfpo_jax.algorithms.importance import weight_metrics
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Controls, Observed
 from dfpo_jax.algorithms.needs import check_parts
 from dfpo_jax.algorithms.old_policy import evaluate_old, first_policy_features
@@ -74,6 +75,7 @@ class _Parts(NamedTuple):
     objectives: dict[str, Objective]
     critic_rests: bool
     microbatch_tokens: int
+    updates_once: bool
 
 
 def compose(
@@ -84,6 +86,7 @@ def compose(
     keeps_reference: bool = False,
     critic_rests: bool = False,
     microbatch_tokens: int = 0,
+    updates_once: bool = False,
 ) -> Algorithm:
     """The algorithm of these settings.
 
@@ -94,6 +97,8 @@ def compose(
       keeps_reference: whether the state holds the first policy even if no objective needs it.
       critic_rests: whether the critic stays as it is; the statistics of its features then do too.
       microbatch_tokens: 0, or the tokens that `prepare` packs and evaluates at once.
+      updates_once: whether an iteration makes a single update, whose policy is the old one: its
+        log-probabilities are then evaluated there alone.
 
     Raises:
       ValueError: parts that cannot work together, see `needs.check_parts`.
@@ -101,7 +106,7 @@ def compose(
     check_parts(config)
     critic, advantage = config.critic.build(), config.advantage.build()
     objectives = config.objective.build()
-    settings = (critic_rests, microbatch_tokens)
+    settings = (critic_rests, microbatch_tokens, updates_once)
     parts = _Parts(model, config, temperature, critic, advantage, objectives, *settings)
 
     def bound(function, wanted=True):
@@ -128,6 +133,7 @@ def compose(
         keeps_reference=keeps_reference,
         features=bound(_features, keeps_reference),
         top=max(objective.top for objective in objectives.values()),
+        separate_critic=config.critic.trunk == "own",
     )
 
 
@@ -187,7 +193,7 @@ def _prepare(
         valid=found.valid,
         tokens=rollout.tokens,
         mask=steps.mask,
-        old_log_probs=old.log_probs,
+        old_log_probs=None if _is_old_policy(parts) else old.log_probs,
         ref_log_probs=old.ref_log_probs,
         behaviour_log_probs=_needed(parts, "behaviour", rollout.log_probs),
         top_tokens=rollout.top_tokens,
@@ -255,6 +261,11 @@ def _advantages(
     return advantages * steps.mask
 
 
+def _is_old_policy(parts: _Parts) -> bool:
+    """Whether the policy of the update is the old one, as the trainer evaluates it."""
+    return parts.updates_once and parts.config.log_probs.recompute
+
+
 def _needed(parts: _Parts, need: str, value: Array) -> Array | None:
     """The value where an objective needs it."""
     return value if any(need in x.needs for x in parts.objectives.values()) else None
@@ -288,6 +299,8 @@ def _policy_terms(
     parts: _Parts, params: ArrayTree, policy: Evaluated, batch: Batch, context: Context
 ) -> dict[str, Term]:
     log_probs, top = policy.log_probs, None
+    if batch.old_log_probs is None:
+        batch = batch.replace(old_log_probs=jax.lax.stop_gradient(log_probs))
     if batch.top_tokens is not None:
         states = response_states(policy.hidden, batch.tokens.shape[1])
         inputs = (batch.tokens, log_probs, batch.top_tokens, parts.temperature)
@@ -308,19 +321,6 @@ def _policy_terms(
         return Term(jnp.sum(loss.per_token * weights), count, weight)
 
     return {f"policy/{name}": reduced(loss) for name, loss in losses.items()}
-
-
-def weight_metrics(log_probs: Array, batch: Batch) -> dict[str, Loss]:
-    """Sequence weights w = pi(y) / mu(y) and their squares, as metrics (VCPO, arXiv 2602.17616).
-
-    (E w)^2 / E w^2 is the effective share of the samples, exact over micro-batches and devices.
-    """
-    weight = ops.sequence_weight(log_probs, batch.behaviour_log_probs, batch.mask)[:, None]
-    per_token = {"weight": weight, "squared_weight": jnp.square(weight)}
-    return {
-        name: Loss(x * jnp.ones_like(batch.mask), weight=0.0, aggregation="sequence_mean")
-        for name, x in per_token.items()
-    }
 
 
 def _critic_terms(

@@ -40,7 +40,8 @@ class LogProbs:
 
     Attributes:
       recompute: evaluate the old policy's with the trainer; False reuses the sampler's, equal up to
-        float error when top-k and top-p are off.
+        float error when top-k and top-p are off. Where an iteration makes one update, which starts
+        with the old policy, the update itself evaluates them, at no cost.
       chunk: the number of time steps of which logits exist at once, or 0 for as many as take half a
         GiB on a device; changes results only by rounding.
 

@@ -60,6 +60,8 @@ class Algorithm(NamedTuple):
       features: (state, rollout) -> [B, F] `trunk.response_features` under the first policy, or None
         where the state does not hold it.
       top: K, of how many of its most probable tokens the sampler gives log-probabilities.
+      separate_critic: whether terms named "critic/..." read the critic's parameters alone, and the
+        others none of them.
     """
 
     init: Callable[[Array, ArrayTree], ArrayTree]
@@ -74,3 +76,4 @@ class Algorithm(NamedTuple):
     keeps_reference: bool = False
     features: Callable[[TrainState, Rollout], Array] | None = None
     top: int = 0
+    separate_critic: bool = False

@@ -18,7 +18,8 @@ def check_parts(config: AlgorithmConfig, plan: Plans | None = None, samples: int
     gives = {f"critic {config.critic.name!r}": frozenset() if critic is None else critic.gives}
     if plan is not None:
         gives[f"plan {plan.name!r} with train.samples={samples}"] = plan.build(samples).gives
-    needs = {f"advantage {config.advantage.name!r}": advantage.needs}
+    reader = f"advantage {config.advantage.name!r}"
+    needs = {reader: advantage.needs}
     if not config.returns.outcome:
         needs["returns.outcome False"] = frozenset({"value"})
     if config.returns.overlong == "bootstrap":
@@ -29,7 +30,8 @@ def check_parts(config: AlgorithmConfig, plan: Plans | None = None, samples: int
         given |= frozenset({"groups", "pool", "expert"})
     for who, wanted in needs.items():
         for need in sorted(wanted - given):
-            raise ValueError(_missing(who, need, gives, config, plan))
+            words = _missing(who, need, gives, config, plan)
+            raise ValueError(words + (_alternatives(config, given) if who == reader else ""))
     if not config.returns.outcome and not config.critic.source:
         raise ValueError(
             "returns.outcome is False and critic.source ''; nothing would know what is good, so "
@@ -57,6 +59,12 @@ def _missing(who: str, need: str, gives: dict, config: AlgorithmConfig, plan) ->
     return f"{who} needs {need}; {found}; it is given by {givers}"
 
 
+def _alternatives(config: AlgorithmConfig, given: frozenset[str]) -> str:
+    parts = config.advantage.parts.items()
+    fit = ", ".join(repr(name) for name, part in parts if part.build().needs <= given)
+    return f"; advantages that need no more than that: {fit}"
+
+
 def _check_quiet_steps(config: AlgorithmConfig, objectives: dict) -> None:
     reader = (
         f"critic {config.critic.name!r} with units {config.critic.units!r} relates successive "
@@ -64,9 +72,10 @@ def _check_quiet_steps(config: AlgorithmConfig, objectives: dict) -> None:
     )
     if config.returns.discount != 1.0:
         raise ValueError(
-            f"returns.discount is {config.returns.discount}; {reader}, so it must be 1.0"
+            f"returns.discount is {config.returns.discount}; {reader}, so it must be 1.0, or "
+            "critic.units 'affine'"
         )
-    _check_token_rewards(objectives, reader)
+    _check_token_rewards(objectives, reader, " or critic.units be 'affine'")
 
 
 def _check_channel(config: AlgorithmConfig, objectives: dict, needs: frozenset[str]) -> None:
@@ -108,11 +117,11 @@ def _check_whole_responses(config: AlgorithmConfig, objectives: dict, alone: boo
     _check_token_rewards(objectives, reader)
 
 
-def _check_token_rewards(objectives: dict, reader: str) -> None:
+def _check_token_rewards(objectives: dict, reader: str, otherwise: str = "") -> None:
     """Raise ValueError where an objective adds rewards of single tokens, which `reader` forbids."""
     for name, objective in objectives.items():
         if objective.reward is not None:
             raise ValueError(
                 f"objective {name!r} adds rewards of single tokens; {reader}, so it must stand in "
-                "the loss"
+                f"the loss{otherwise}"
             )

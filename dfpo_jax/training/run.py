@@ -227,15 +227,19 @@ def make_learner(
       ValueError: `train.frozen` names networks that there are not, or an objective wants more of
         the most probable tokens than there are tokens.
     """
+    train, tokens = config.train, model.config.vocab_size
+    schedule = schedule or Schedule(
+        train.epochs, train.minibatches, train.microbatches, train.microbatch_tokens
+    )
     algorithm = compose(
         model,
         config.algorithm_config(),
         config.sampling.temperature,
         keeps_reference=config.rewards.learned.samples > 0,
-        critic_rests="critic" in config.train.frozen,
-        microbatch_tokens=config.train.microbatch_tokens,
+        critic_rests="critic" in train.frozen,
+        microbatch_tokens=train.microbatch_tokens,
+        updates_once=schedule.epochs * schedule.minibatches == 1,
     )
-    train, tokens = config.train, model.config.vocab_size
     if algorithm.top > tokens:
         raise ValueError(
             f"config.objective.name is {config.objective.name!r}, which needs the {algorithm.top} "
@@ -246,8 +250,7 @@ def make_learner(
         model,
         algorithm,
         _optimizers(config, algorithm),
-        schedule
-        or Schedule(train.epochs, train.minibatches, train.microbatches, train.microbatch_tokens),
+        schedule,
         mesh,
         max_skipped=train.max_skipped,
         behaviour_lag=train.behaviour_lag,

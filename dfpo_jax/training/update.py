@@ -193,10 +193,10 @@ def accumulate_gradients(
       microbatch_tokens: 0, or the size of pieces of packed rows, see `Schedule`; `microbatches` is
         then not read.
     """
-    if microbatch_tokens:
-        count, piece_of = _packs(batch, microbatch_tokens)
-    else:
-        count, piece_of = microbatches, _pieces(batch, microbatches)
+    split = functools.partial(_packs, tokens=microbatch_tokens)
+    if not microbatch_tokens:
+        split = functools.partial(_pieces, count=microbatches)
+    count, piece_of = split(batch)
 
     def counts_of(number):
         terms = algorithm.loss(params, piece_of(number), context, key)
@@ -204,16 +204,50 @@ def accumulate_gradients(
 
     counts = _summed(counts_of, count)
     objective = functools.partial(_objective, algorithm, context, key, counts)
+    grads, totals = {}, {}
+    for group, is_of in _groups(algorithm, networks):
+        if grads:  # only when the gradients before are there
+            params, batch, grads = jax.lax.optimization_barrier((params, batch, grads))
+        more = _gradients(objective, params, *split(batch), group, is_of)
+        grads, totals = grads | more[0], totals | more[1]
+    means = {name: totals[name] / jnp.maximum(counts[name], 1.0) for name in totals}
+    return grads, means
+
+
+def _groups(
+    algorithm: Algorithm, networks: Collection[str]
+) -> list[tuple[Collection[str], Callable[[str], bool]]]:
+    """Networks that are differentiated together, and whether a term, by name, is theirs.
+
+    A critic that shares no activations with the policy comes by itself, afterwards: the program
+    then never holds the activations of both.
+    """
+    others = [name for name in networks if name != "critic"]
+    if algorithm.separate_critic and others and "critic" in networks:
+        return [
+            (others, lambda term: term.startswith("policy/")),
+            (["critic"], lambda term: not term.startswith("policy/")),
+        ]
+    return [(networks, lambda term: True)]
+
+
+def _gradients(
+    objective: Callable,
+    params: ArrayTree,
+    count: Array | int,
+    piece_of: Callable[[Array], Batch],
+    networks: Collection[str],
+    is_of: Callable[[str], bool],
+) -> tuple[ArrayTree, dict[str, Array]]:
+    """Gradients by some networks, and the totals of their terms; sums over all pieces."""
     trained, rest = _split(params, networks)
     gradient = jax.grad(lambda t, piece: objective(_join(t, rest), piece), has_aux=True)
 
     def gradient_of(number):
         grads, terms = gradient(trained, piece_of(number))
-        return grads, {name: t.total for name, t in terms.items()}
+        return grads, {name: t.total for name, t in terms.items() if is_of(name)}
 
-    grads, totals = _summed(gradient_of, count)
-    means = {name: totals[name] / jnp.maximum(counts[name], 1.0) for name in totals}
-    return grads, means
+    return _summed(gradient_of, count)
 
 
 def _summed(function: Callable[[Array], ArrayTree], count: Array | int) -> ArrayTree:
@@ -225,14 +259,14 @@ def _summed(function: Callable[[Array], ArrayTree], count: Array | int) -> Array
     )
 
 
-def _pieces(batch: Batch, count: int) -> Callable[[Array], Batch]:
-    """Piece by number, of `count` pieces of as many rows."""
+def _pieces(batch: Batch, count: int) -> tuple[int, Callable[[Array], Batch]]:
+    """`count` pieces of as many rows, and piece by number."""
 
     def split(x):  # every k-th row, so that each device keeps its rows
         return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
 
     pieces = _over_devices(jax.tree.map(split, batch), axis=1)
-    return lambda number: jax.tree.map(lambda x: x[number], pieces)
+    return count, lambda number: jax.tree.map(lambda x: x[number], pieces)
 
 
 def _packs(batch: Batch, tokens: int) -> tuple[Array, Callable[[Array], Batch]]:

@@ -35,7 +35,7 @@ _TAILS = ("cvar", "upper_gain", "mean_shift", "tail_shape", "tail_curvature")
 
 
 def _toggled(flow: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """DFPO's critic without each of the components that are on, and with each one that is off."""
+    """DFPO's critic without each component that is on, with each that is off, in other units."""
     rows = {}
     for name, weight in (("anchor", 1.0), ("dcfm", 1.0), ("geometry", 1.0)):
         rows |= _switched(flow, name, [f"{name}_weight"], weight)
@@ -49,6 +49,7 @@ def _toggled(flow: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "critic.flow.uncertainty": "none",
             "critic.flow.uncertainty_temperature": 1.0,
         }
+    rows["dfpo in asinh units"] = {"critic.units": "asinh"}
     return {name: {"critic.name": "flow", **settings} for name, settings in rows.items()}
 
 

@@ -56,16 +56,24 @@ def test_one_sentence_says_what_is_needed_and_what_gives_it(config, sentence):
         critics = {name: part.build() for name, part in Critics().parts.items()}
         givers = [f"critic {name!r}" for name, x in critics.items() if x and need in x.gives]
         sentence = sentence.replace(word, ", ".join(givers))
-    assert str(error.value) == sentence
+    found, _, others = str(error.value).partition("; advantages that need no more than that: ")
+    assert found == sentence
+    if sentence.startswith("advantage"):
+        fit = {name for name in Advantages().parts if repr(name) in others.split(", ")}
+        assert fit >= {"group", "batch"} and not fit & {"sigma", "rank"}
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"returns": Returns(discount=0.9)}, "returns.discount is 0.9; {}, so it must be 1.0"),
+        (
+            {"returns": Returns(discount=0.9)},
+            "returns.discount is 0.9; {}, so it must be 1.0, or critic.units 'affine'",
+        ),
         (
             {"objective": Objectives(kl=Kl(0.1, where="reward"))},
-            "objective 'kl' adds rewards of single tokens; {}, so it must stand in the loss",
+            "objective 'kl' adds rewards of single tokens; {}, so it must stand in the loss or "
+            "critic.units be 'affine'",
         ),
     ],
 )
@@ -94,7 +102,8 @@ def test_groups_need_several_responses_to_a_prompt():
     givers = [f"plan {name!r} with train.samples of 2 or more" for name in plans]
     assert str(error.value) == (
         "advantage 'group' needs groups; critic 'none' gives nothing, plan 'uniform' with "
-        f"train.samples=1 gives nothing; it is given by {', '.join(givers)}"
+        f"train.samples=1 gives nothing; it is given by {', '.join(givers)}; advantages that need "
+        "no more than that: 'batch'"
     )
 
 

@@ -95,7 +95,10 @@ def test_the_decoder_reads_sequences_in_packed_rows_as_it_does_alone():
 
 
 def built(name, **changes):
-    """The algorithm of a preset on the tiny decoder, padded and with packed preparation."""
+    """(tokens, model) -> the algorithm of a preset; 0 tokens for padded rows.
+
+    That of packed rows also leaves the old log-probabilities to its only update.
+    """
     assigned = default_config()
     assigned.algorithm = name
     if name == "gvm":
@@ -106,7 +109,9 @@ def built(name, **changes):
     config = parse_config(assigned).algorithm_config()
     critic = dataclasses.replace(config.critic, flow=small(config.critic.flow))
     config = dataclasses.replace(config, critic=critic)
-    return lambda tokens, model: compose(model, config, 0.8, microbatch_tokens=tokens)
+    return lambda tokens, model: compose(
+        model, config, 0.8, microbatch_tokens=tokens, updates_once=tokens > 0
+    )
 
 
 def small(flow):
@@ -141,7 +146,7 @@ def close(found, expected, tolerance=1e-5):
 
 
 def check_equal(build, rollout, model):
-    algorithm = build(0, model)
+    algorithm = build(0, model)._replace(separate_critic=False)
     policy = model.init(jax.random.key(0), rollout.tokens, rollout.mask)["params"]
     state = tiny.make_state(algorithm, tiny.randomised(policy, scale=0.1))
     expected = losses_and_gradients(algorithm, state, rollout, 0)
@@ -158,6 +163,7 @@ FAST = ("dfpo", "grpo")
     [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS],
 )
 def test_packed_losses_and_gradients_equal_padded_ones(name):
+    """Also where the only update evaluates the old policy, and the critic comes after it."""
     check_equal(built(name), rollout_for(name), Transformer(tiny.DECODER))
 
 

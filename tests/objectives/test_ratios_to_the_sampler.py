@@ -8,7 +8,7 @@ import reference
 from policy_batch import CONTEXT, random_batch
 
 from dfpo_jax import ops
-from dfpo_jax.algorithms.compose import weight_metrics
+from dfpo_jax.algorithms.importance import weight_metrics
 from dfpo_jax.objectives import Cispo, Divergence, Flowrl, Objectives, Truncated
 
 

@@ -3,6 +3,7 @@
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +13,17 @@ from tiny import Markov, ragged_rollout
 
 from dfpo_jax.algorithms import Algorithm, AlgorithmConfig, Batch, Context, compose
 from dfpo_jax.critics import Critics
+from dfpo_jax.models import Transformer, TransformerConfig
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.training.learner import Learner
-from dfpo_jax.training.update import Schedule, init_state, update
-from dfpo_jax.types import Term
+from dfpo_jax.training.update import (
+    Schedule,
+    accumulate_gradients,
+    init_policy,
+    init_state,
+    update,
+)
+from dfpo_jax.types import Term, rollout_of
 
 ONCE = Schedule()
 
@@ -233,3 +241,27 @@ def test_skipped_updates_are_counted_across_iterations_until_too_many(caplog):
     assert sum("not finite: gradient/policy/rows" in line for line in caplog.messages) == 3
     with pytest.raises(FloatingPointError, match="iteration 4: .* 3 in a row .* allows 2"):
         learner.update(state, *learner.prepare(state, bad))
+
+
+@pytest.mark.slow
+def test_a_critic_with_a_trunk_of_its_own_comes_after_the_policy():
+    """The program then does not hold what both forward passes leave at once."""
+    shape = TransformerConfig(64, 64, 2, 4, 4, 16, 128)
+    model, critic = Transformer(shape), Critics("scalar", trunk="own")
+    algorithm = compose(model, AlgorithmConfig(critic), 0.8)
+    rollout = rollout_of(jax.ShapeDtypeStruct, 16, 32, 32)
+
+    def temporary_bytes(algorithm):
+        state = jax.eval_shape(
+            lambda key: nn.unbox(init_state(algorithm, {}, init_policy(model, key), key)),
+            jax.eval_shape(lambda: jax.random.key(0)),
+        )
+        key = jax.random.key(1)
+        batch, context = jax.eval_shape(lambda *x: algorithm.prepare(*x, key), state, rollout)
+        networks = ("policy", "critic")
+        run = jax.jit(lambda *x: accumulate_gradients(algorithm, *x, key, 2, networks))
+        memory = run.lower(state.params, batch, context).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    together = temporary_bytes(algorithm._replace(separate_critic=False))
+    assert temporary_bytes(algorithm) < 0.75 * together
