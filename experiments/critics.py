@@ -82,7 +82,6 @@ def policy_evaluation(config: ConfigDict, **settings) -> ConfigDict:
                 "objective.name": "clip",
                 "plan.name": "uniform",
                 "advantage.name": "gae",
-                "critic.units": "affine",  # but for rows that say otherwise
                 "train.frozen": ("policy",),
                 "critic.warmup": 0,
                 "critic.warmup_patience": 0,

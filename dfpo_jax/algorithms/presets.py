@@ -25,9 +25,8 @@ _PRETRAINED_VALUE = {
 }
 
 PRESETS = {
-    # arXiv 2602.05890. The defaults are DFPO's; the advantage is the one that our study found best
-    # under noise (README, "A study of noise").
-    "dfpo": {"advantage.name": "rank"},
+    # arXiv 2602.05890. The defaults are DFPO's.
+    "dfpo": {},
     # arXiv 1707.06347.
     "ppo": {"critic.name": "scalar"},
     # --- critics -------------------------------------------------------------------------------

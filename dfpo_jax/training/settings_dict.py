@@ -41,7 +41,6 @@ class Settings(ConfigDict):
         for name, value in zip(_MEMORY, (set(), None, presets, default, unknown), strict=True):
             object.__setattr__(root, name, value)
         _fill(root, default, root, "")
-        root._apply_preset()
         return root
 
     def copy_and_resolve_references(self, visit_map: Any = None) -> "Settings":

@@ -180,7 +180,6 @@ def test_settings_of_the_users_own_are_converted(module):
     config = default_config()  # the same from a configuration file
     config.critic.name = "own_parts:Mean"
     config.critic.custom = {"scale": 3, "steps": 2, "limit": 5}
-    config.advantage.name = "gae"  # it knows no law
     part = parse_config(config).critic.chosen
     assert (part.scale, part.steps, part.limit) == (3.0, 2, 5)
 
@@ -192,8 +191,7 @@ def test_a_part_is_checked_once_for_the_same_settings(module):
     assert once > 0
     compose(tiny.Markov(), parse_config(ALL).algorithm_config(), 0.8)
     assert len(checks) == once
-    critic = {"name": "own_parts:Mean", "custom": {"scale": 5.0}}
-    parse_config({"algorithm": "ppo", "critic": critic})
+    parse_config({"critic": {"name": "own_parts:Mean", "custom": {"scale": 5.0}}})
     assert len(checks) == 2 * once
 
 

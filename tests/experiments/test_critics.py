@@ -84,7 +84,8 @@ def test_every_row_is_a_configuration_and_names_are_checked():
     config = default_config()
     table = rows_of(config)
     for settings in table.values():
-        changed = policy_evaluation(config, **settings)
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(settings)
         assert parse_config(changed).critic.name == settings["critic.name"]
     critics = {PRESETS[name].get("critic.name", "flow") for name in PRESETS} - {"none"}
     assert critics <= {settings["critic.name"] for settings in CRITICS.values()}

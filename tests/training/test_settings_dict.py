@@ -8,7 +8,7 @@ import pytest
 
 from dfpo_jax.training.config import default_config, parse_config
 
-DFPO, PPO, GRPO = ("flow", "rank"), ("scalar", "gae"), ("none", "group")
+PPO, GRPO = ("scalar", "gae"), ("none", "group")
 
 
 def parts(config):
@@ -21,8 +21,8 @@ def parts(config):
 
 def test_a_preset_replaces_what_is_not_assigned_and_another_one_replaces_it():
     config = default_config()
-    assert parts(config) == DFPO
-    for algorithm, expected in (("ppo", PPO), ("grpo", GRPO), ("dfpo", DFPO)):
+    assert parts(config) == ("flow", "gae")
+    for algorithm, expected in (("ppo", PPO), ("grpo", GRPO), ("dfpo", ("flow", "gae"))):
         config.algorithm = algorithm
         assert parts(config) == expected
         parsed = parse_config({"algorithm": algorithm})
@@ -87,7 +87,7 @@ def test_a_section_assigned_as_a_whole_takes_the_preset_where_it_says_nothing():
     config.algorithm = "grpo"
     parsed = parse_config({**config, "advantage": {"name": "group"}})
     assert (parsed.critic.name, parsed.critic.flow.num_steps) == ("none", 2)
-    assert config.advantage.name == "rank"
+    assert config.advantage.name == "gae"
     config.critic.flow.num_step = 3
     with pytest.raises(ValueError, match=r"critic\.flow\.num_step is not .*critic\.flow\.num_ste"):
         parse_config(config)

@@ -22,8 +22,8 @@ def choosing(section, name):
     """Settings of a file that chooses a part, and what that part needs of others."""
     config = default_config()
     config[section].name = name
-    if section == "critic":  # whatever it gives
-        config.advantage.name = "group" if name == "none" else "gae"
+    if (section, name) == ("critic", "none"):
+        config.advantage.name = "group"
     if (section, name) == ("plan", "pairs"):
         config.train.samples = 2
     for other, giver in givers(section, name):
