@@ -29,7 +29,7 @@ def get_config(arg=None):
         "graded": {"task": {"partial_credit": True}},
     }
     study.noise = _noise()
-    study.reference = "dfpo_rank"
+    study.reference = "dfpo_rank_asinh"
     study.algorithms = {
         "dfpo_gae": {
             "algorithm": "dfpo",

@@ -45,11 +45,15 @@ def test_every_algorithm_and_kind_of_noise_is_a_run(study):
         assert cell.config.rewards != config.rewards
 
 
-def test_a_study_goes_on_from_the_rows_in_the_repository():
+@pytest.mark.parametrize(
+    ("file", "cells", "least"),
+    [("study_quickstart", grid.comparison, 415), ("ablation_quickstart", grid.ablation, 60)],
+)
+def test_a_study_goes_on_from_the_rows_in_the_repository(file, cells, least):
     """A change of what its cells run must come with new rows."""
-    study = grid.comparison(runpy.run_path(str(CONFIGS / "study_quickstart.py"))["get_config"]())
-    rows = results.read(CONFIGS.parent / "experiments" / "results" / "study_quickstart.jsonl")
-    assert len(rows) >= 415
+    study = cells(runpy.run_path(str(CONFIGS / "study_quickstart.py"))["get_config"]())
+    rows = results.read(CONFIGS.parent / "experiments" / "results" / f"{file}.jsonl")
+    assert len(rows) >= least
     for row in (row for row in rows if row["seed"] == 0):
         place = [row[name] for name in grid.COORDINATES]
         assert study.cell(*place).hash == row["cell"], place

@@ -1,4 +1,7 @@
-"""Every preset trains on eight devices, and a run that is resumed equals one that is not."""
+"""Every preset trains on eight devices, and a run that is resumed equals one that is not.
+
+Resumed are those whose states, controls or plans hold something that no other preset's do.
+"""
 
 import dataclasses
 import shutil
@@ -23,6 +26,21 @@ LIGHT = {  # the same parts with smaller heads
     "critic.quantile.num_quantiles": 16,
 }
 WARMED_UP = ("vc_ppo", "vapo")
+RESUMED = (
+    "dfpo",
+    "ppo",
+    "dvpo",
+    "robust_bellman",
+    "vc_ppo",
+    "gvm",
+    "grpo",
+    "reinforce_pp",
+    "dapo",
+    "reinforce_ada",
+    "flowrl",
+    "vcpo",
+    "calibrl",
+)
 
 
 def configured(name, value_model=None, iterations=4):
@@ -70,8 +88,9 @@ def value_model(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_it_trains_on_eight_devices_and_resumes_exactly(name, value_model, tmp_path):
-    whole = run_in(tmp_path / "whole", configured(name, value_model))
-    assert [row["step"] for row in whole] == [0, 1, 2, 3, 4]
+    iterations = 4 if name in (*RESUMED, *WARMED_UP) else 2
+    whole = run_in(tmp_path / "whole", configured(name, value_model, iterations))
+    assert [row["step"] for row in whole] == list(range(iterations + 1))
     assert not any(row["train/skipped_updates"] for row in whole[1:])
     written = {key for row in whole for key in row} - {"step"}
     assert written <= set(described(parse_config(configured(name, value_model))))
@@ -80,6 +99,8 @@ def test_it_trains_on_eight_devices_and_resumes_exactly(name, value_model, tmp_p
     assert np.isfinite(moved).all() and any(moved)
     if name in WARMED_UP:  # the policy rests for two iterations
         assert not any(moved[:2]) and all(moved[2:])
+    if name not in RESUMED:
+        return
     # Stopped after two iterations, as by a signal: their checkpoint, and the rows until then.
     config = configured(name, value_model)
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
