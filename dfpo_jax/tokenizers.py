@@ -107,11 +107,36 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
       ValueError: the tokenizer has no token for some character of `text`; the message names the
         character and its position.
     """
-    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return encode_all(tokenizer, [text])[0]
+
+
+def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """`encode` of every text, in one call, which takes a fraction of the time.
+
+    Raises:
+      ValueError: as `encode`.
+    """
+    if not texts:
+        return []
+    rows = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
     unknown = tokenizer.unk_token_id
     # Some published tokenizers also use an ordinary token, such as eos, as the unknown one.
-    if unknown is None or unknown == tokenizer.eos_token_id or unknown not in ids:
-        return ids
+    if unknown is not None and unknown != tokenizer.eos_token_id:
+        for text, ids in zip(texts, rows, strict=True):
+            if unknown in ids:
+                _refuse(tokenizer, text)
+    return rows
+
+
+def _refuse(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    unknown = tokenizer.unk_token_id
     for position, character in enumerate(text):
         if unknown in tokenizer.encode(character, add_special_tokens=False):
             raise ValueError(

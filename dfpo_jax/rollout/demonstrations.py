@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from dfpo_jax.chat import Chat
 from dfpo_jax.rollout.prompts import fitted_ids
 from dfpo_jax.tasks.base import Item
-from dfpo_jax.tokenizers import encode, left_pad, right_pad
+from dfpo_jax.tokenizers import encode_all, left_pad, right_pad
 from dfpo_jax.types import Rollout
 
 
@@ -44,7 +44,7 @@ def demonstrations(
     ids = fitted_ids(tokenizer, chat, items, prompt_length, truncate=truncate_prompts, begin=begin)
     prompts, prompt_mask = left_pad(ids, prompt_length, pad)
     texts = [item.answer for item in items] if texts is None else texts
-    answers = [[*encode(tokenizer, text), eos] for text in texts]
+    answers = [[*ids, eos] for ids in encode_all(tokenizer, texts)]
     for text, row in zip(texts, answers, strict=True):
         if len(row) > response_length:
             raise ValueError(

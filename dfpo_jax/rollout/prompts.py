@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from dfpo_jax.chat import Chat
 from dfpo_jax.metric import Metric
 from dfpo_jax.tasks.base import Item
-from dfpo_jax.tokenizers import beginning, encode
+from dfpo_jax.tokenizers import beginning, encode_all
 
 
 def prompt_ids(
@@ -25,11 +25,22 @@ def prompt_ids(
     Raises:
       ValueError: the prompt cannot be encoded or rendered.
     """
+    return all_prompt_ids(tokenizer, chat, [item], begin)[0]
+
+
+def all_prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat | None,
+    items: Sequence[Item],
+    begin: str = "auto",
+) -> list[list[int]]:
+    """`prompt_ids` of every item; prompts without a chat template are encoded in one call."""
     if chat is not None:
-        return chat.encode(item.conversation)
-    ids = [*beginning(tokenizer, begin), *encode(tokenizer, item.prompt)]
-    bos = tokenizer.bos_token_id
-    return ids or [tokenizer.pad_token_id if bos is None else bos]
+        return [chat.encode(item.conversation) for item in items]
+    start, bos = beginning(tokenizer, begin), tokenizer.bos_token_id
+    empty = [tokenizer.pad_token_id if bos is None else bos]
+    rows = encode_all(tokenizer, [item.prompt for item in items])
+    return [[*start, *ids] or empty for ids in rows]
 
 
 def shortened_ids(
@@ -94,8 +105,7 @@ def fitted_ids(
       tally: "rollout/shortened_prompts" is added to it.
     """
     rows = []
-    for item in items:
-        ids = prompt_ids(tokenizer, chat, item, begin)
+    for item, ids in zip(items, all_prompt_ids(tokenizer, chat, items, begin), strict=True):
         if truncate and len(ids) > length:
             ids = shortened_ids(tokenizer, chat, item, ids, length, begin)
             if tally is not None:

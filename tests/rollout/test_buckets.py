@@ -113,13 +113,13 @@ def test_rollouts_differ_in_padding_alone(params):
 
 
 def test_prompts_are_encoded_once_and_shortened_ones_are_counted(params, monkeypatch):
-    encoded, real = [], prompts_module.prompt_ids
+    encoded, real = [], prompts_module.all_prompt_ids
 
-    def counted(tokenizer, chat, item, begin):
-        encoded.append(item.prompt)
-        return real(tokenizer, chat, item, begin)
+    def counted(tokenizer, chat, items, begin):
+        encoded.extend(item.prompt for item in items)
+        return real(tokenizer, chat, items, begin)
 
-    monkeypatch.setattr(prompts_module, "prompt_ids", counted)
+    monkeypatch.setattr(prompts_module, "all_prompt_ids", counted)
     for truncate, lengths, shortened in (
         (True, (9, 2, 9), 2),
         (True, (8,), 0),
