@@ -158,7 +158,10 @@ def _noise():
 
 
 def _ablation():
-    """Rows of `experiments/ablate.py`, each DFPO with a change, and the noise they are run at."""
+    """Rows of `experiments/ablate.py`, each DFPO with a change, and the noise they are run at.
+
+    "dfpo" has the library's default critic, with flow matching, and the advantage "rank".
+    """
     flow = lambda **settings: {"critic": {"flow": settings}}  # noqa: E731
     advantage = lambda name: {"advantage": {"name": name}}  # noqa: E731
     asinh = {"critic": {"units": "asinh"}}

@@ -83,6 +83,7 @@ MAIN = {
 ABLATION = {
     "lambda .95": _flow(),
     "no dcfm": _flow(dcfm_weight=0.0),
+    "no dcfm, lambda 1": _flow(lambda_=1.0, dcfm_weight=0.0),
     "no geometry": _flow("midpoint 4", **OFF),
     "reflow": _flow("midpoint 4", "Euler 1 of the field", inference="ode", geometry="reflow"),
     "straight": _flow("midpoint 4", "Euler 1 of the field", inference="ode", geometry="straight"),
