@@ -107,6 +107,7 @@ training.json_lines training.command_line
 training.optim training.metrics training.run_tokens training.curves
 training.preemption training.failures training.profile training.lock training.checksums
 training.distributed
+training.gradients
 training.update
 training.learner training.checkpoint training.evaluate training.charts
 training.value_model training.page training.glossary

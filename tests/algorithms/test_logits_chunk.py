@@ -19,7 +19,8 @@ from dfpo_jax.models import vocabulary
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.objectives import Entropy, Kl, Objectives
 from dfpo_jax.sharding import create_mesh, mesh_context
-from dfpo_jax.training.update import accumulate_gradients, init_policy
+from dfpo_jax.training.gradients import accumulate_gradients
+from dfpo_jax.training.update import init_policy
 
 BATCH, LENGTH, TEMPERATURE = 3, 7, 0.7
 

@@ -14,7 +14,7 @@ from dfpo_jax.algorithms import PRESETS, compose
 from dfpo_jax.algorithms.packing import SLOTS, in_packs, pack, plan_packs, plan_rows, taken
 from dfpo_jax.models import LoraConfig, Transformer
 from dfpo_jax.training.config import default_config, parse_config
-from dfpo_jax.training.update import accumulate_gradients
+from dfpo_jax.training.gradients import accumulate_gradients
 from dfpo_jax.types import Expert
 
 

@@ -18,9 +18,10 @@ from dfpo_jax.models import Transformer
 from dfpo_jax.objectives import Entropy, Kl, Objectives
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.training.config import OptimizerConfig
+from dfpo_jax.training.gradients import accumulate_gradients
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.optim import make_optimizer
-from dfpo_jax.training.update import Schedule, accumulate_gradients
+from dfpo_jax.training.update import Schedule
 
 FLOW = Flow(
     head=tiny.HEAD,

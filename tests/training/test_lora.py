@@ -19,9 +19,10 @@ from dfpo_jax.models import LoraConfig, Transformer, lora
 from dfpo_jax.objectives import Kl, Objectives
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.training.checkpoint import Checkpointer
+from dfpo_jax.training.gradients import accumulate_gradients
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.metrics import read_metrics
-from dfpo_jax.training.update import Schedule, accumulate_gradients
+from dfpo_jax.training.update import Schedule
 
 LORA = LoraConfig(rank=2, alpha=3.0, targets=("query", "output", "up", "down"))
 MODEL = Transformer(dataclasses.replace(tiny.UNTIED, lora=LORA))

@@ -15,10 +15,10 @@ from dfpo_jax.algorithms import Algorithm, AlgorithmConfig, Batch, Context, comp
 from dfpo_jax.critics import Critics
 from dfpo_jax.models import Transformer, TransformerConfig
 from dfpo_jax.sharding import create_mesh
+from dfpo_jax.training.gradients import accumulate_gradients
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.update import (
     Schedule,
-    accumulate_gradients,
     init_policy,
     init_state,
     update,
