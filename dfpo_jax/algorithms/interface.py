@@ -60,8 +60,8 @@ class Algorithm(NamedTuple):
       features: (state, rollout) -> [B, F] `trunk.response_features` under the first policy, or None
         where the state does not hold it.
       top: K, of how many of its most probable tokens the sampler gives log-probabilities.
-      separate_critic: whether terms named "critic/..." read the critic's parameters alone, and the
-        others none of them.
+      separate_critic: whether terms named "policy/..." read none of the critic's parameters, and
+        the others no parameters that train but those.
     """
 
     init: Callable[[Array, ArrayTree], ArrayTree]

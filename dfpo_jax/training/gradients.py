@@ -93,7 +93,8 @@ def accumulate_gradients(
     for group, is_of in _groups(algorithm, networks):
         if grads:  # only when the gradients before are there
             params, batch, grads = jax.lax.optimization_barrier((params, batch, grads))
-        more = _gradients(objective, params, *split(batch), group, is_of)
+            count, piece_of = split(batch)
+        more = _gradients(objective, params, count, piece_of, group, is_of)
         grads, totals = grads | more[0], totals | more[1]
     means = {name: totals[name] / jnp.maximum(counts[name], 1.0) for name in totals}
     return grads, means

@@ -17,12 +17,7 @@ from dfpo_jax.models import Transformer, TransformerConfig
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.training.gradients import accumulate_gradients
 from dfpo_jax.training.learner import Learner
-from dfpo_jax.training.update import (
-    Schedule,
-    init_policy,
-    init_state,
-    update,
-)
+from dfpo_jax.training.update import Schedule, init_policy, init_state, update
 from dfpo_jax.types import Term, rollout_of
 
 ONCE = Schedule()
