@@ -238,7 +238,7 @@ def make_learner(
         keeps_reference=config.rewards.learned.samples > 0,
         critic_rests="critic" in train.frozen,
         microbatch_tokens=train.microbatch_tokens,
-        updates_once=schedule.epochs * schedule.minibatches == 1,
+        updates_once=train.epochs * train.minibatches == 1,
     )
     if algorithm.top > tokens:
         raise ValueError(
