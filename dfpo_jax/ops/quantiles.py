@@ -244,12 +244,16 @@ def crps(samples: Array, x: Array) -> Array:
     return jnp.mean(jnp.abs(errors) - ranks * errors, axis=-1)
 
 
-def cdf(quantiles: Array, x: Array) -> Array:
+def cdf(quantiles: Array, x: Array, bandwidth: float = 0.0) -> Array:
     """Distribution function at `x`: the share of the quantiles below it, counting ties by half.
+
+    With a bandwidth h it is that of a uniform kernel on [-h, h] around every quantile, the mean of
+    (1 + clip((x - q) / h, -1, 1)) / 2. Where all |x - q| <= h it is linear in x - mean(q).
 
     Args:
       quantiles: [..., M] in any order.
       x: [...] points.
+      bandwidth: h >= 0, in the units of `x`.
 
     Returns:
       [...] float32 in [0, 1], without gradient.
@@ -259,7 +263,11 @@ def cdf(quantiles: Array, x: Array) -> Array:
     """
     _check_observation(quantiles, x)
     difference = as_float(x)[..., None] - as_float(quantiles)
-    return jnp.mean(jax.lax.stop_gradient(jnp.heaviside(difference, 0.5)), axis=-1)
+    if bandwidth > 0.0:
+        shares = (1.0 + jnp.clip(difference / bandwidth, -1.0, 1.0)) / 2.0
+    else:
+        shares = jnp.heaviside(difference, 0.5)
+    return jnp.mean(jax.lax.stop_gradient(shares), axis=-1)
 
 
 def _check_observation(points: Array, x: Array) -> None:

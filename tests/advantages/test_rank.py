@@ -47,6 +47,27 @@ def test_rank_ignores_monotone_distortions():
     assert np.any(estimate(Gae(), quantiles, samples) != bent)
 
 
+def test_a_bandwidth_ranks_wide_laws_and_takes_the_mean_of_narrow_ones(variant):
+    rng = np.random.default_rng(1)
+    # Returns of -1 and 1, which the critic's samples miss by up to .2, at a rate by state.
+    high = rng.random((8, 6, 7)) < rng.random((8, 6, 1))
+    law = jnp.sort(jnp.asarray(np.where(high, 1.0, -1.0) + rng.uniform(-0.2, 0.2, high.shape)))
+    goals = jnp.asarray(rng.choice([-1.0, 1.0], size=(*SHAPE, 6)))
+    smooth = variant(lambda *x: estimate(Rank(bandwidth=0.5), *x))
+    around = np.clip(
+        (np.asarray(goals)[..., None] - np.asarray(law)[:, :-1, None]) / 0.5, -1.0, 1.0
+    )
+    np.testing.assert_allclose(smooth(law, goals), around.mean((-2, -1)), atol=1e-6)
+    centres = jnp.where(law > 0.0, 1.0, -1.0)
+    exact = (np.mean(goals, axis=-1) - np.mean(centres, axis=-1)[:, :-1]) / 2.0
+    np.testing.assert_allclose(smooth(centres, goals), exact, atol=1e-6)
+    error = lambda found: np.abs(found - exact).mean()  # noqa: E731
+    assert error(smooth(law, goals)) < 0.5 * error(estimate(Rank(), law, goals))
+    quantiles, samples = random_parts()
+    wide = smooth(1e6 * quantiles, 1e6 * samples)
+    np.testing.assert_allclose(wide, estimate(Rank(), quantiles, samples), atol=1e-6)
+
+
 def test_samples_are_those_of_the_policys_lambda():
     quantiles, samples = random_parts()
     seen = []
@@ -68,6 +89,7 @@ def test_samples_are_those_of_the_policys_lambda():
     ("options", "message"),
     [
         ({"lambda_": 1.5}, "lambda_ is 1.5"),
+        ({"bandwidth": -0.1}, "bandwidth is -0.1"),
         ({"lambda_": 0.9, "length_adaptive_alpha": 0.5}, "lambda_ is 0.9; length_adaptive_alpha"),
     ],
 )
