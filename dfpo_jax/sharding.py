@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -84,6 +85,39 @@ def create_mesh(
         )
     grid = np.asarray(devices[:used]).reshape(shape)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def create_meshes(data: int, fsdp: int, tensor: int, rollout: int) -> tuple[Mesh, Mesh]:
+    """The mesh that trains and the one that samples, which is the same where `rollout` is 0.
+
+    Args:
+      data, fsdp, tensor: as in `create_mesh`, of all devices but the last `rollout`.
+      rollout: number of devices that only sample. `tensor` splits heads among them too, and their
+        "fsdp" axis is what is left.
+
+    Raises:
+      ValueError: as `create_mesh`; or devices shall only sample, and there are too few of them, or
+        several processes, or `tensor` does not divide their number.
+    """
+    devices, sizes = jax.devices(), (data, fsdp, tensor)
+    if rollout == 0:
+        mesh = create_mesh(*sizes)
+        return mesh, mesh
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"mesh.rollout is {rollout} and there are {jax.process_count()} processes; with more "
+            "than one it must be 0"
+        )
+    parts = max(tensor, 1)
+    if rollout >= len(devices) or rollout % parts:
+        raise ValueError(
+            f"mesh.rollout is {rollout}; it must be less than the device count, {len(devices)}, "
+            f"and a multiple of mesh.tensor, {parts}"
+        )
+    return (
+        create_mesh(*sizes, devices=devices[:-rollout]),
+        create_mesh(1, rollout // parts, parts, devices=devices[-rollout:]),
+    )
 
 
 @contextlib.contextmanager
@@ -188,6 +222,33 @@ def put_replicated(value: Array | float, mesh: Mesh) -> Array:
     """A copy of a host value on every device of the mesh."""
     value = np.asarray(value)
     return jax.make_array_from_callback(value.shape, replicated(mesh), lambda i: value[i])
+
+
+def lies_elsewhere(tree: ArrayTree, mesh: Mesh) -> bool:
+    """Whether the arrays of a tree are sharded over another mesh than this one."""
+    found = getattr(jax.tree.leaves(tree)[0], "sharding", None)
+    return isinstance(found, NamedSharding) and found.mesh != mesh
+
+
+def copied_to(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
+    """Copies of sharded arrays on a mesh, which outlive a donation of the arrays.
+
+    They are split along the same mesh axes; an axis that the mesh's size does not divide stays
+    whole. Devices send to devices.
+    """
+
+    def one(x):
+        if x.sharding.mesh == mesh:
+            return jnp.copy(x)
+        names = [_names(axes) for axes in x.sharding.spec]
+        sizes = [math.prod(mesh.shape[axis] for axis in axes) for axes in names]
+        spec = [
+            axes if length % size == 0 else None
+            for axes, size, length in zip(x.sharding.spec, sizes, x.shape, strict=False)
+        ]
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    return jax.tree.map(one, tree)
 
 
 def to_host(tree: ArrayTree) -> ArrayTree:

@@ -115,6 +115,7 @@ training.report training.run training.programs
 training.run_data
 training.restore training.workdir training.check training.run_log training.warm_start
 training.initial
+training.rollouts
 training.loop
 training
 """

@@ -16,7 +16,14 @@ from dfpo_jax.rollout.generate import generate
 from dfpo_jax.rollout.prompts import fitted_ids, prompt_ids
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.rollout.stops import stop_table
-from dfpo_jax.sharding import mesh_context, put_batch, put_replicated, to_host
+from dfpo_jax.sharding import (
+    copied_to,
+    lies_elsewhere,
+    mesh_context,
+    put_batch,
+    put_replicated,
+    to_host,
+)
 from dfpo_jax.tasks.base import Item
 from dfpo_jax.tokenizers import decode, left_pad
 from dfpo_jax.types import Array, ArrayTree, Generation
@@ -99,13 +106,16 @@ class Sampler:
     ) -> Generation:
         """Sample on the mesh; the result lies on the host.
 
-        Rows that do not fill the mesh are padded and cut off again.
+        Rows that do not fill the mesh are padded and cut off again. Parameters of another mesh are
+        copied to this one.
 
         Raises:
           MemoryError: the program does not fit the devices; nothing ran.
         """
         config = replace(self.config, temperature=0.0) if greedy else self.config
         rows = len(prompt_tokens)
+        if lies_elsewhere(params, self.mesh):
+            params = copied_to(params, self.mesh)
         multiple = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         extra = -rows % multiple
         tokens, mask = (

@@ -141,7 +141,8 @@ class TrainConfig:
         one more stops the run.
       frozen: networks that do not train, such as ("critic",).
       behaviour_lag: iterations by which the policy that samples is behind the one that trains, as
-        in asynchronous training; the state holds as many copies of what trains in the policy. A
+        in asynchronous training; the state holds as many copies of what trains in the policy. The
+        next rollout is then collected beside updates where `rollouts.samples_beside_training`. A
         loss whose ratios do not start at the sampler corrects for it by `objective.importance_cap`
         alone.
     """
@@ -259,11 +260,18 @@ class MeshConfig:
 
     Attributes:
       data, fsdp, tensor: sizes.
+      rollout: how many more devices, the last ones, only sample, while those of the mesh train;
+        needs `train.behaviour_lag`. `tensor` splits the policy there too, the others the responses.
     """
 
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
+    rollout: int = 0
+
+    def __post_init__(self):
+        """Check the range of `rollout`; the others depend on the devices."""
+        check_interval(self, "rollout", low=0)
 
 
 @dataclass(frozen=True)

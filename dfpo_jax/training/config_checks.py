@@ -22,6 +22,7 @@ def check_sections(config: Any) -> None:
     _check_lengths(config)
     _check_log_probs(config)
     _check_frozen(config)
+    _check_rollout_devices(config)
     _check_step_scaling(config)
     _check_channel(config)
     _check_groups(config)
@@ -73,6 +74,23 @@ def _check_frozen(config: Any) -> None:
         raise ValueError(
             f"returns.outcome is False and train.frozen {config.train.frozen}; a critic that "
             "trained would learn that nothing is good, so it must name 'critic'"
+        )
+
+
+def _check_rollout_devices(config: Any) -> None:
+    mesh, lag = config.mesh, config.train.behaviour_lag
+    if mesh.rollout == 0:
+        return
+    if lag == 0:
+        raise ValueError(
+            f"mesh.rollout is {mesh.rollout} and train.behaviour_lag 0; devices that only sample "
+            "would wait for those that train, so behaviour_lag must be at least 1"
+        )
+    if config.rewards.learned.samples > 0:
+        raise ValueError(
+            f"mesh.rollout is {mesh.rollout} and rewards.learned.samples "
+            f"{config.rewards.learned.samples}; that reward reads states of the devices that "
+            "train, so mesh.rollout must be 0"
         )
 
 

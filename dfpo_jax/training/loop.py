@@ -2,18 +2,16 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from dfpo_jax.plans import Draw, Drawn
+from dfpo_jax.plans import Drawn
 from dfpo_jax.published_files import read_json
-from dfpo_jax.rollout.collect import draw, given
+from dfpo_jax.rollout.collect import draw
 from dfpo_jax.training import distributed, failures
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed_returns
@@ -25,12 +23,12 @@ from dfpo_jax.training.preemption import Preempted, StopSignals
 from dfpo_jax.training.profile import tracing
 from dfpo_jax.training.report import CriticSnapshot, Example, write_report
 from dfpo_jax.training.rollout_metrics import rollout_metrics
-from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, ROLLOUT, Run
+from dfpo_jax.training.rollouts import Rollouts
+from dfpo_jax.training.run import CRITIC, EVALUATE, INIT, Run
 from dfpo_jax.training.run_data import digests
 from dfpo_jax.training.run_log import RunLog
 from dfpo_jax.training.speed import speed_metrics
 from dfpo_jax.training.step_size import SQUARED, effective_samples
-from dfpo_jax.training.update import sampling_policy
 from dfpo_jax.training.value_model import with_value_model
 from dfpo_jax.training.warm_start import first_policy
 from dfpo_jax.training.workdir import BEFORE, write_json
@@ -40,50 +38,32 @@ _LOG = logging.getLogger(__name__)
 
 
 def iteration(
-    run: Run, state: TrainState
+    run: Run, state: TrainState, rollouts: Rollouts
 ) -> tuple[TrainState, dict[str, float], list[dict[str, Any]]]:
-    """One rollout and its updates: the new state, the iteration's metrics, and some responses.
-
-    A run's first iteration pads prompts to `train.prompt_length`, whatever the buckets: programs
-    that are too large for the devices are refused then, not hours later.
-    """
+    """One rollout and its updates: the new state, the iteration's metrics, and some responses."""
     config, step, clock = run.config, int(state.step), time.perf_counter()
-    sampler = run.sampler if step > 0 else dataclasses.replace(run.sampler, prompt_buckets=())
-    key = jax.random.fold_in(jax.random.fold_in(run.key, ROLLOUT), step)
-    policy, tally = sampling_policy(state), Counter()
-
-    def drawn(items, samples, round):
-        options = {"num_samples": samples, "round": round, "tally": tally}
-        options["states"] = states_of(run, state)
-        return draw(sampler, policy, run.train_task, run.rewards, items, key, step, **options)
-
-    def prompts(count):
-        return run.train_task.batch(step, count)
-
-    source = Draw(drawn, functools.partial(given, sampler))
-    collected, metrics = run.plan.collect(
-        source, prompts, config.train.prompts, config.train.samples
-    )
-    rollout, sampled = collected.rollout, time.perf_counter()
+    collected, metrics, seconds = rollouts.take(state)
+    rollout, taken = collected.rollout, time.perf_counter()
+    rollouts.begin(state)
     state = run.learner.observe(state, run.observed(rollout.rewards, step))
     prepared = jax.block_until_ready(run.learner.prepare(state, rollout))
     ready = time.perf_counter()
     state, means = run.learner.update(state, *prepared)
     updated = time.perf_counter()
     state = run.learner.adapt(state, means)
-    metrics |= means | rollout_metrics(rollout, run.train_task.solved_at)
+    metrics = metrics | means | rollout_metrics(rollout, run.train_task.solved_at)
     metrics |= _noise(run, collected)
     if SQUARED in means:
         metrics["policy/effective_samples"] = float(effective_samples(means))
-    metrics |= {name: float(count) for name, count in tally.items()}
     metrics |= {f"policy/{name}": float(state.controls[name]) for name in run.learner.controls}
     metrics |= speed_metrics(
         rollout,
         config.model,
         state.params,
         config.train.epochs,
-        sampled=sampled - clock,
-        prepared=ready - sampled,
+        waited=taken - clock,
+        sampled=seconds,
+        prepared=ready - taken,
         updated=updated - ready,
     )
     metrics["time/iteration_seconds"] = time.perf_counter() - clock
@@ -247,11 +227,13 @@ def _iterate(run: Run, workdir: Path, profile: int) -> tuple[Run, TrainState, fl
         stack.enter_context(failures.shared())
         signals = stack.enter_context(StopSignals())
         begin = stack.enter_context(tracing(workdir, profile))
+        rollouts = stack.enter_context(Rollouts(run))
         for step in range(start + 1, iterations + 1):
             begin()
-            state, metrics, responses = iteration(run, state)
+            state, metrics, responses = iteration(run, state, rollouts)
             failure = None
             if step == iterations or _due(step, config.evaluation.every):
+                rollouts.wait()
                 metrics, failure = _evaluated(run, state, metrics)
             metrics["time/elapsed_seconds"] = before + time.perf_counter() - run.started
             log.write(step, metrics, responses)

@@ -20,7 +20,7 @@ def read_run(workdir: str | Path) -> Run:
     """The run of a directory, built anew from its config.json.
 
     Where its mesh needs more devices than there are, or leaves some out, it lies on those that
-    there are, along "fsdp".
+    there are, along "fsdp". None of them only samples.
 
     Raises:
       FileNotFoundError: no run there.
@@ -38,7 +38,8 @@ def read_run(workdir: str | Path) -> Run:
 
 
 def _on_these_devices(config: Config) -> Config:
-    sizes = dataclasses.astuple(config.mesh)
+    sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    config = dataclasses.replace(config, mesh=MeshConfig(*sizes))
     if -1 in sizes or math.prod(sizes) == jax.device_count():
         return config
     _LOG.info("mesh %s of the run becomes fsdp=%d", sizes, jax.device_count())

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import jax
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +17,7 @@ from dfpo_jax.plans import Plan
 from dfpo_jax.rewards import Link, Rewards
 from dfpo_jax.rollout.collect import given
 from dfpo_jax.rollout.sampler import Sampler
-from dfpo_jax.sharding import create_mesh
+from dfpo_jax.sharding import create_meshes
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tokenizers import beginning
 from dfpo_jax.training.config import Config, TaskConfig
@@ -121,11 +121,11 @@ def build_run(config: Config, training: bool = True) -> Run:
         out_of_domain=config.out_of_domain.resolved(),
     )
     tokenizer = build_tokenizer(config)
-    mesh = create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh, rollout_mesh = create_meshes(**asdict(config.mesh))
     if training:
         check_division(config, mesh)
     model = Transformer(config.model)
-    sampler = _sampler(config, tokenizer, model, mesh)
+    sampler = _sampler(config, tokenizer, model, rollout_mesh)
     tasks = {"in_domain": config.task}
     if config.evaluation.out_of_domain:
         tasks["out_of_domain"] = config.out_of_domain

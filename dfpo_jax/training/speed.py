@@ -25,11 +25,19 @@ PEAKS = {
 METRICS = (
     Metric(
         "time/sample_seconds",
-        "Seconds of the iteration in which responses were sampled and verified, over all rounds of "
+        "Seconds in which the iteration's responses were sampled and verified, over all rounds of "
         "the plan.",
         healthy="Steady after the first iteration, in which sampling is compiled.",
         advice="Where most of the iteration goes here: lower `sampling.max_new_tokens`, set "
         "`train.prompt_buckets`, or, where verification is slow, raise `task.verifier.workers`.",
+    ),
+    Metric(
+        "time/wait_seconds",
+        "Seconds of the iteration that went by before its responses were there.",
+        healthy="About `time/sample_seconds`, as nothing else happens meanwhile; with "
+        "`train.behaviour_lag` near 0, where responses are sampled beside the updates before.",
+        advice="Where it stays large with a lag, sampling takes longer than training: give it more "
+        "devices by `mesh.rollout`.",
     ),
     Metric(
         "time/prepare_seconds",
@@ -98,6 +106,7 @@ def speed_metrics(
     params: ArrayTree,
     epochs: int,
     *,
+    waited: float,
     sampled: float,
     prepared: float,
     updated: float,
@@ -109,6 +118,7 @@ def speed_metrics(
       model: the policy.
       params: of all networks.
       epochs: passes over the rollout.
+      waited: seconds until the rollout was there.
       sampled, prepared, updated: seconds of the phases.
     """
     sizes = (rollout.prompt_mask.size, rollout.mask.size)
@@ -116,6 +126,7 @@ def speed_metrics(
     tokens = float(np.sum(rollout.prompt_mask)) + responses
     rate = epochs * tokens / updated
     found = {
+        "time/wait_seconds": waited,
         "time/sample_seconds": sampled,
         "time/prepare_seconds": prepared,
         "time/update_seconds": updated,

@@ -122,6 +122,18 @@ def sampling_policy(state: TrainState) -> ArrayTree:
     return lora.join(state.past[0], lora.split(policy)[1]) if state.past else policy
 
 
+def next_sampling_policy(state: TrainState) -> ArrayTree:
+    """`sampling_policy` of the state that this one's iteration will leave, known before it ends.
+
+    Raises:
+      ValueError: without `train.behaviour_lag` it depends on the updates.
+    """
+    if not state.past:
+        raise ValueError("the state has no past policies; train.behaviour_lag must be at least 1")
+    policy = state.params["policy"]
+    return lora.join(state.past[1], lora.split(policy)[1]) if state.past[1:] else policy
+
+
 def init_policy(model: Transformer, key: Array) -> ArrayTree:
     """Random policy parameters, boxed with their logical axes."""
     dummy = jnp.zeros((1, 1), jnp.int32)

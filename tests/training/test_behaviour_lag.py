@@ -7,6 +7,7 @@ from tiny_run import tiny
 
 from dfpo_jax.training import loop
 from dfpo_jax.training.config import parse_config
+from dfpo_jax.training.rollouts import Rollouts
 from dfpo_jax.training.run import INIT, build_run
 from dfpo_jax.training.update import sampling_policy
 from dfpo_jax.training.warm_start import first_policy
@@ -25,7 +26,7 @@ def test_rollouts_come_from_the_policy_of_so_many_iterations_ago(rank):
     for _ in range(4):
         policies.append(jax.device_get(state.params["policy"]))
         sampled.append(jax.device_get(sampling_policy(state)))
-        state, metrics, _ = loop.iteration(run, state)
+        state, metrics, _ = loop.iteration(run, state, Rollouts(run))
     assert len(state.past) == 2
     for step, found in enumerate(sampled):
         expected = policies[max(step - 2, 0)]

@@ -92,10 +92,10 @@ def test_the_first_iteration_pads_to_the_longest_so_that_what_does_not_fit_fails
 def test_a_stopped_run_resumes_exactly(finished, tmp_path, monkeypatch):
     real = loop.iteration
 
-    def dies(run, state):
+    def dies(run, state, rollouts):
         if int(state.step) == 3:
             raise KeyboardInterrupt
-        return real(run, state)
+        return real(run, state, rollouts)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "iteration", dies)

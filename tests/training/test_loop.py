@@ -107,10 +107,10 @@ def test_a_stopped_run_resumes_exactly(finished, tmp_path, monkeypatch):
 
     real = loop.iteration
 
-    def dies(run, state):
+    def dies(run, state, rollouts):
         if int(state.step) == 3:
             raise KeyboardInterrupt
-        return real(run, state)
+        return real(run, state, rollouts)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "iteration", dies)
@@ -150,7 +150,7 @@ def test_a_second_run_is_refused_and_does_not_disturb_the_first(finished, tmp_pa
     command = [sys.executable, "experiments/train.py", "--config=tests/tools/tiny_config.py"]
     refused = []
 
-    def disturbed(run, state):
+    def disturbed(run, state, rollouts):
         if int(state.step) == 2:
             for resume in (False, True):
                 arguments = [f"--workdir={tmp_path}/../{tmp_path.name}", f"--resume={resume}"]
@@ -158,7 +158,7 @@ def test_a_second_run_is_refused_and_does_not_disturb_the_first(finished, tmp_pa
                     [*command, *arguments], cwd=root, capture_output=True, text=True, timeout=300
                 )
                 refused.append((done.returncode, done.stderr))
-        return real(run, state)
+        return real(run, state, rollouts)
 
     monkeypatch.setattr(loop, "iteration", disturbed)
     run_in(tmp_path, tiny())
@@ -191,10 +191,10 @@ def test_sigterm_saves_the_state_and_the_run_goes_on(finished, tmp_path, monkeyp
 
     real = loop.iteration
 
-    def signalled(run, state):
+    def signalled(run, state, rollouts):
         if int(state.step) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(run, state)
+        return real(run, state, rollouts)
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:

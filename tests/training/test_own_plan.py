@@ -19,10 +19,10 @@ def two_rounds():
 def test_a_resumed_run_repeats_an_uninterrupted_one(tmp_path, monkeypatch):
     real, whole, parts = loop.iteration, tmp_path / "whole", tmp_path / "parts"
 
-    def dies(run, state):
+    def dies(run, state, rollouts):
         if int(state.step) == 2:
             raise KeyboardInterrupt
-        return real(run, state)
+        return real(run, state, rollouts)
 
     results = run_in(whole, two_rounds())
     with monkeypatch.context() as patch:

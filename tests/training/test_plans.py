@@ -10,6 +10,7 @@ from tiny_run import tiny
 from dfpo_jax.training import loop
 from dfpo_jax.training.config import parse_config
 from dfpo_jax.training.programs import Programs
+from dfpo_jax.training.rollouts import Rollouts
 from dfpo_jax.training.run import build_run
 
 
@@ -176,7 +177,7 @@ def test_a_value_model_learns_which_response_is_preferred(config):
     policy = jax.tree.map(np.asarray, state.params["policy"])
     losses = []
     for _ in range(40):
-        state, metrics, samples = loop.iteration(run, state)
+        state, metrics, samples = loop.iteration(run, state, Rollouts(run))
         losses.append(metrics["critic/loss"])
         assert metrics["rollout/reward"] == 0.0 and metrics["rollout/reward_std"] == 1.0
     assert [x["reward"] for x in samples[:2]] == [1.0, -1.0]
