@@ -234,7 +234,7 @@ def copied_to(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
     """Copies of sharded arrays on a mesh, which outlive a donation of the arrays.
 
     They are split along the same mesh axes; an axis that the mesh's size does not divide stays
-    whole. Devices send to devices.
+    whole. Devices send to devices. Of abstract arrays abstract ones.
     """
 
     def one(x):
@@ -246,7 +246,10 @@ def copied_to(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
             axes if length % size == 0 else None
             for axes, size, length in zip(x.sharding.spec, sizes, x.shape, strict=False)
         ]
-        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+        place = NamedSharding(mesh, PartitionSpec(*spec))
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+        return jax.device_put(x, place)
 
     return jax.tree.map(one, tree)
 

@@ -74,6 +74,8 @@ def _sizes(run: Run) -> Iterator[str]:
     mesh, state = run.learner.mesh, run.learner.abstract_state
     device, axes = mesh.devices.flat[0], ", ".join(f"{k}={v}" for k, v in mesh.shape.items())
     yield f"devices: {mesh.size} x {device.device_kind}, mesh {axes}"
+    if run.sampler.mesh != mesh:
+        yield f"devices that only sample: {run.sampler.mesh.size}"
     train, limit = run.config.train, run.config.sampling.max_new_tokens
     yield (
         f"an iteration: {train.prompts} prompts x {train.samples} responses of at most "
@@ -91,16 +93,20 @@ def _count(tree: ArrayTree) -> int:
 
 def _memory(run: Run, name: str) -> tuple[str, bool]:
     """The line about a program, and whether it fits beside the train state."""
-    learner = run.learner
-    analysis = Programs(run.config, learner).lower(name).compile().memory_analysis()
+    learner, mesh = run.learner, run.learner.mesh
+    programs = Programs(run.config, learner, rollout_mesh=run.sampler.mesh)
+    analysis = programs.lower(name).compile().memory_analysis()
     if analysis is None:
         return f"{name}: the compiler does not say how much memory it needs", True
-    # The state stays in memory while sampling, which takes no more of it than the policy.
-    arguments = max(bytes_per_chip(learner.abstract_state), analysis.argument_size_in_bytes)
+    arguments = analysis.argument_size_in_bytes
+    if name == "sample" and run.sampler.mesh != mesh:
+        mesh = run.sampler.mesh
+    else:  # the state stays in memory while sampling, which takes no more of it than the policy
+        arguments = max(bytes_per_chip(learner.abstract_state), arguments)
     needed = needed_bytes(analysis)
     total = arguments + needed
     line = f"{name}: {total / 2**30:.3g} GiB per device, {needed / 2**30:.3g} of it temporary"
-    known = [x for x in map(free_bytes, learner.mesh.local_devices) if x is not None]
+    known = [x for x in map(free_bytes, mesh.local_devices) if x is not None]
     if not known:
         return line, True
     fits = total <= min(known)

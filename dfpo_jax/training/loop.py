@@ -61,6 +61,7 @@ def iteration(
         config.model,
         state.params,
         config.train.epochs,
+        devices=run.learner.mesh.size,
         waited=taken - clock,
         sampled=seconds,
         prepared=ready - taken,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax.rollout.generate import generate
-from dfpo_jax.sharding import batch_devices, batch_sharding, mesh_context, replicated
+from dfpo_jax.sharding import batch_devices, batch_sharding, copied_to, mesh_context, replicated
 from dfpo_jax.training.config import Config
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.types import ArrayTree, Rollout, rollout_of
@@ -30,11 +30,19 @@ class Programs:
       config: the run; its model's `attention` names a back end of the mesh's platform.
       learner: of that run.
       minibatches: one update call gets the rows of an iteration divided by this.
+      rollout_mesh: samples; the learner's by default.
     """
 
-    def __init__(self, config: Config, learner: Learner, minibatches: int = 1):
+    def __init__(
+        self,
+        config: Config,
+        learner: Learner,
+        minibatches: int = 1,
+        rollout_mesh: jax.sharding.Mesh | None = None,
+    ):
         """Nothing is lowered yet."""
         self.config, self.learner, self.mesh = config, learner, learner.mesh
+        self._rollout_mesh = rollout_mesh or learner.mesh
         self.model, self._minibatches = learner.model, minibatches
 
     def lower(self, name: str) -> jax.stages.Lowered:
@@ -46,9 +54,10 @@ class Programs:
         """
         train, state = self.config.train, self.learner.abstract_state
         rows = train.prompts * train.samples
-        with mesh_context(self.mesh):
-            if name == "sample":
+        if name == "sample":
+            with mesh_context(self._rollout_mesh):
                 return self._sample(train.prompts, self.round_samples)
+        with mesh_context(self.mesh):
             prepare, update = self.learner.programs["prepare"], self.learner.programs["update"]
             if name == "prepare":
                 return prepare.lower(state, self.rollout(rows))
@@ -98,10 +107,14 @@ class Programs:
             num_samples=samples,
             top=self.learner.top,
         )
-        policy = self.learner.abstract_state.params["policy"]
+        mesh, policy = self._rollout_mesh, self.learner.abstract_state.params["policy"]
+        if mesh != self.mesh:
+            policy = copied_to(policy, mesh)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(self.mesh))
-        return jax.jit(run).lower(policy, self.rows(shape, jnp.int32), self.rows(shape), key)
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+        rows = batch_sharding(mesh)
+        tokens, mask = (jax.ShapeDtypeStruct(shape, x, sharding=rows) for x in ("int32", "float32"))
+        return jax.jit(run).lower(policy, tokens, mask, key)
 
     def _placed(self, tree, sharding):
         return jax.tree.map(

@@ -106,6 +106,7 @@ def speed_metrics(
     params: ArrayTree,
     epochs: int,
     *,
+    devices: int,
     waited: float,
     sampled: float,
     prepared: float,
@@ -118,6 +119,7 @@ def speed_metrics(
       model: the policy.
       params: of all networks.
       epochs: passes over the rollout.
+      devices: that train.
       waited: seconds until the rollout was there.
       sampled, prepared, updated: seconds of the phases.
     """
@@ -142,5 +144,5 @@ def speed_metrics(
             count -= model.vocab_size * model.d_model
         attention = 12 * model.num_layers * model.num_heads * model.head_dim
         needed = 6 * count + attention * tokens / len(rollout.mask)
-        found["time/flops_utilisation"] = needed * rate / (jax.device_count() * peak)
+        found["time/flops_utilisation"] = needed * rate / (devices * peak)
     return found

@@ -91,6 +91,21 @@ def test_parameters_are_counted_and_programs_say_their_memory(run):
         assert 0 < part < total and all(total < x for x in free)
 
 
+@pytest.mark.slow
+def test_devices_that_only_sample_are_asked_about_sampling():
+    config = tiny(behaviour_lag=1)
+    config.mesh.rollout = 2
+    lines = list(check.describe(build_run(parse_config(config))))
+    assert lines[lines.index("devices that only sample: 2") - 1].startswith("devices: 1 x cpu")
+    bytes_ = {
+        line.split(":")[0]: float(re.search(r"([\d.e-]+) GiB per device", line)[1])
+        for line in lines
+        if "GiB per device, " in line
+    }
+    # They hold the policy alone, without critic and optimizers.
+    assert bytes_["sample"] < 0.5 * bytes_["prepare"]
+
+
 def test_a_program_that_does_not_fit_is_named(run, monkeypatch):
     monkeypatch.setattr(check, "free_bytes", lambda device: 2**10)
     lines = check.describe(run)

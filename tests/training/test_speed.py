@@ -8,7 +8,7 @@ import tiny
 
 from dfpo_jax.training import speed
 
-PHASES = {"sampled": 2.0, "prepared": 0.5, "updated": 4.0}
+PHASES = {"devices": 2, "waited": 1.5, "sampled": 2.0, "prepared": 0.5, "updated": 4.0}
 
 
 def test_tokens_per_second_and_padding():
@@ -16,6 +16,7 @@ def test_tokens_per_second_and_padding():
     responses, prompts = rollout.mask.sum(), rollout.prompt_mask.sum()
     found = speed.speed_metrics(rollout, tiny.DECODER, {}, 3, **PHASES)
     assert found == {
+        "time/wait_seconds": 1.5,
         "time/sample_seconds": 2.0,
         "time/prepare_seconds": 0.5,
         "time/update_seconds": 4.0,
@@ -29,7 +30,6 @@ def test_tokens_per_second_and_padding():
 def test_the_share_of_the_peak(monkeypatch, tied):
     """6 operations per parameter of a product and token, 12 per unit of width and column."""
     monkeypatch.setattr(speed, "PEAKS", {"cpu": 1e9})
-    monkeypatch.setattr(speed.jax, "device_count", lambda: 2)
     model = dataclasses.replace(tiny.DECODER, tie_embeddings=tied)
     table = np.zeros((model.vocab_size, model.d_model))
     params = {"policy": {"embedding": table, "kernel": np.zeros((7, 11))}}
