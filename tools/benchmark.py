@@ -2,9 +2,12 @@
 
     python tools/benchmark.py [--json=PATH] [--only=train_step,...]
     python tools/benchmark.py --presets=all --repeats=3
+    python tools/benchmark.py --only=rivals --trl=PYTHON --tunix=PYTHON --repeats=2
 
 The second form compares the train step of every preset with PPO's, and does nothing else; on two
-CPU cores it takes about ten minutes. `_benchmark/presets.py` says how to read its table.
+CPU cores it takes about ten minutes. `_benchmark/presets.py` says how to read its table. The third
+one compares whole iterations of GRPO with those of other trainers, in processes and environments of
+their own; `_benchmark/rivals.py` says which environments it needs.
 
 Absolute times depend on the machine; ratios of programs that take turns depend on it much less.
 """
@@ -14,13 +17,14 @@ import functools
 import json
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
 import jax
-from _benchmark import language_model, packing, presets, verifiers
+from _benchmark import language_model, packing, presets, rivals, verifiers
 from _benchmark.rollouts import made_up
 from _benchmark.timing import alternate
 from absl import flags
@@ -53,6 +57,14 @@ _SIZES = {
         strict=True,
     )
 }
+
+_PYTHONS = {
+    name: flags.DEFINE_string(
+        name, None, f"Of the benchmark rivals: the Python of an environment with {package}."
+    )
+    for name, package in rivals.RIVALS.items()
+}
+_WORKS = flags.DEFINE_list("works", rivals.DEFAULT, "Of the benchmark rivals: names of its work.")
 
 
 def _rollout(config: TransformerConfig, rows: int, prompt: int, response: int) -> Rollout:
@@ -204,14 +216,22 @@ BENCHMARKS = {
 }
 
 
+def _is_chosen(name: str) -> bool:
+    return not _PRESETS.value and (not _ONLY.value or name in _ONLY.value)
+
+
 def _check_flags() -> list[str]:
     """The presets to compare; none where benchmarks run.
 
     Raises:
       ValueError: a flag names what there is not, or nothing would read it.
     """
-    for name in sorted(set(_ONLY.value) - set(BENCHMARKS)):
-        raise ValueError(f"--only={name}: there are {', '.join(BENCHMARKS)}")
+    known = [*BENCHMARKS, "rivals"]
+    for name in sorted(set(_ONLY.value) - set(known)):
+        raise ValueError(f"--only={name}: there are {', '.join(known)}")
+    for flag in (*_PYTHONS.values(), _WORKS):
+        if flag.present and not _is_chosen("rivals"):
+            raise ValueError(f"--{flag.name} is of the benchmark rivals, which is not to run")
     if _PRESETS.value and _ONLY.value:
         raise ValueError("--presets and --only exclude each other; give one of them")
     for name, flag in _SIZES.items():
@@ -230,23 +250,46 @@ def _compare_presets(names: list[str], configs: dict[str, Config]) -> list[dict]
     return rows
 
 
+def _compare_rivals(pythons: dict[str, str], works: dict[str, rivals.Work]) -> list[dict]:
+    """The rows of the table, printed one by one; a line for each rival that is left out."""
+    for name in rivals.RIVALS:
+        if name not in pythons:
+            print(f"rivals: {name} is left out, as --{name} is not given", flush=True)
+    if pythons:
+        print(rivals.HEADER, flush=True)
+    rows = []
+    for row in rivals.compare(pythons, works, _REPEATS.value):
+        rows.append(row)
+        print(rivals.line(row), flush=True)
+    return rows
+
+
 def main():
-    """Run the chosen benchmarks and print a line for each."""
+    """Run the chosen benchmarks and print a line for each.
+
+    Exits with code 1 where a rival could not be compared.
+    """
     rows = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     sizes = presets.Sizes(**{name: flag.value for name, flag in _SIZES.items()})
     with command_line.user_errors():
         names = _check_flags()
         configs = presets.configurations(names, sizes) if names else {}
+        pythons = rivals.environments({name: flag.value for name, flag in _PYTHONS.items()})
+        works = rivals.chosen(_WORKS.value)
     if names:
         rows |= {"sizes": dataclasses.asdict(sizes), "presets": _compare_presets(names, configs)}
     for name, benchmark in BENCHMARKS.items():
-        if names or (_ONLY.value and name not in _ONLY.value):
+        if not _is_chosen(name):
             continue
         rows[name] = benchmark(_REPEATS.value)
         figures = (f"{k} {v:.4g}" for k, v in rows[name].items())
         print(f"{name}: {', '.join(figures)}", flush=True)
+    if _is_chosen("rivals"):
+        rows["rivals"] = _compare_rivals(pythons, works)
     if _JSON.value:
         Path(_JSON.value).write_text(json.dumps(rows, indent=2))
+    if any("error" in row for row in rows.get("rivals", ())):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
