@@ -11,8 +11,8 @@ How to read its table. An iteration is sampling, rewards, and one update with al
 scripts in `_rivals` say which settings every trainer has. Processes take turns, one at a time, and
 dfpo_jax has its turn between both rivals. A turn gives one ratio, of the seconds per token of
 dfpo_jax to those of the rival, medians over the timed iterations; tokens are those of prompts and
-responses, without padding. The table shows the median ratio, with the lowest and highest in
-brackets, in the column "time"; below 1 dfpo_jax is faster. Responses of one length have equally many tokens on all sides;
+responses, without padding. The column "time" has the median ratio, with the lowest and highest in
+brackets; below 1 dfpo_jax is faster. Responses of one length have equally many tokens on all sides;
 the lengths of ragged ones are drawn from the same law, by each trainer for itself.
 
 "Start" is the time from the start of a process until its first iteration is done: imports, random

@@ -63,7 +63,7 @@ def learner(work: Work, clock: Clock, rollout: RolloutConfig) -> GRPOLearner:
     mesh = jax.make_mesh((1, 1), **axes)
     training = RLTrainingConfig(
         actor_optimizer=optax.chain(
-            optax.clip_by_global_norm(CLIP_NORM), optax.adamw(LEARNING_RATE)
+            optax.clip_by_global_norm(CLIP_NORM), optax.adamw(LEARNING_RATE, weight_decay=0.0)
         ),
         eval_every_n_steps=work.total + 1,
         max_steps=work.total + 1,
