@@ -240,17 +240,7 @@ def _row(own: list[Answer], rival: list[Answer]) -> dict[str, Any]:
     }
 
 
-_COLUMNS = (
-    "work",
-    "rival",
-    "time ratio",
-    "seconds",
-    "start",
-    "memory ratio",
-    "GiB",
-    "tokens",
-    "of",
-)
+_COLUMNS = ("work", "rival", "time", "seconds", "start", "memory", "GiB", "tokens", "versions")
 HEADER = f"| {' | '.join(_COLUMNS)} |\n{'|---' * len(_COLUMNS)}|"
 
 
