@@ -68,7 +68,7 @@ def define_flags() -> None:
 
 
 def policy_evaluation(config: ConfigDict, **settings) -> ConfigDict:
-    """The configuration with a fixed policy, whose critic alone learns.
+    """The configuration with a fixed policy, whose critic alone learns, in units that all have.
 
     Args:
       config: the run's.
@@ -82,6 +82,7 @@ def policy_evaluation(config: ConfigDict, **settings) -> ConfigDict:
                 "objective.name": "clip",
                 "plan.name": "uniform",
                 "advantage.name": "gae",
+                "critic.units": "affine",
                 "train.frozen": ("policy",),
                 "critic.warmup": 0,
                 "critic.warmup_patience": 0,
