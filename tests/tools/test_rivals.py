@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +141,16 @@ def test_the_work_travels_and_its_prompts_end_no_response():
     assert len(ids) == work.total * work.prompts and {len(row) for row in ids} == {50}
     assert work.ends <= min(map(min, ids)) and max(map(max, ids)) < work.vocab_size
     assert reward("12 7 4 9") == 0.5 and reward("") == 0.0
+
+
+@pytest.mark.slow
+def test_this_library_does_its_side_of_the_work():
+    folder = Path(rivals.__file__).parents[1] / "_rivals"
+    arguments = command(sys.executable, folder / "run_dfpo_jax.py", WORK)
+    environment = os.environ | {"PYTHONPATH": str(folder.parents[1])}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    rows = WORK.prompts * WORK.samples
+    assert said["response_tokens"] == [rows * WORK.response_length] * len(said["seconds"])
+    assert said["prompt_tokens"] == [rows * WORK.prompt_length] * len(said["seconds"])

@@ -16,6 +16,7 @@ from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks import Item, Task
 from dfpo_jax.training.config import Config, default_config, parse_config
 from dfpo_jax.training.loop import iteration
+from dfpo_jax.training.rollouts import Rollouts
 from dfpo_jax.training.run import Run, make_learner
 
 
@@ -98,12 +99,13 @@ def main():
     state = run.learner.start(run.key)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     slots = work.rows * (work.prompt_length + work.response_length)
-    for _ in range(work.total):
-        state, metrics, _ = iteration(run, state)
-        jax.block_until_ready(state)
-        responses = round(metrics["rollout/length"] * work.rows)
-        clock.count(round((1.0 - metrics["time/padding"]) * slots) - responses, responses)
-        clock.end()
+    with Rollouts(run) as rollouts:
+        for _ in range(work.total):
+            state, metrics, _ = iteration(run, state, rollouts)
+            jax.block_until_ready(state)
+            responses = round(metrics["rollout/length"] * work.rows)
+            clock.count(round((1.0 - metrics["time/padding"]) * slots) - responses, responses)
+            clock.end()
     clock.answer(parameters, ("dfpo-jax", "flax", "jax"))
 
 
