@@ -238,8 +238,6 @@ def copied_to(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
     """
 
     def one(x):
-        if x.sharding.mesh == mesh:
-            return jnp.copy(x)
         names = [_names(axes) for axes in x.sharding.spec]
         sizes = [math.prod(mesh.shape[axis] for axis in axes) for axes in names]
         spec = [
@@ -249,7 +247,7 @@ def copied_to(tree: ArrayTree, mesh: Mesh) -> ArrayTree:
         place = NamedSharding(mesh, PartitionSpec(*spec))
         if isinstance(x, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-        return jax.device_put(x, place)
+        return jnp.copy(x) if x.sharding.mesh == mesh else jax.device_put(x, place)
 
     return jax.tree.map(one, tree)
 

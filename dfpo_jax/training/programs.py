@@ -74,9 +74,14 @@ class Programs:
         samples = self.config.train.samples
         return self.config.plan.build(samples).round_samples or samples
 
-    def rows(self, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        """An array whose first axis is split over the mesh's data axes."""
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(self.mesh))
+    def rows(
+        self,
+        shape: tuple[int, ...],
+        dtype: Any = jnp.float32,
+        mesh: jax.sharding.Mesh | None = None,
+    ) -> jax.ShapeDtypeStruct:
+        """An array whose first axis is split over a mesh's data axes, by default the learner's."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh or self.mesh))
 
     def divided(self, rows: int) -> int:
         """So many rows, or a few more that the mesh in force divides."""
@@ -107,13 +112,11 @@ class Programs:
             num_samples=samples,
             top=self.learner.top,
         )
-        mesh, policy = self._rollout_mesh, self.learner.abstract_state.params["policy"]
-        if mesh != self.mesh:
-            policy = copied_to(policy, mesh)
+        mesh = self._rollout_mesh
+        policy = copied_to(self.learner.abstract_state.params["policy"], mesh)
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-        rows = batch_sharding(mesh)
-        tokens, mask = (jax.ShapeDtypeStruct(shape, x, sharding=rows) for x in ("int32", "float32"))
+        tokens, mask = self.rows(shape, jnp.int32, mesh), self.rows(shape, mesh=mesh)
         return jax.jit(run).lower(policy, tokens, mask, key)
 
     def _placed(self, tree, sharding):

@@ -62,7 +62,7 @@ class Rollouts:
         """Samples nothing yet."""
         self._run, self._beside = run, samples_beside_training(run)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
-        self._step, self._next = -1, None
+        self._next: tuple[int, Future] | None = None  # of which iteration
 
     def __enter__(self) -> Self:
         """Nothing more."""
@@ -80,8 +80,8 @@ class Rollouts:
         """
         step, begun = int(state.step), self._next
         self._next = None
-        if begun is not None and self._step == step:
-            return begun.result()
+        if begun is not None and begun[0] == step:
+            return begun[1].result()
         return _collect(self._run, step, sampling_policy(state), states_of(self._run, state))
 
     def begin(self, state: TrainState) -> None:
@@ -92,8 +92,7 @@ class Rollouts:
         step = int(state.step) + 1
         if self._beside and step < self._run.config.train.iterations:
             policy = copied_to(next_sampling_policy(state), self._run.sampler.mesh)
-            self._step = step
-            self._next: Future = self._thread.submit(_collect, self._run, step, policy, None)
+            self._next = step, self._thread.submit(_collect, self._run, step, policy, None)
 
     def wait(self) -> None:
         """Wait until nothing is being collected, before others use the sampler's devices.
@@ -101,7 +100,7 @@ class Rollouts:
         Its errors are raised by `take`.
         """
         if self._next is not None:
-            self._next.exception()
+            self._next[1].exception()
 
 
 def _collect(
