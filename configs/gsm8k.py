@@ -33,7 +33,7 @@ def get_config(arg=None):
     config.sampling.max_new_tokens = 512
     config.policy_optimizer.update(learning_rate=1e-6, warmup_steps=10)
     config.critic.update(trunk="detached", warmup=5)
-    config.critic.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
+    config.critic.flow.update(num_samples=4, num_quantiles=16)
     config.evaluation.every = 20
     config.checkpoint.every = 20
     return config

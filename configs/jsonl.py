@@ -50,7 +50,7 @@ def get_config(arg=None):
     config.sampling.max_new_tokens = 512
     config.policy_optimizer.update(learning_rate=1e-6, warmup_steps=10)
     config.critic.update(trunk="detached", warmup=5)
-    config.critic.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
+    config.critic.flow.update(num_samples=4, num_quantiles=16)
     config.evaluation.update(every=20, out_of_domain=False)
     config.checkpoint.every = 20
     if arg == "value_model":

@@ -55,7 +55,7 @@ def get_config(arg=None):
     config.log_probs.recompute = False
     # The head alone learns fast, and half of the compute is saved. It reads all there is to read.
     config.critic.update(trunk="detached", warmup=5, confidence=True, pooled=True, whiten=0.01)
-    config.critic.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
+    config.critic.flow.update(num_samples=4, num_quantiles=16)
     config.evaluation.update(every=25, critic_prompts=64, critic_samples=32)
     config.checkpoint.every = 25
     if arg == "value_model":
@@ -65,7 +65,6 @@ def get_config(arg=None):
         config.train.update(frozen=("policy",), iterations=60)
     if arg == "heavy_tail":
         config.rewards.spike.probability = 0.1
-        config.advantage.name = "rank"
         config.critic.flow.value_bound = 10.0
     elif arg is None:
         config.rewards.flip.update(false_positive=0.2, false_negative=0.2)

@@ -52,7 +52,7 @@ def get_config(arg=None):
     config.policy_optimizer.update(learning_rate=1e-5, warmup_steps=10)
     # A critic head on the policy's states learns fast, and saves half of the compute.
     config.critic.update(trunk="detached", warmup=2)
-    config.critic.flow.update(num_samples=4, num_quantiles=16, dcfm_weight=0.0)
+    config.critic.flow.update(num_samples=4, num_quantiles=16)
     config.evaluation.every = 20
     config.checkpoint.every = 20
     if arg == "cpu":

@@ -29,8 +29,10 @@ def get_config(arg=None):
         "graded": {"task": {"partial_credit": True}},
     }
     study.noise = _noise()
-    study.reference = "dfpo_rank_asinh"
+    study.reference = "dfpo"
+    ranks = {"rank": {"bandwidth": 0.0}}
     study.algorithms = {
+        "dfpo": {"algorithm": "dfpo"},  # asinh units, ranks with a bandwidth
         "dfpo_gae": {
             "algorithm": "dfpo",
             "critic": {"units": "affine"},
@@ -39,12 +41,12 @@ def get_config(arg=None):
         "dfpo_rank": {
             "algorithm": "dfpo",
             "critic": {"units": "affine"},
-            "advantage": {"name": "rank"},
+            "advantage": {"name": "rank", **ranks},
         },
         "dfpo_rank_asinh": {
             "algorithm": "dfpo",
             "critic": {"units": "asinh"},
-            "advantage": {"name": "rank"},
+            "advantage": {"name": "rank", **ranks},
         },
         "ppo": {"algorithm": "ppo"},
         "ppo_clipped": {"algorithm": "ppo", "rewards": {"clip": {"bound": 1.0}}},
@@ -160,7 +162,7 @@ def _noise():
 def _ablation():
     """Rows of `experiments/ablate.py`, each DFPO with a change, and the noise they are run at.
 
-    "dfpo" has the library's default critic, with flow matching, and the advantage "rank".
+    "dfpo" has affine units, flow matching, and the advantage "rank" without a bandwidth.
     """
     flow = lambda **settings: {"critic": {"flow": settings}}  # noqa: E731
     advantage = lambda name: {"advantage": {"name": name}}  # noqa: E731
@@ -175,7 +177,7 @@ def _ablation():
         "base": {
             "algorithm": "dfpo",
             "critic": {"units": "affine", "flow": {"dcfm_weight": 1.0}},
-            "advantage": {"name": "rank"},
+            "advantage": {"name": "rank", "rank": {"bandwidth": 0.0}},
         },
         "algorithms": {
             "dfpo": {},
@@ -197,7 +199,12 @@ def _ablation():
             "advantage sigma": advantage("sigma"),
             "advantage precision": advantage("precision"),
             "advantage tail_aware": advantage("tail_aware"),
+            "advantage rank of bandwidth 1": {"advantage": {"rank": {"bandwidth": 1.0}}},
             "units asinh": asinh,
+            "units asinh and rank of bandwidth 1": {
+                **asinh,
+                "advantage": {"rank": {"bandwidth": 1.0}},
+            },
             "units asinh and advantage gae": {**asinh, **advantage("gae")},
             "units asinh and advantage precision": {**asinh, **advantage("precision")},
             "advantage gae and rho cvar": rho(measure="cvar", alpha=0.25),

@@ -41,10 +41,10 @@ def get_config(arg=None):
     study.families = {"binary": {"task": {"partial_credit": False}}}
     study.noise = _noise()
     study.reference = "dfpo"
-    asinh = {"critic": {"units": "asinh"}, "advantage": {"name": "rank"}}
+    gae = {"critic": {"units": "affine"}, "advantage": {"name": "gae"}}
     study.algorithms = {
         "dfpo": {"algorithm": "dfpo"},
-        "dfpo_asinh_rank": {"algorithm": "dfpo", **asinh},
+        "dfpo_gae": {"algorithm": "dfpo", **gae},
         "ppo": {"algorithm": "ppo"},
         "ppo_clipped": {"algorithm": "ppo", "rewards": {"clip": {"bound": 1.0}}},
         "grpo": {"algorithm": "grpo"},

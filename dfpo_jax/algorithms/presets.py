@@ -25,8 +25,14 @@ _PRETRAINED_VALUE = {
 }
 
 PRESETS = {
-    # arXiv 2602.05890. The defaults are DFPO's.
-    "dfpo": {},
+    # arXiv 2602.05890. Its equations are not public in full: see the README for what is measured of
+    # each component. Ranks in asinh units, and their bandwidth, are ours.
+    "dfpo": {
+        "critic.units": "asinh",
+        "critic.flow.dcfm_weight": 0.0,
+        "advantage.name": "rank",
+        "advantage.rank.bandwidth": 1.0,
+    },
     # arXiv 1707.06347.
     "ppo": {"critic.name": "scalar"},
     # --- critics -------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ class Settings(ConfigDict):
         presets: Mapping[str, Mapping[str, Any]],
         unknown: Callable[[str], str],
     ) -> "Settings":
-        """The settings of a dataclass and of all dataclasses in it.
+        """The settings of a dataclass and of all dataclasses in it, under its `algorithm`'s preset.
 
         Args:
           default: the dataclass, with its defaults.
@@ -41,6 +41,7 @@ class Settings(ConfigDict):
         for name, value in zip(_MEMORY, (set(), None, presets, default, unknown), strict=True):
             object.__setattr__(root, name, value)
         _fill(root, default, root, "")
+        root._apply_preset()
         return root
 
     def copy_and_resolve_references(self, visit_map: Any = None) -> "Settings":

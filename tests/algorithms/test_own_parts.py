@@ -143,6 +143,7 @@ def module(tmp_path, monkeypatch):
 
 
 ALL = {
+    "algorithm": "ppo",  # whose advantage and units are those of any critic
     "critic": {"name": "own_parts:Mean", "custom": {"scale": 2, "layers": [3, 4]}},
     "advantage": {"name": "own_parts:Batch"},
     "objective": {"name": "own_parts:Reinforce", "custom": {"network": True}},
@@ -178,6 +179,7 @@ def test_settings_of_the_users_own_are_converted(module):
     assert (part.scale, part.layers, part.kind) == (2.0, (3, 4), "mse")
     assert type(part.scale) is float
     config = default_config()  # the same from a configuration file
+    config.algorithm = "ppo"
     config.critic.name = "own_parts:Mean"
     config.critic.custom = {"scale": 3, "steps": 2, "limit": 5}
     part = parse_config(config).critic.chosen
@@ -191,7 +193,7 @@ def test_a_part_is_checked_once_for_the_same_settings(module):
     assert once > 0
     compose(tiny.Markov(), parse_config(ALL).algorithm_config(), 0.8)
     assert len(checks) == once
-    parse_config({"critic": {"name": "own_parts:Mean", "custom": {"scale": 5.0}}})
+    parse_config(ALL | {"critic": {"name": "own_parts:Mean", "custom": {"scale": 5.0}}})
     assert len(checks) == 2 * once
 
 
@@ -337,9 +339,8 @@ def test_what_is_wrong_with_a_part_is_one_line(module, section, name):
     }[name]
     if (section, name) == ("advantage", "Transposed"):
         said = "estimate returned float32 (3, 2); it must return floats [B, R] (here (2, 3))"
-    assert refused(
-        f"config: own_parts:{name}: {said}", parse_config, {section: {"name": f"own_parts:{name}"}}
-    )
+    source = {"algorithm": "ppo", section: {"name": f"own_parts:{name}"}}
+    assert refused(f"config: own_parts:{name}: {said}", parse_config, source)
 
 
 def test_an_objective_that_takes_a_name_is_refused(module):

@@ -7,7 +7,7 @@ from tiny import Markov, markov_params
 from dfpo_jax.algorithms import PRESETS, compose
 from dfpo_jax.training.config import default_config, parse_config
 
-PARTS = {"dfpo": ("flow", "gae"), "ppo": ("scalar", "gae"), "grpo": ("none", "group")}
+PARTS = {"dfpo": ("flow", "rank"), "ppo": ("scalar", "gae"), "grpo": ("none", "group")}
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -81,7 +81,7 @@ def test_a_prefix_and_its_continuation_make_the_response():
 
 
 def test_every_row_is_a_configuration_and_names_are_checked():
-    config = default_config()
+    config = policy_evaluation(default_config())
     table = rows_of(config)
     for settings in table.values():
         changed = config.copy_and_resolve_references()

@@ -50,7 +50,7 @@ def test_settings_that_differ_come_first_and_none_is_left_out(run):
     assert default["task.name"] == "'reasoning_gym'" and default["seed"] == "0"
     assert default["rewards.flip.false_negative"] == "0.0"
     assert default["critic.flow.num_samples"] == "8" and default["algorithm"] == "'dfpo'"
-    assert {"critic.scalar.value_clip", "advantage.rank.lambda_"} <= set(unread)
+    assert {"critic.scalar.value_clip", "advantage.sigma.lambda_"} <= set(unread)
     read = ("objective.clip.", "objective.kl.", "objective.entropy.", "critic.flow.")
     assert not [name for name in unread if name.startswith(read)]
 

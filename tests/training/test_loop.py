@@ -327,7 +327,9 @@ def units(state):
 
 
 def test_value_units_follow_the_range_or_the_rewards_seen():
-    run = build_run(parse_config(tiny()))
+    config = tiny()
+    config.critic.units = "affine"
+    run = build_run(parse_config(config))
     learner, state = run.learner, run.learner.start(jax.random.key(0))
     assert units(learner.observe(state, Observed([0.0, 5.0], (0.0, 1.0)))) == (0.5, 0.5)
     rewards = [float(x) for x in range(11)]

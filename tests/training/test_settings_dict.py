@@ -21,8 +21,8 @@ def parts(config):
 
 def test_a_preset_replaces_what_is_not_assigned_and_another_one_replaces_it():
     config = default_config()
-    assert parts(config) == ("flow", "gae")
-    for algorithm, expected in (("ppo", PPO), ("grpo", GRPO), ("dfpo", ("flow", "gae"))):
+    assert parts(config) == ("flow", "rank")
+    for algorithm, expected in (("ppo", PPO), ("grpo", GRPO), ("dfpo", ("flow", "rank"))):
         config.algorithm = algorithm
         assert parts(config) == expected
         parsed = parse_config({"algorithm": algorithm})
@@ -87,7 +87,7 @@ def test_a_section_assigned_as_a_whole_takes_the_preset_where_it_says_nothing():
     config.algorithm = "grpo"
     parsed = parse_config({**config, "advantage": {"name": "group"}})
     assert (parsed.critic.name, parsed.critic.flow.num_steps) == ("none", 2)
-    assert config.advantage.name == "gae"
+    assert config.advantage.name == "rank"
     config.critic.flow.num_step = 3
     with pytest.raises(ValueError, match=r"critic\.flow\.num_step is not .*critic\.flow\.num_ste"):
         parse_config(config)

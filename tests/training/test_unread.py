@@ -21,6 +21,7 @@ CHOSEN = [(section, name) for section, choice in SECTIONS.items() for name in ch
 def choosing(section, name):
     """Settings of a file that chooses a part, and what that part needs of others."""
     config = default_config()
+    config.critic.units, config.advantage.name = "affine", "gae"  # which all critics have
     config[section].name = name
     if (section, name) == ("critic", "none"):
         config.advantage.name = "group"

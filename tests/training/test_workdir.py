@@ -180,6 +180,7 @@ def test_what_a_started_run_cannot_change(key):
 def test_a_run_that_is_older_than_the_units_of_critics_goes_on_in_affine_ones():
     old, new = (json.loads(json.dumps(PLAIN)) for _ in range(2))
     del old["critic"]["units"]
+    new["critic"]["units"] = "affine"
     assert config_diff.changed_settings(old, new) == []
     new["critic"]["units"] = "asinh"
     with pytest.raises(ValueError, match=r"config\.critic\.units: 'affine' -> 'asinh'"):
