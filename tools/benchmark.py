@@ -2,12 +2,15 @@
 
     python tools/benchmark.py [--json=PATH] [--only=train_step,...]
     python tools/benchmark.py --presets=all --repeats=3
+    python tools/benchmark.py --config=configs/gpu_smoke.py --repeats=3
     python tools/benchmark.py --only=rivals --trl=PYTHON --tunix=PYTHON --repeats=2
 
 The second form compares the train step of every preset with PPO's, and does nothing else; on two
 CPU cores it takes about ten minutes. `_benchmark/presets.py` says how to read its table. The third
-one compares whole iterations of GRPO with those of other trainers, in processes and environments of
-their own; `_benchmark/rivals.py` says which environments it needs.
+one times sampling and training of a configuration, on its mesh and with random weights, and does
+nothing else; `_benchmark/configuration.py` says what its figures are. The fourth one compares whole
+iterations of GRPO with those of other trainers, in processes and environments of their own;
+`_benchmark/rivals.py` says which environments it needs.
 
 Absolute times depend on the machine; ratios of programs that take turns depend on it much less.
 """
@@ -24,7 +27,7 @@ import time
 from pathlib import Path
 
 import jax
-from _benchmark import language_model, packing, presets, rivals, verifiers
+from _benchmark import configuration, language_model, packing, presets, rivals, verifiers
 from _benchmark.rollouts import made_up
 from _benchmark.timing import alternate
 from absl import flags
@@ -37,12 +40,13 @@ from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.training import command_line
 from dfpo_jax.training.checkpoint import Checkpointer
-from dfpo_jax.training.config import Config, OptimizerConfig
+from dfpo_jax.training.config import Config, OptimizerConfig, parse_config
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.optim import make_optimizer
 from dfpo_jax.training.update import Schedule
 from dfpo_jax.types import Rollout, rollout_of
 
+_CONFIG = command_line.define_config(required=False)
 _JSON = flags.DEFINE_string("json", None, "Also write the rows to this file.")
 _ONLY = flags.DEFINE_list("only", [], "Names of benchmarks to run; all by default.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed runs of each program.", lower_bound=1)
@@ -217,7 +221,7 @@ BENCHMARKS = {
 
 
 def _is_chosen(name: str) -> bool:
-    return not _PRESETS.value and (not _ONLY.value or name in _ONLY.value)
+    return not _PRESETS.value and not _CONFIG.value and (not _ONLY.value or name in _ONLY.value)
 
 
 def _check_flags() -> list[str]:
@@ -232,8 +236,8 @@ def _check_flags() -> list[str]:
     for flag in (*_PYTHONS.values(), _WORKS):
         if flag.present and not _is_chosen("rivals"):
             raise ValueError(f"--{flag.name} is of the benchmark rivals, which is not to run")
-    if _PRESETS.value and _ONLY.value:
-        raise ValueError("--presets and --only exclude each other; give one of them")
+    if sum(map(bool, (_PRESETS.value, _ONLY.value, _CONFIG.value))) > 1:
+        raise ValueError("--presets, --only and --config exclude each other; give one of them")
     for name, flag in _SIZES.items():
         if flag.present and not _PRESETS.value:
             raise ValueError(f"--{name} is a size of --presets, which is missing")
@@ -264,6 +268,10 @@ def _compare_rivals(pythons: dict[str, str], works: dict[str, rivals.Work]) -> l
     return rows
 
 
+def _show(name: str, row: dict[str, float]) -> None:
+    print(f"{name}: {', '.join(f'{k} {v:.4g}' for k, v in row.items())}", flush=True)
+
+
 def main():
     """Run the chosen benchmarks and print a line for each.
 
@@ -276,14 +284,17 @@ def main():
         configs = presets.configurations(names, sizes) if names else {}
         pythons = rivals.environments({name: flag.value for name, flag in _PYTHONS.items()})
         works = rivals.chosen(_WORKS.value)
+        if _CONFIG.value:
+            programs = configuration.programs_of(parse_config(_CONFIG.value))
     if names:
         rows |= {"sizes": dataclasses.asdict(sizes), "presets": _compare_presets(names, configs)}
+    if _CONFIG.value:
+        rows["configuration"] = configuration.configuration(programs, _REPEATS.value)
+        _show("configuration", rows["configuration"])
     for name, benchmark in BENCHMARKS.items():
-        if not _is_chosen(name):
-            continue
-        rows[name] = benchmark(_REPEATS.value)
-        figures = (f"{k} {v:.4g}" for k, v in rows[name].items())
-        print(f"{name}: {', '.join(figures)}", flush=True)
+        if _is_chosen(name):
+            rows[name] = benchmark(_REPEATS.value)
+            _show(name, rows[name])
     if _is_chosen("rivals"):
         rows["rivals"] = _compare_rivals(pythons, works)
     if _JSON.value:

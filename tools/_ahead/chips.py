@@ -1,5 +1,6 @@
 """Published figures of TPU and GPU chips, and the least time that a program takes on one."""
 
+import re
 from dataclasses import dataclass
 
 GIB = 2**30
@@ -39,6 +40,22 @@ GPUS = {
     "h200": Chip(139.8 * GIB, 989e12, 4800e9, 450e9, _GPU),
     "l4": Chip(22.0 * GIB, 121e12, 300e9, 32e9, ("tensor cores", "GDDR", "PCIe")),
 }
+
+# Words of the name that JAX gives a device; the first that are all there decide.
+_KINDS = {
+    "TPU v4": TPUS["v4"],
+    "TPU v5 lite": TPUS["v5e"],
+    "TPU v5e": TPUS["v5e"],
+    "TPU v5": TPUS["v5p"],
+    "TPU v6": TPUS["v6e"],
+    **{name.upper(): chip for name, chip in GPUS.items()},
+}
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The figures of a device whose `device_kind` JAX gives; None where they are not known."""
+    words = set(re.split(r"[\s-]+", kind))
+    return next((chip for name, chip in _KINDS.items() if words >= set(name.split())), None)
 
 
 def parse_topology(text: str) -> tuple[str, tuple[int, ...]]:
