@@ -233,7 +233,9 @@ def _attend(
 ) -> Array:
     """Attention of one query per row, see `attention.attention`: [B, N * H].
 
-    Chunks are summed with a maximum that grows (Milakov and Gimelshein 2018, algorithm 3).
+    On GPUs all columns are read: there a loop waits for the host in every turn. Elsewhere only
+    filled chunks are, and summed with a maximum that grows (Milakov and Gimelshein 2018,
+    algorithm 3).
 
     Args:
       q: [B, K, G, H].
@@ -241,20 +243,41 @@ def _attend(
       seen: [B, S] bool.
       filled: of `seen`, see `_filled`.
     """
+    if filled is None:
+        return _attend_to_all(q, keys, values, seen)
+    return jax.lax.platform_dependent(
+        *(q, keys, values, seen, *filled),
+        cuda=_attend_to_all,
+        rocm=_attend_to_all,
+        default=_attend_to_filled,
+    )
 
-    def scores_of(keys, allowed):
-        keys = keys.astype(q.dtype)
-        scores = jnp.einsum("bkgh,bksh->bkgs", q, keys, preferred_element_type=jnp.float32)
-        return jnp.where(allowed, scores * q.shape[-1] ** -0.5, _REMOVED)
 
+def _scores(q: Array, keys: Array, allowed: Array) -> Array:
+    keys = keys.astype(q.dtype)
+    scores = jnp.einsum("bkgh,bksh->bkgs", q, keys, preferred_element_type=jnp.float32)
+    return jnp.where(allowed, scores * q.shape[-1] ** -0.5, _REMOVED)
+
+
+def _attend_to_all(q: Array, keys: Array, values: Array, seen: Array, *filled: Array) -> Array:
+    del filled
+    allowed = seen[:, None, None]
+    weights = jnp.where(allowed, jax.nn.softmax(_scores(q, keys, allowed), axis=-1), 0.0)
+    out = jnp.einsum("bkgs,bksh->bkgh", weights.astype(q.dtype), values.astype(q.dtype))
+    return out.reshape(q.shape[0], -1)
+
+
+def _attend_to_filled(
+    q: Array, keys: Array, values: Array, seen: Array, chunks: Array, count: Array
+) -> Array:
     def add_chunk(number, found):
         out, total, largest = found
-        first = filled[0][number] * CHUNK
+        first = chunks[number] * CHUNK
         start = jnp.minimum(first, seen.shape[1] - CHUNK)  # the last chunk begins within another
         allowed = jax.lax.dynamic_slice_in_dim(seen, start, CHUNK, 1)[:, None, None]
         allowed &= (start + jnp.arange(CHUNK) >= first).reshape(1, 1, 1, -1)
         chunk = [jax.lax.dynamic_slice_in_dim(x, start, CHUNK, 2) for x in (keys, values)]
-        scores = scores_of(chunk[0], allowed)
+        scores = _scores(q, chunk[0], allowed)
         new = jnp.maximum(largest, jnp.max(scores, axis=-1, keepdims=True))
         weights, shrunk = jnp.where(allowed, jnp.exp(scores - new), 0.0), jnp.exp(largest - new)
         inputs = weights.astype(q.dtype), chunk[1].astype(q.dtype)
@@ -262,13 +285,8 @@ def _attend(
         total = total * shrunk + jnp.sum(weights, axis=-1, keepdims=True)
         return out * shrunk + more, total, new
 
-    if filled is None:
-        allowed = seen[:, None, None]
-        weights = jnp.where(allowed, jax.nn.softmax(scores_of(keys, allowed), axis=-1), 0.0)
-        out = jnp.einsum("bkgs,bksh->bkgh", weights.astype(q.dtype), values.astype(q.dtype))
-        return out.reshape(q.shape[0], -1)
     zeros = jnp.zeros((*q.shape[:3], 1), jnp.float32)
     none = (jnp.zeros(q.shape, jnp.float32), zeros, zeros + _REMOVED)
-    out, total, _ = jax.lax.fori_loop(0, filled[1], add_chunk, none)
+    out, total, _ = jax.lax.fori_loop(0, count, add_chunk, none)
     out = out / jnp.where(total > 0.0, total, 1.0)
     return out.astype(q.dtype).reshape(q.shape[0], -1)
