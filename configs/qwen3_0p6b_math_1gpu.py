@@ -2,7 +2,7 @@
 
 python experiments/train.py --config=configs/qwen3_0p6b_math_1gpu.py --workdir=DIR
 
-Compiled but not yet run on a GPU. Figures from tools/compile_for_gpu.py --gpu=h100
+Its programs ran on an H200 with random weights: see tools/benchmark.py. Figures from tools/compile_for_gpu.py --gpu=h100
 --programs=prefill,decode,sample,prepare,train (jax 0.10.2), of 59 GiB, the share of a card's memory
 that JAX allocates. With --gpu=l4, a card of 24 GiB, the largest peak is 13.84 of 16 GiB:
 
