@@ -6,12 +6,14 @@ import functools
 import jax
 import numpy as np
 import pytest
-from _benchmark import language_model, packing, presets, verifiers
+from _benchmark import configuration, language_model, packing, presets, verifiers
 from _benchmark.rollouts import made_up
+from tiny_run import tiny
 
 from dfpo_jax.algorithms import PRESETS
 from dfpo_jax.tasks import Item
 from dfpo_jax.tasks.verifiers import Verifier, VerifierConfig
+from dfpo_jax.training.config import parse_config
 from dfpo_jax.types import rollout_of
 
 
@@ -65,6 +67,28 @@ def test_every_verifier_is_timed_on_right_and_wrong_responses(monkeypatch):
             verifier = Verifier(VerifierConfig(name, extract), "test")
             (verdict,) = verifier.judge([Item("?", answer.format(7, 7))], [response.format(7, 7)])
             assert verdict.reward == 1.0
+
+
+@pytest.mark.slow
+def test_the_programs_of_a_configuration_are_timed():
+    config = tiny()
+    config.plan.name, config.sampling.slots = "hybrid", 2
+    programs = configuration.programs_of(parse_config(config))
+    found = configuration.configuration(programs, 1)
+    responses = config.train.prompts * programs.round_samples
+    seconds = responses * 3 / found["sampled_tokens_per_second"]
+    assert seconds == pytest.approx(found["sample"]) and found["update"] > 0
+    assert "flops_utilisation" not in found  # nobody says what a CPU could do
+
+
+def test_decoding_reads_weights_and_filled_cache_in_every_step():
+    config = tiny()
+    config.sampling.slots, config.sampling.cache_dtype = 4, "bfloat16"
+    config.model.update(tie_embeddings=False, dtype="float32")
+    # 8 responses of 3 tokens in 4 slots: 6 steps. The table of embeddings, 24 x 16, is not read; on
+    # average 6 + 1.5 columns of 2 x 8 numbers are.
+    found = configuration.decoding_bytes(parse_config(config), 1000)
+    assert found == 6 * ((1000 - 24 * 16) * 4 + 4 * 7.5 * 2 * 8 * 2)
 
 
 def test_the_loss_in_pieces_takes_a_third_of_the_memory():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from _ahead import hlo
-from _ahead.chips import TPUS, parse_topology, roofline
+from _ahead.chips import GPUS, TPUS, chip_of, parse_topology, roofline
 from _ahead.costs import convolution_flops, group_size, program_costs
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -290,3 +290,19 @@ def test_an_operand_that_is_reshaped_inside_a_fusion_is_read_whole():
     costs = program_costs(_RESHAPED)
     assert costs.hbm_bytes == 2 * (8 * 64 * 16 + 4 * 16) + 4 * 512 * 4
     assert costs.flops == 2 * 512 * 4 * 16
+
+
+@pytest.mark.parametrize(
+    ("kind", "chip"),
+    [
+        ("NVIDIA H100 80GB HBM3", GPUS["h100"]),
+        ("NVIDIA A100-SXM4-80GB", GPUS["a100"]),
+        ("NVIDIA L40S", None),
+        ("TPU v5 lite", TPUS["v5e"]),
+        ("TPU v5", TPUS["v5p"]),
+        ("TPU v6 lite", TPUS["v6e"]),
+        ("cpu", None),
+    ],
+)
+def test_figures_of_a_chip_are_found_by_the_name_of_its_device(kind, chip):
+    assert chip_of(kind) is chip
