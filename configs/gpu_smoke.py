@@ -37,6 +37,7 @@ def get_config(arg=None):
     config.train.update(iterations=10, prompts=256, samples=2, prompt_length=9)
     config.warm_start.update(steps=100, batch_size=128)
     config.warm_start.optimizer.update(learning_rate=1e-3, warmup_steps=20)
+    config.policy_optimizer.update(learning_rate=3e-5, warmup_steps=2)
     config.critic_optimizer.learning_rate = 1e-3
     config.rewards.flip.update(false_positive=0.2, false_negative=0.2)
     config.evaluation.update(every=5, prompts=128)
