@@ -65,7 +65,6 @@ def get_config(arg=None):
         config.train.update(frozen=("policy",), iterations=60)
     if arg == "heavy_tail":
         config.rewards.spike.probability = 0.1
-        config.critic.flow.value_bound = 10.0
     elif arg is None:
         config.rewards.flip.update(false_positive=0.2, false_negative=0.2)
     return config

@@ -3,7 +3,8 @@
 python experiments/train.py --config=configs/qwen3_1p7b_math_v6e8.py --workdir=DIR
 
 Figures per chip, from tools/compile_for_tpu.py --topology=v6e:2x4
---programs=prefill,decode,sample,prepare,train (jax 0.10.2, libtpu 0.0.52):
+--programs=prefill,decode,sample,prepare,train --config.critic.flow.dcfm_weight=1
+(jax 0.10.2, libtpu 0.0.52):
 
 prefill: peak 11.08 GiB, 65% spare (arguments 0.80, temporaries 2.25, results 4.00, code 0.01,
   resident 4.01); 5.893 TFLOP, 21.27 GB memory traffic, sends GB: all-gather 3.01, collective-

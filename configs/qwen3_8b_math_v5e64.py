@@ -3,7 +3,8 @@
 python experiments/train.py --config=configs/qwen3_8b_math_v5e64.py --workdir=DIR
 
 Figures per chip, from tools/compile_for_tpu.py --topology=v5e:8x8
---programs=prefill,decode,sample,prepare,train (jax 0.10.2, libtpu 0.0.52):
+--programs=prefill,decode,sample,prepare,train --config.critic.flow.dcfm_weight=1
+(jax 0.10.2, libtpu 0.0.52):
 
 prefill: peak 9.80 GiB, 39% spare (arguments 0.48, temporaries 3.61, results 3.88, code 0.01,
   resident 1.82); 7.19 TFLOP, 17.03 GB memory traffic, sends GB: all-gather 15.5, all-reduce 1.86,

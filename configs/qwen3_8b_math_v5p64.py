@@ -3,7 +3,8 @@
 python experiments/train.py --config=configs/qwen3_8b_math_v5p64.py --workdir=DIR
 
 Figures per chip, from tools/compile_for_tpu.py --topology=v5p:4x4x4
---programs=prefill,decode,sample,prepare,train (jax 0.10.2, libtpu 0.0.52):
+--programs=prefill,decode,sample,prepare,train --config.critic.flow.dcfm_weight=1
+(jax 0.10.2, libtpu 0.0.52):
 
 prefill: peak 8.48 GiB, 91% spare (arguments 0.48, temporaries 1.76, results 3.95, code 0.01,
   resident 2.28); 14.38 TFLOP, 89.12 GB memory traffic, sends GB: all-gather 5.26, all-reduce 3.72,

@@ -32,8 +32,8 @@ from _benchmark.rollouts import made_up
 from _benchmark.timing import alternate
 from absl import flags
 
-from dfpo_jax.algorithms import AlgorithmConfig, compose
-from dfpo_jax.critics import Critics, flow_inference
+from dfpo_jax.algorithms import compose
+from dfpo_jax.critics import flow_inference
 from dfpo_jax.models import value_flow
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.models.transformer import Transformer
@@ -77,25 +77,29 @@ def _rollout(config: TransformerConfig, rows: int, prompt: int, response: int) -
     return made_up(shapes, config.vocab_size)
 
 
-def _learner(model: Transformer, critic: Critics) -> Learner:
-    """One whose settings are the defaults, the critic's excepted."""
+def _learner(model: Transformer, source: dict) -> Learner:
+    """One of an algorithm, whose optimizers have their defaults.
+
+    Args:
+      model: the policy.
+      source: what `parse_config` makes the algorithm's settings of.
+    """
     optimizer = make_optimizer(OptimizerConfig(), 100)
     optimizers = {"policy": optimizer, "critic": optimizer}
-    algorithm = compose(model, AlgorithmConfig(critic), 1.0)
+    algorithm = compose(model, parse_config(source).algorithm_config(), 1.0)
     return Learner(model, algorithm, optimizers, Schedule(), create_mesh())
 
 
 def train_step(repeats: int) -> dict:
     """One train step (targets and advantages, then the update) of DFPO against PPO.
 
-    Policy and critic each have a trunk of 21.3M parameters; same batch, default settings.
+    Policy and critic each have a trunk of 21.3M parameters; same batch, settings of the presets.
     """
     config = presets.POLICY
     model, rollout = Transformer(config), _rollout(config, 8, 32, 96)
-    critics = {"ppo": Critics("scalar"), "dfpo": Critics("flow")}
-    states, learners = {}, {}
-    for name, critic in critics.items():
-        learners[name] = _learner(model, critic)
+    names, states, learners = ("ppo", "dfpo"), {}, {}
+    for name in names:
+        learners[name] = _learner(model, {"algorithm": name})
         states[name] = learners[name].start(jax.random.key(0))
 
     def step(name):
@@ -103,7 +107,7 @@ def train_step(repeats: int) -> dict:
         states[name], _ = learners[name].update(states[name], *prepared)
         return states[name]
 
-    times = alternate({name: functools.partial(step, name) for name in critics}, repeats)
+    times = alternate({name: functools.partial(step, name) for name in names}, repeats)
     size = sum(x.size for x in jax.tree.leaves(states["ppo"].params["policy"]))
     return {"trunk_parameters": size, **times, "dfpo/ppo": times["dfpo"] / times["ppo"]}
 
@@ -177,7 +181,7 @@ def checkpoint(repeats: int) -> dict:
     the state's size, and includes the state's arrays, which are on the host here.
     """
     config = TransformerConfig(49152, 576, 30, 9, 3, 64, 1536, norm_eps=1e-5)
-    learner = _learner(Transformer(config), Critics("flow", trunk="detached"))
+    learner = _learner(Transformer(config), {"critic": {"trunk": "detached"}})
     rollout = _rollout(config, 4, 32, 96)
     jax.block_until_ready(jax.jit(lambda: jax.numpy.zeros(1))())
     with _Peak() as with_state:

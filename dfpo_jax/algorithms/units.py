@@ -1,4 +1,4 @@
-"""Value units x = (G - mu) / s, which follow the rewards of a run (algorithm section 1)."""
+"""Value units x = (G - mu) / s, which follow the rewards of a run; ours."""
 
 import numpy as np
 

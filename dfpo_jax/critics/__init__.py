@@ -105,7 +105,7 @@ class Critics(Choice):
             why = "gives no law" if takes or not self.is_own else "takes no units in its build"
             raise ValueError(
                 f"units is {self.units!r} and name {self.name!r}, which {why}; only quantiles can "
-                "be mapped back without bias, so units must be 'affine'"
+                "be mapped back without bias, so units must be 'affine', as in the preset 'ppo'"
             )
 
     def build(self) -> Critic | None:

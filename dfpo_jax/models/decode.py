@@ -131,10 +131,10 @@ def step(
     """Logits [B, V] (float32) after one more token per row, and the cache with it.
 
     The token attends to itself and to every valid column, in any order; of a long cache, chunks
-    without any are not read. Its position is the number of valid columns. Its key and value go to
-    column `cache.index`, which then grows by one. The caller must keep the index within the cache,
-    because a traced index cannot be checked, and may move it back to columns that are no longer
-    valid in any row.
+    without any are read on GPUs alone. Its position is the number of valid columns. Its key and
+    value go to column `cache.index`, which then grows by one. The caller must keep the index within
+    the cache, because a traced index cannot be checked, and may move it back to columns that are no
+    longer valid in any row.
 
     Args:
       config: the model's.

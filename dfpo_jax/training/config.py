@@ -337,7 +337,7 @@ class Config:
 
 
 def default_config() -> Settings:
-    """Every key with its default: what files in `configs/` start from.
+    """Every key, as the preset of `Config.algorithm` has it: what files in `configs/` start from.
 
     Assigning `algorithm` gives the preset's values to all settings that were not assigned.
     """
@@ -348,7 +348,7 @@ def parse_config(source: Mapping[str, Any]) -> Config:
     """Turn a `ConfigDict` or mapping into a validated `Config`.
 
     Keys that are left out, at any depth, keep the values of the preset that `algorithm` names, or
-    of `default_config`.
+    the defaults of their dataclasses.
 
     Raises:
       ValueError: an unknown key (with those it may have meant), a value of the wrong type or one

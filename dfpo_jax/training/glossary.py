@@ -39,7 +39,8 @@ Every metric that a run writes to metrics.jsonl, one row per iteration. Row 0 is
 - Means of `policy/` metrics over tokens are weighted as `objective.aggregation` says; with `constant_length` they are sums over a
   response, divided by `sampling.max_new_tokens`. Those of `critic/` metrics weigh all tokens alike.
 - "Value units" are (G - mu) / s of a return G. Where the range of the rewards is known, mu is its middle and s half its width;
-  elsewhere both follow the rewards that were seen. With `critic.units=asinh` a critic learns in asinh of them, else in them.
+  elsewhere both follow the rewards that were seen. With `critic.units=asinh`, which the preset `dfpo` has, the range is that of the
+  rewards without noise, and a critic learns in asinh of value units, else in them.
 - `NAME=VALUE` is a setting, as in `--config.critic.units=asinh`.
 
 Advantages and links of the reward chain write no metrics. `python tools/metrics_glossary.py` makes this file from the descriptions that

@@ -23,8 +23,9 @@ METRICS = (
         formula="`sqrt(mean (r - mean r)^2)`",
         healthy="Above 0. For rewards of 0 and 1 with mean p it is sqrt(p (1 - p)), at most .5.",
         advice="At 0 there is nothing to learn from: the prompts are all too easy or all too hard. "
-        "A value far above the verifier's own range comes from outliers: set `rewards.clip.bound`, "
-        "`advantage.name=rank` or `critic.units=asinh`.",
+        "A value far above the verifier's own range comes from outliers: `critic.units=asinh` and "
+        "`advantage.name=rank`, which the preset `dfpo` has, bear them; else set "
+        "`rewards.clip.bound`.",
     ),
     Metric(
         "rollout/clean_reward",

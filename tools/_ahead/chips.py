@@ -1,6 +1,5 @@
 """Published figures of TPU and GPU chips, and the least time that a program takes on one."""
 
-import re
 from dataclasses import dataclass
 
 GIB = 2**30
@@ -41,21 +40,25 @@ GPUS = {
     "l4": Chip(22.0 * GIB, 121e12, 300e9, 32e9, ("tensor cores", "GDDR", "PCIe")),
 }
 
-# Words of the name that JAX gives a device; the first that are all there decide.
+# By the name that JAX gives a device. Other models of a GPU have other memory.
 _KINDS = {
     "TPU v4": TPUS["v4"],
     "TPU v5 lite": TPUS["v5e"],
     "TPU v5e": TPUS["v5e"],
     "TPU v5": TPUS["v5p"],
-    "TPU v6": TPUS["v6e"],
-    **{name.upper(): chip for name, chip in GPUS.items()},
+    "TPU v5p": TPUS["v5p"],
+    "TPU v6 lite": TPUS["v6e"],
+    "TPU v6e": TPUS["v6e"],
+    "NVIDIA A100-SXM4-80GB": GPUS["a100"],
+    "NVIDIA H100 80GB HBM3": GPUS["h100"],
+    "NVIDIA H200": GPUS["h200"],
+    "NVIDIA L4": GPUS["l4"],
 }
 
 
 def chip_of(kind: str) -> Chip | None:
     """The figures of a device whose `device_kind` JAX gives; None where they are not known."""
-    words = set(re.split(r"[\s-]+", kind))
-    return next((chip for name, chip in _KINDS.items() if words >= set(name.split())), None)
+    return _KINDS.get(kind)
 
 
 def parse_topology(text: str) -> tuple[str, tuple[int, ...]]:

@@ -124,7 +124,8 @@ def ragged(repeats: int) -> dict:
 def long_cache(repeats: int) -> dict:
     """16 prompts of 32 tokens, at most 480 new ones; geometric lengths, on average a quarter.
 
-    With attention to all 512 columns of the cache, and to the chunks that a row has filled.
+    With attention to all 512 columns of the cache, and to the chunks that a row has filled; on a
+    GPU both read all.
     """
     model, params = _smollm2()
     limit = 512 - PROMPT
