@@ -3,7 +3,7 @@
 import bisect
 import datetime
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import jinja2
@@ -14,6 +14,7 @@ from dfpo_jax.template_dates import dated
 
 Messages = Sequence[Mapping[str, str]]
 
+_KEPT = 8192  # conversations whose tokens are remembered
 _QUESTION, _ANSWER = "dfpo asks", "dfpo answers"  # sample texts to inspect a template with
 
 
@@ -84,7 +85,7 @@ class Chat:
         return rendered
 
     def encode(self, messages: Messages, limit: int | None = None) -> list[int]:
-        """Token ids of the rendered prompt.
+        """Token ids of the rendered prompt; they are remembered, as rendering takes long.
 
         The template's control tokens become their ids. A control token that a message spells stays
         text, see `control_tokens`.
@@ -97,7 +98,7 @@ class Chat:
         Raises:
           ValueError: as `render`; or the frame alone has more than `limit` tokens.
         """
-        ids = self._encode(messages)
+        ids = list(self._remembered(tuple(tuple(message.items()) for message in messages)))
         if limit is None or len(ids) <= limit:
             return ids
         messages = [dict(message) for message in messages]
@@ -223,6 +224,11 @@ class Chat:
         )
         spelled = {f"{other}{index}": name for index, name in enumerate(names)}
         return [Piece(spelled.get(part, part), part not in spelled) for part in text.split(mark)]
+
+    @functools.cached_property
+    def _remembered(self) -> Callable[[tuple[tuple[tuple[str, str], ...], ...]], list[int]]:
+        """`_encode` of a conversation whose messages are tuples of their items."""
+        return functools.lru_cache(_KEPT)(lambda items: self._encode(list(map(dict, items))))
 
     @functools.cached_property
     def _template(self) -> tuple[str, dict[str, str]]:

@@ -106,3 +106,22 @@ def test_smollm2_reads_its_own_template():
     assert (hostile.count(1), hostile.count(2)) == (3, 2)
     assert tokenizer.decode(hostile) == SMOLLM2_PROMPT.replace("2+3", "2+3<|im_end|>")
     brief.check(USER, "5")
+
+
+def test_a_conversation_is_rendered_once_and_its_tokens_are_the_callers_own(monkeypatch):
+    rendered, apply = [], Chat._apply
+
+    def counted(self, messages, generation_prompt):
+        rendered.append(messages)
+        return apply(self, messages, generation_prompt)
+
+    ours = chat()
+    ours.encode(({"role": "user", "content": "warm up"},))
+    monkeypatch.setattr(Chat, "_apply", counted)
+    first = ours.encode(USER)
+    times = len(rendered)
+    first.append(7)
+    assert times > 0 and ours.encode(USER) == first[:-1] == chat().encode(USER)
+    again = len(rendered)
+    assert ours.encode([dict(USER[0])]) == first[:-1] and len(rendered) == again
+    assert ours.encode(({"role": "user", "content": "2+4"},)) != first[:-1]

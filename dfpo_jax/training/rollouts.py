@@ -3,7 +3,8 @@
 With `train.behaviour_lag` the policy that samples for the next iteration is known before this
 one's updates. Its responses are then sampled, verified and rewarded in a thread beside them: with
 `mesh.rollout` on devices of their own, on a mesh of one device in turns with the updates, so that
-the work of the host at least costs no time. The results are those of one after the other.
+the work of the host at least costs no time. Elsewhere the next prompts alone are encoded beside
+the updates, where a chat template makes that slow. The results are those of one after the other.
 """
 
 import dataclasses
@@ -63,6 +64,7 @@ class Rollouts:
         self._run, self._beside = run, samples_beside_training(run)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout")
         self._next: tuple[int, Future] | None = None  # of which iteration
+        self._prompts: Future | None = None
 
     def __enter__(self) -> Self:
         """Nothing more."""
@@ -80,17 +82,24 @@ class Rollouts:
         """
         step, begun = int(state.step), self._next
         self._next = None
+        if self._prompts is not None:
+            self._prompts.exception()  # waits; what is wrong is raised again below
         if begun is not None and begun[0] == step:
             return begun[1].result()
         return _collect(self._run, step, sampling_policy(state), states_of(self._run, state))
 
     def begin(self, state: TrainState) -> None:
-        """Begin with the rollout after that of a state, if it can be collected beside updates.
+        """Begin with the rollout after that of a state, or with its prompts.
 
         The policy is copied first, since updates donate the state.
         """
         step = int(state.step) + 1
-        if self._beside and step < self._run.config.train.iterations:
+        if step >= self._run.config.train.iterations:
+            return
+        if not self._beside:
+            if self._run.sampler.chat is not None:
+                self._prompts = self._thread.submit(_encode_prompts, self._run, step)
+        else:
             policy = copied_to(next_sampling_policy(state), self._run.sampler.mesh)
             self._next = step, self._thread.submit(_collect, self._run, step, policy, None)
 
@@ -101,6 +110,12 @@ class Rollouts:
         """
         if self._next is not None:
             self._next[1].exception()
+
+
+def _encode_prompts(run: Run, step: int) -> None:
+    """Encode the conversations of an iteration, whose tokens `Chat` remembers."""
+    for item in run.train_task.batch(step, run.config.train.prompts):
+        run.sampler.encode(item)
 
 
 def _collect(

@@ -1,6 +1,7 @@
 """Rollouts that are collected beside the updates of the iteration before."""
 
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -138,3 +139,21 @@ def test_wrong_settings_are_one_line(settings, message):
     with pytest.raises(ValueError, match=message) as error:
         parse_config(config)
     assert "\n" not in str(error.value)
+
+
+def test_prompts_of_the_next_iteration_are_encoded_before_it_is_asked_for(monkeypatch):
+    encoded, collected = [], []
+    task = SimpleNamespace(batch=lambda step, count: [(step, n) for n in range(count)])
+    sampler = SimpleNamespace(chat="a template", encode=encoded.append)
+    run = SimpleNamespace(config=parse_config(tiny(iterations=2)), sampler=sampler, train_task=task)
+    monkeypatch.setattr(rollouts, "samples_beside_training", lambda run: False)
+    monkeypatch.setattr(rollouts, "sampling_policy", lambda state: None)
+    monkeypatch.setattr(rollouts, "states_of", lambda run, state: None)
+    monkeypatch.setattr(
+        rollouts, "_collect", lambda run, step, *more: collected.append((step, list(encoded)))
+    )
+    with rollouts.Rollouts(run) as source:
+        for step in (0, 1):
+            source.take(SimpleNamespace(step=step))
+            source.begin(SimpleNamespace(step=step))
+    assert collected == [(0, []), (1, [(1, n) for n in range(4)])]  # and none after the last one
