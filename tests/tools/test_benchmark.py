@@ -81,6 +81,13 @@ def test_the_programs_of_a_configuration_are_timed():
     assert "flops_utilisation" not in found  # nobody says what a CPU could do
 
 
+def test_devices_that_only_sample_are_refused():
+    config = tiny(behaviour_lag=1)
+    config.mesh.rollout = 2
+    with pytest.raises(ValueError, match="config.mesh.rollout is 2; here it must be 0"):
+        configuration.programs_of(parse_config(config))
+
+
 def test_decoding_reads_weights_and_filled_cache_in_every_step():
     config = tiny()
     config.sampling.slots, config.sampling.cache_dtype = 4, "bfloat16"

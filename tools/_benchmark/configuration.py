@@ -29,9 +29,11 @@ def programs_of(config: Config) -> Programs:
     """What the configuration runs, on the devices of its mesh.
 
     Raises:
-      ImportError, ValueError: the sizes of its weights cannot be read, or the devices do not divide
-        a batch.
+      ImportError, ValueError: the sizes of its weights cannot be read, the devices do not divide a
+        batch, or some of them would only sample.
     """
+    if config.mesh.rollout > 0:
+        raise ValueError(f"config.mesh.rollout is {config.mesh.rollout}; here it must be 0")
     config = with_sizes(config)
     mesh = create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     check_division(config, mesh)
