@@ -95,8 +95,13 @@ class Critics(Choice):
                 "states of another policy means nothing, so trunk must be 'own'"
             )
 
-        if self.units != "affine":
+        if self._in_units:
             self._check_law()
+
+    @property
+    def _in_units(self) -> bool:
+        """Whether a critic learns in other units than affine ones; none reads no units."""
+        return self.units != "affine" and self.name != "none"
 
     def _check_law(self) -> None:
         takes = "units" in inspect.signature(type(self.chosen).build).parameters
@@ -114,5 +119,5 @@ class Critics(Choice):
         Raises:
           ValueError: a critic of your own is wrong; one line.
         """
-        inputs = () if self.units == "affine" else (UNITS[self.units],)
+        inputs = (UNITS[self.units],) if self._in_units else ()
         return self.build_chosen(check_critic, *inputs)

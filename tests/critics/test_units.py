@@ -229,7 +229,7 @@ def test_a_critic_in_asinh_units_keeps_the_contract(name):
     ("options", "said"),
     [
         ({"name": name}, f"units is 'asinh' and name '{name}', which gives no law")
-        for name in ("none", "scalar", "ensemble", "robust", "scalar_flow")
+        for name in ("scalar", "ensemble", "robust", "scalar_flow")
     ]
     + [
         (
@@ -243,9 +243,13 @@ def test_a_critic_in_asinh_units_keeps_the_contract(name):
     ],
 )
 def test_a_critic_that_gives_a_number_is_refused(options, said):
-    with pytest.raises(ValueError, match=f"^{said}; .* must be 'affine'$"):
+    with pytest.raises(ValueError, match=f"^{said}; .* must be 'affine', as in .*'ppo'$"):
         Critics(units="asinh", **options)
     assert Critics(**options).units == "affine"
+
+
+def test_where_there_is_no_critic_nothing_reads_the_units():
+    assert Critics("none", units="asinh").build() is None
 
 
 def test_units_are_those_that_there_are():
