@@ -10,9 +10,10 @@ noise alone. `experiments/_study/grid.py` documents the sections; --list shows t
 No one has run this study, nor one of its cells. There are 252 of them, each of 100 iterations of
 1,024 responses of at most 64 tokens. An iteration of `configs/smollm2_chain_sum.py`, which has as
 many, takes .86 s on an H200, which makes 86 s for those of a cell. `cell_seconds`, by which --list
-estimates the time, is a guess of five minutes, loading and evaluation included. All cells then
-take 21 hours. The largest program needs 12.2 GiB. A cell writes two checkpoints of 1.5 GiB to the
-workdir and removes them. Whether a GPU gives a row again bit for bit has not been tried either.
+estimates the time, is a guess of five minutes, loading and evaluation included.
+All cells then take 21 hours. The largest program needs 12.2 GiB. A cell writes two checkpoints of
+1.5 GiB to the workdir and removes them. Whether a GPU gives a row again bit for bit has not been
+tried either.
 
 One worker runs all cells, as a JAX process takes most of the GPU's memory; compare.py chooses so
 where JAX finds a GPU. Three cells show first what one costs:

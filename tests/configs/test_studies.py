@@ -47,7 +47,7 @@ def test_every_algorithm_and_kind_of_noise_is_a_run(study):
 
 @pytest.mark.parametrize(
     ("file", "cells", "least"),
-    [("study_quickstart", grid.comparison, 415), ("ablation_quickstart", grid.ablation, 60)],
+    [("study_quickstart", grid.comparison, 744), ("ablation_quickstart", grid.ablation, 228)],
 )
 def test_a_study_goes_on_from_the_rows_in_the_repository(file, cells, least):
     """A change of what its cells run must come with new rows."""
