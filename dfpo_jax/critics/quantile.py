@@ -180,13 +180,12 @@ def _losses(config: Quantile, quantiles: Array, targets: Array) -> dict[str, Los
     """Losses of quantiles [B, R, M], in the order of their levels, against samples [B, R, K]."""
     # Here, because `build` may run before processes connect, and until then JAX must not compute.
     levels = ops.quantile_levels(config.num_quantiles, config.levels)
-    inputs = (quantiles, targets, levels, config.kappa)
-    terms = {"loss": Loss(ops.quantile_huber(*inputs))}
+    by_level = ops.quantile_huber_by_level(quantiles, targets, levels, config.kappa)
+    terms = {"loss": Loss(jnp.mean(by_level, axis=-1))}
     if config.risk_weight > 0.0:
         options = {"emphasis": config.risk_emphasis, "rate": config.risk_rate}
         omega = ops.risk_weights(levels, **options).reshape(1, 1, -1)
-        weighted = jnp.mean(omega * ops.quantile_huber_by_level(*inputs), axis=-1)
-        terms["risk"] = Loss(weighted, weight=config.risk_weight)
+        terms["risk"] = Loss(jnp.mean(omega * by_level, axis=-1), weight=config.risk_weight)
     weights = tail_weights(config)
     if not any(weights.values()):
         return terms

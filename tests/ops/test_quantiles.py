@@ -84,24 +84,21 @@ def test_levels_may_differ_and_terms_stand_by_quantile(variant):
         np.testing.assert_array_equal(gradient, np.zeros(gradient.shape))
 
 
-@pytest.mark.parametrize("num", [9, 200])
-def test_many_pairs_are_computed_in_pieces_with_the_same_result(num, monkeypatch):
-    """70 quantiles, a multiple of no piece."""
-    quantiles, targets = draws(0, 2, 70), 2 * draws(1, 2, num)
-    taus, weights = ops.quantile_levels(70), draws(2, 2, 70)
+@pytest.mark.parametrize("kappa", [0.0, 0.3])
+def test_slopes_of_many_pairs_are_those_of_all_pairs_at_once(kappa):
+    """37 targets, a multiple of no turn of the loop, in no order, far from 0."""
+    quantiles, targets = 1e3 + draws(0, 2, 70), 1e3 + 2 * draws(1, 2, 37)
+    taus, weights = np.asarray(ops.quantile_levels(70, "right")), draws(2, 2, 70)
 
-    def results():
-        def loss(q):
-            terms = ops.quantile_huber_by_level(q, targets, taus)
-            return ops.quantile_huber(q, targets, taus).sum() + (weights * terms).sum(), terms
+    def loss(q):
+        terms = ops.quantile_huber_by_level(q, targets, taus, kappa)
+        return ops.quantile_huber(q, targets, taus, kappa).sum() + (weights * terms).sum()
 
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(quantiles)
-
-    monkeypatch.setattr(ops.quantiles, "MOST_PAIRS", 20 * num)
-    pieces = results()
-    monkeypatch.setattr(ops.quantiles, "MOST_PAIRS", 70 * num)
-    for one, other in zip(*map(jax.tree.leaves, (pieces, results())), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    found = jax.jit(jax.grad(loss))(quantiles)
+    errors = targets[:, None, :] - quantiles[:, :, None]
+    inner = np.clip(errors / kappa, -1, 1) if kappa else np.sign(errors)
+    by_level = -(np.abs(taus[:, None] - (errors < 0)) * inner).mean(axis=-1)
+    np.testing.assert_allclose(found, (1 / 70 + weights) * by_level, rtol=1e-4, atol=1e-6)
 
 
 def test_head_consistency_is_the_mean_over_pairs(variant):
