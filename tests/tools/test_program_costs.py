@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from _ahead import hlo
 from _ahead.chips import GPUS, TPUS, chip_of, parse_topology, roofline
-from _ahead.costs import convolution_flops, group_size, program_costs
+from _ahead.costs import convolution_flops, group_size, part_of, program_costs
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -45,6 +45,25 @@ def test_traffic_counts_slices_once_and_fast_memory_not_at_all():
     outside += 2 * 16 * 64 * 4  # sent, and received
     outside += 2 * 64 * 64 * 4
     assert program_costs(LOOP).hbm_bytes == 3 * per_trip + outside
+
+
+@pytest.mark.parametrize(
+    ("rest", "part"),
+    [
+        (
+            ', metadata={op_name="jit(update)/while/body/transpose(jvp(Policy))/layers/mlp/dot"}',
+            "backward Policy/layers/mlp/dot bf16[8,64]",
+        ),
+        (
+            ', metadata={op_name="jit(update)/checkpoint/cond/branch_1_fun/add"}',
+            "update/add bf16[8,64]",
+        ),
+        ("", "fusion bf16[8,64]"),
+    ],
+)
+def test_traffic_is_told_by_part(rest, part):
+    line = f"  %x = (f32[4], bf16[8,64]) fusion(%a), kind=kLoop{rest}"
+    assert part_of(hlo.parse_instruction(line)) == part
 
 
 def test_a_loop_of_unknown_length_counts_once_and_is_told():
@@ -174,6 +193,7 @@ def test_a_program_compiled_here():
     (kind,) = costs.sent
     assert kind == "all-reduce"
     assert costs.sent[kind] == steps * 2 * (rows // 4) * width * 4 / 2
+    assert sum(costs.traffic.values()) == costs.hbm_bytes
 
 
 def test_a_collective_in_steps_counts_once():

@@ -39,6 +39,10 @@ _FREE = {
     "replica-id",
     "iota",
 }
+_TRANSFORMATIONS = {
+    *("jit", "pjit", "jvp", "transpose", "vmap", "while", "body", "cond", "scan", "shard_map"),
+    *("closed_call", "rematted_computation", "remat", "custom_vjp_call", "custom_jvp_call"),
+}
 _SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 _CUDNN_PRODUCTS = {"": 2, "Backward": 5}
 
@@ -50,6 +54,7 @@ class Costs:
     Attributes:
       flops: operations.
       hbm_bytes: memory traffic.
+      traffic: the same by part of the program, see `part_of`.
       sent: bytes sent to other chips, by kind of collective.
       unknown_loops: number of loops with unknown trip count; their bodies count once.
       unknown_kernels: number of kernels whose operations are not counted.
@@ -57,6 +62,7 @@ class Costs:
 
     flops: float = 0.0
     hbm_bytes: float = 0.0
+    traffic: Counter = field(default_factory=Counter)
     sent: Counter = field(default_factory=Counter)
     unknown_loops: int = 0
     unknown_kernels: int = 0
@@ -95,7 +101,9 @@ def _visit(module, name: str, times: float, costs: Costs, fused: bool, steps=Non
             kind = "reduce-scatter" if scattered and kind == "all-reduce" else kind
             costs.sent[kind] += times * sent_bytes(x, computation, kind)
         if not fused:
-            costs.hbm_bytes += times * _traffic(module, x, computation)
+            moved = times * _traffic(module, x, computation)
+            costs.hbm_bytes += moved
+            costs.traffic[part_of(x)] += moved
         if x.opcode == "while":
             count = hlo.trip_count(module, x)
             costs.unknown_loops += count is None
@@ -108,6 +116,22 @@ def _visit(module, name: str, times: float, costs: Costs, fused: bool, steps=Non
             kinds = ("to_apply", "true_computation", "false_computation", "branch_computations")
             for inner in x.called(*kinds):
                 _visit(module, inner, times, costs, fused)
+
+
+def part_of(x: hlo.Instruction) -> str:
+    """The part of the program that an instruction is of, and its largest result.
+
+    For example "backward layers/mlp/gate/dot_general bf16[8,2048,12288]": the path that JAX notes,
+    without what transformations add to it, "backward" for what a gradient adds, and the kind of
+    instruction where nothing is noted.
+    """
+    noted = re.search(r'op_name="([^"]*)"', x.rest)
+    path = noted.group(1) if noted else x.opcode
+    words = [word for word in re.split(r"[/()]", path) if word not in _TRANSFORMATIONS]
+    words = [word for word in words if not re.fullmatch(r"|branch_\d+_fun|checkpoint\w*", word)]
+    largest = max(x.shapes, key=lambda shape: shape.bytes, default=None)
+    sizes = f" {largest.dtype}[{','.join(map(str, largest.sizes))}]" if largest else ""
+    return ("backward " if "transpose(" in path else "") + "/".join(words[-4:]) + sizes
 
 
 def _flops(x: hlo.Instruction, computation, costs: Costs) -> float:

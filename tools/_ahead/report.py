@@ -34,6 +34,7 @@ def define_flags() -> None:
     command_line.define_config()
     flags.DEFINE_list("programs", ["prefill", "decode", "train"], "Also: sample, prepare.")
     flags.DEFINE_string("json", None, "Also write the figures to this file.")
+    flags.DEFINE_integer("traffic", 0, "Also print that many parts with most memory traffic.")
     flags.DEFINE_string("text", None, "Also keep the compiled programs' text in this directory.")
 
 
@@ -56,7 +57,7 @@ def main(target: Callable[[], tuple[Sequence, Chip]], attention: str) -> None:
             config = dataclasses.replace(config, model=model)
         axes = config.mesh
         mesh = create_mesh(axes.data, axes.fsdp, axes.tensor, devices=devices)
-        results = run(config, mesh, chip, FLAGS.programs, FLAGS.text)
+        results = run(config, mesh, chip, FLAGS.programs, FLAGS.text, FLAGS.traffic)
     if FLAGS.json:
         Path(FLAGS.json).write_text(json.dumps(results, indent=2))
     worst = [name for name, x in results.items() if not x["fits"]]
@@ -93,7 +94,8 @@ def compile_program(lowering: Lowering, name: str, keep: str | None = None) -> d
         "resident": lowering.resident(name),
     }
     figures["peak"] = sum(v for k, v in figures.items() if k != "aliased")
-    counted = dataclasses.asdict(costs) | {"sent": dict(costs.sent)}
+    counted = dataclasses.asdict(costs)
+    counted |= {"sent": dict(costs.sent), "traffic": dict(costs.traffic.most_common())}
     return figures | counted | {"lower_seconds": lower_seconds, "compile_seconds": seconds}
 
 
@@ -135,6 +137,12 @@ def describe(name: str, x: dict) -> str:
     )
 
 
+def describe_traffic(x: dict, most: int) -> str:
+    """The parts of a program with most memory traffic, one a line."""
+    parts = list(x.get("traffic", {}).items())[:most]
+    return "".join(f"  {size / 1e9:8.4g} GB  {part}\n" for part, size in parts)
+
+
 def with_sizes(config: Config) -> Config:
     """The run with the sizes of its weights, or of `config.model` if a hub has the weights.
 
@@ -149,7 +157,12 @@ def with_sizes(config: Config) -> Config:
 
 
 def run(
-    config: Config, mesh: Mesh, chip: Chip, programs: list[str], keep: str | None = None
+    config: Config,
+    mesh: Mesh,
+    chip: Chip,
+    programs: list[str],
+    keep: str | None = None,
+    traffic: int = 0,
 ) -> dict[str, dict]:
     """Compiles the programs for the mesh and prints their figures: name -> figures.
 
@@ -159,6 +172,7 @@ def run(
       chip: the figures of one device.
       programs: names from `PROGRAMS`.
       keep: a directory for the compiled programs' text, or None.
+      traffic: how many parts with most memory traffic are printed of each.
     """
     lowering = Lowering(with_sizes(config), mesh)
     print(
@@ -170,4 +184,5 @@ def run(
     for name in programs:
         results[name] = judge(compile_program(lowering, name, keep), chip)
         print(describe(name, results[name]), flush=True)
+        print(describe_traffic(results[name], traffic), end="", flush=True)
     return results
