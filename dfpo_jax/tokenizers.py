@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dfpo_jax.models import pretrained
 from dfpo_jax.models.gguf_tokenizer import gguf_tokenizer
@@ -89,6 +89,8 @@ def _from_transformers(name: str) -> PreTrainedTokenizerBase:
         # A pointer in place of a template or word list would be read as if it were one.
         if path.is_file() and path.suffix != ".safetensors":
             refuse_pointer(path)
+    from transformers import AutoTokenizer  # imports PyTorch where there is one
+
     try:
         return AutoTokenizer.from_pretrained(name)
     except ImportError:

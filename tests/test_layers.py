@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -251,3 +253,13 @@ def test_ops_use_no_jit_and_no_model_library(path):
 def test_version_is_that_of_the_package_metadata():
     metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert metadata["project"]["version"] == dfpo_jax.__version__
+
+
+def test_a_run_waits_for_no_import_that_it_may_not_need():
+    """PyTorch and reasoning-gym take seconds."""
+    code = (
+        "import sys, dfpo_jax.training.run, dfpo_jax.training.loop\n"
+        "print(*{'torch', 'reasoning_gym'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -3,12 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
-
-import transformers
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from dfpo_jax.models.config import DTYPES, TransformerConfig
+
+if TYPE_CHECKING:  # it imports PyTorch where there is one, which takes seconds
+    from transformers import PretrainedConfig
 
 # Our field -> theirs, for values that need no conversion.
 FIELDS = {
@@ -59,7 +59,9 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def from_hf(hf_config: PretrainedConfig | Mapping[str, Any], **overrides: Any) -> TransformerConfig:
+def from_hf(
+    hf_config: "PretrainedConfig | Mapping[str, Any]", **overrides: Any
+) -> TransformerConfig:
     """The configuration of a Llama, Qwen2 (2.5) or Qwen3 model of `transformers`.
 
     It reads the old keys of the rotary embedding (`rope_theta`, `rope_scaling`) and the new one
@@ -77,7 +79,7 @@ def from_hf(hf_config: PretrainedConfig | Mapping[str, Any], **overrides: Any) -
       ValueError: a required field is missing, or the source asks for something that the decoder
         does not support; the message names the field.
     """
-    source = hf_config.to_dict() if isinstance(hf_config, PretrainedConfig) else dict(hf_config)
+    source = dict(hf_config) if isinstance(hf_config, Mapping) else hf_config.to_dict()
     names = [field.name for field in dataclasses.fields(TransformerConfig)]
     for name in overrides:
         if name not in names:
@@ -193,13 +195,15 @@ def hf_family(config: TransformerConfig) -> str:
     )
 
 
-def to_hf(config: TransformerConfig, **extra: Any) -> PretrainedConfig:
+def to_hf(config: TransformerConfig, **extra: Any) -> "PretrainedConfig":
     """The `transformers` configuration of the family that `hf_family` names.
 
     Args:
       config: our configuration; its `param_dtype` becomes the declared type.
       **extra: more fields of the result, such as `eos_token_id`.
     """
+    import transformers
+
     family = hf_family(config)
     prefix = FAMILIES[family][0]
     values = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}

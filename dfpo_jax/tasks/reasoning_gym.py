@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import reasoning_gym
-from reasoning_gym.factory import DATASETS
 
 from dfpo_jax.tasks.base import SPLITS, Item, is_held_out
 from dfpo_jax.tasks.verifiers import VerifiedTask, Verifier, VerifierConfig
@@ -223,6 +221,9 @@ class ReasoningGymTask(VerifiedTask):
 
 
 def _all_parameters(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    # Here, because it takes a second, which runs on other data need not wait.
+    from reasoning_gym.factory import DATASETS
+
     _check_choice("dataset", name, sorted(DATASETS))
     config = DATASETS[name][1]
     fields = sorted({field.name for field in dataclasses.fields(config)} - {"seed"})
@@ -232,8 +233,10 @@ def _all_parameters(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _create(name: str, parameters: dict[str, Any]) -> Any:
+    from reasoning_gym import create_dataset
+
     try:
-        dataset = reasoning_gym.create_dataset(name, **parameters)
+        dataset = create_dataset(name, **parameters)
         dataset[0]
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"parameters={parameters} of {name} are refused: {error}") from error

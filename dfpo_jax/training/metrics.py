@@ -13,7 +13,6 @@ from typing import Any, TextIO
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorboardX
 from tqdm import tqdm
 
 from dfpo_jax.metric import Metric
@@ -74,6 +73,8 @@ class MetricsWriter:
             self._wandb = _start_wandb(workdir, wandb_project, wandb_config)
         if tensorboard:
             purge = None if resume_step is None else resume_step + 1
+            import tensorboardX  # imports PyTorch where there is one
+
             self._events = tensorboardX.SummaryWriter(
                 str(workdir / "tensorboard"), purge_step=purge
             )
