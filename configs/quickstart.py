@@ -44,6 +44,7 @@ def get_config(arg=None):
         head_dim=32,
         d_ff=176,
         init_std=0.1,
+        remat="none",  # of so small a model it saves nothing
     )
     config.train.update(iterations=100, prompts=1024, samples=1, prompt_length=10, minibatches=4)
     config.sampling.max_new_tokens = 9

@@ -105,6 +105,7 @@ def _run():
         head_dim=32,
         d_ff=176,
         init_std=0.1,
+        remat="none",  # of so small a model it saves nothing
     )
     # A run whose critic overflows under spikes is a result too, and goes on to the end.
     run.train.max_skipped = 120

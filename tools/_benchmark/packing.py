@@ -1,5 +1,6 @@
-"""Train steps on padded and on packed rows, at SmolLM2-135M's sizes with random weights."""
+"""Train steps at SmolLM2-135M's sizes: padded and packed rows, and what `model.remat` keeps."""
 
+import dataclasses
 import functools
 
 import jax
@@ -23,9 +24,12 @@ PROMPTS, SAMPLES, PROMPT, RESPONSE = 8, 2, 32, 256
 _TOKENS = 2 * (PROMPT + RESPONSE)  # of a piece of packed rows
 
 
-def _learner(tokens: int) -> Learner:
-    """GRPO's, with pieces of so many packed tokens; 0: padded rows, all at once."""
-    model = Transformer(SMOLLM2)
+def _learner(tokens: int = 0, **settings: str) -> Learner:
+    """GRPO's, with pieces of so many packed tokens; 0: padded rows, all at once.
+
+    Settings are fields of the model. Weights are random.
+    """
+    model = Transformer(dataclasses.replace(SMOLLM2, **settings))
     config = AlgorithmConfig(Critics("none"), Advantages("group"))
     algorithm = compose(model, config, 1.0, microbatch_tokens=tokens)
     optimizers = {"policy": make_optimizer(OptimizerConfig(), 100)}
@@ -33,9 +37,9 @@ def _learner(tokens: int) -> Learner:
     return Learner(model, algorithm, optimizers, schedule, create_mesh())
 
 
-def _rollout(mean: int) -> Rollout:
+def _rollout(mean: int = 0, prompt: int = PROMPT, response: int = RESPONSE) -> Rollout:
     """Full responses, or with a mean above 0 geometric lengths, at most RESPONSE."""
-    shapes = rollout_of(jax.ShapeDtypeStruct, PROMPTS * SAMPLES, PROMPT, RESPONSE, samples=SAMPLES)
+    shapes = rollout_of(jax.ShapeDtypeStruct, PROMPTS * SAMPLES, prompt, response, samples=SAMPLES)
     rollout = made_up(shapes, SMOLLM2.vocab_size)
     if mean == 0:
         return rollout
@@ -53,22 +57,23 @@ def _temporary_bytes(learner: Learner, rollout: Rollout) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+def _step(learner: Learner, states: dict, name: str, rollout: Rollout) -> object:
+    """Preparation and update, which replaces the state."""
+    prepared = learner.prepare(states[name], rollout)
+    states[name], _ = learner.update(states[name], *prepared)
+    return states[name]
+
+
 def packing(repeats: int) -> dict:
     """Preparation and update of GRPO: 16 responses to prompts of 32 tokens, at most 256 each.
 
     Full ones, and geometric lengths with a quarter of the limit on average.
     """
-    learners = {"padded": _learner(0), "packed": _learner(_TOKENS)}
+    learners = {"padded": _learner(), "packed": _learner(_TOKENS)}
     states = {name: learner.start(jax.random.key(0)) for name, learner in learners.items()}
-    rollouts = {"full": _rollout(0), "ragged": _rollout(RESPONSE // 4)}
-
-    def step(name, rollout):
-        prepared = learners[name].prepare(states[name], rollout)
-        states[name], _ = learners[name].update(states[name], *prepared)
-        return states[name]
-
+    rollouts = {"full": _rollout(), "ragged": _rollout(RESPONSE // 4)}
     programs = {
-        f"{length}_{name}": functools.partial(step, name, rollout)
+        f"{length}_{name}": functools.partial(_step, learners[name], states, name, rollout)
         for length, rollout in rollouts.items()
         for name in learners
     }
@@ -85,4 +90,19 @@ def packing(repeats: int) -> dict:
     }
 
 
-BENCHMARKS = {"packing": packing}
+def remat(repeats: int) -> dict:
+    """Preparation and update of GRPO by `model.remat`: 16 rows of 64 + 64 tokens."""
+    kinds, rollout = ("none", "dots", "full"), _rollout(prompt=64, response=64)
+    learners = {kind: _learner(remat=kind) for kind in kinds}
+    states = {kind: learner.start(jax.random.key(0)) for kind, learner in learners.items()}
+    programs = {
+        kind: functools.partial(_step, learners[kind], states, kind, rollout) for kind in kinds
+    }
+    times = alternate(programs, repeats)
+    sizes = {kind: _temporary_bytes(learners[kind], rollout) for kind in kinds}
+    ratios = {f"{kind}/none": times[kind] / times["none"] for kind in kinds[1:]}
+    memory = {f"bytes_{kind}/none": sizes[kind] / sizes["none"] for kind in kinds[1:]}
+    return times | ratios | memory
+
+
+BENCHMARKS = {"packing": packing, "remat": remat}
