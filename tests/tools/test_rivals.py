@@ -44,15 +44,19 @@ def compared(folder, repeats, names=("trl", "tunix"), work=WORK):
 
 
 def test_ratios_are_of_neighbours_in_time_and_of_medians(tmp_path):
+    tells = "import os; (here / 'kept').open('a').write(os.environ['XDG_CACHE_HOME'] + chr(10))"
+    own = answer("[2.0 * 10**turn, 2.0 * 10**turn]", peak_bytes=2**31)
     scripts(
         tmp_path,
-        dfpo_jax=answer("[2.0 * 10**turn, 2.0 * 10**turn]", peak_bytes=2**31),
+        dfpo_jax=f"{tells}\n{own}",
         trl=answer("[4.0 * 10**turn, (4.0 + 4.0 * turn) * 10**turn]", versions={"trl": "1.16"}),
         tunix=answer("[8.0 * 10**turn, 8.0 * 10**turn]"),
     )
     trl, tunix = compared(tmp_path, 2)
     turns = (tmp_path / "turns").read_text().split()
     assert turns == ["trl", "dfpo_jax", "tunix", "tunix", "dfpo_jax", "trl"]
+    kept = (tmp_path / "kept").read_text().splitlines()
+    assert len(kept) == 2 and kept[0] == kept[1]  # what the first turn compiled, the second finds
     assert (trl["work"], trl["rival"], tunix["rival"]) == ("check", "trl", "tunix")
     assert trl["ratio"] == pytest.approx([1 / 3, 5 / 12, 1 / 2])
     assert tunix["ratio"] == pytest.approx([1 / 4] * 3)
@@ -60,7 +64,7 @@ def test_ratios_are_of_neighbours_in_time_and_of_medians(tmp_path):
     assert json.loads(json.dumps(trl)) == trl
     line = rivals.line(trl)
     assert line.startswith(
-        "| check | trl | 0.42 (0.33 to 0.50) | 11.00, 32.00 | 9, 9 | 2.00 | 2.00, "
+        "| check | trl | 0.42 (0.33 to 0.50) | 11.00, 32.00 | 9 (9), 9 | 2.00 | 2.00, "
     )
     assert line.endswith(" 1.00 | 64 + 36, 36 | trl 1.16 |")
     assert line.count("|") == rivals.HEADER.partition("\n")[0].count("|")

@@ -16,8 +16,10 @@ brackets; below 1 dfpo_jax is faster. Responses of one length have equally many 
 the lengths of ragged ones are drawn from the same law, by each trainer for itself.
 
 "Start" is the time from the start of a process until its first iteration is done: imports, random
-weights, compilation (nothing is kept from earlier processes) and that iteration. "Memory" is the
-ratio of the largest resident sets, which are in "GiB". Pairs begin with dfpo_jax.
+weights, compilation and that iteration. As in its runs, dfpo_jax keeps what it compiled; in
+brackets is the median over the turns after the first, which find it. Rivals keep nothing, as they
+do by default. "Memory" is the ratio of the largest resident sets, which are in "GiB". Pairs begin
+with dfpo_jax.
 """
 
 import json
@@ -25,6 +27,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,16 +132,26 @@ def chosen(names: Sequence[str]) -> dict[str, Work]:
     return {name: WORKS[name] for name in names}
 
 
-def _run(arguments: Sequence[str], side: str) -> subprocess.CompletedProcess:
-    """Run a process of a side on the CPU, without network and without compiled programs to find."""
+def _run(
+    arguments: Sequence[str], side: str, kept: str | None = None
+) -> subprocess.CompletedProcess:
+    """Run a process of a side on the CPU, without network.
+
+    `kept` is the directory of compiled programs that it finds and adds to; None for none.
+    """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
-    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    environment["JAX_ENABLE_COMPILATION_CACHE"] = "false" if kept is None else "true"
+    if kept is not None:
+        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+        environment["XDG_CACHE_HOME"] = kept
     if side != OWN:
         environment.pop("PYTHONPATH", None)  # packages of another environment
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
 
 
-def ask(side: str, python: str, work: Work, folder: Path = _FOLDER) -> Answer:
+def ask(
+    side: str, python: str, work: Work, folder: Path = _FOLDER, kept: str | None = None
+) -> Answer:
     """Let a trainer do the work, and read its answer.
 
     Args:
@@ -146,11 +159,12 @@ def ask(side: str, python: str, work: Work, folder: Path = _FOLDER) -> Answer:
       python: its interpreter.
       work: the work.
       folder: of the script run_SIDE.py.
+      kept: a directory of compiled programs, or None.
 
     Raises:
       RivalError: the process failed, or its last line is no answer; shows the end of its stderr.
     """
-    done = _run(command(python, folder / f"run_{side}.py", work), side)
+    done = _run(command(python, folder / f"run_{side}.py", work), side, kept)
     shown = f"the end of its stderr:\n{done.stderr[-_SHOWN:].strip()}"
     if done.returncode != 0:
         raise RivalError(f"{side} failed with exit code {done.returncode}; {shown}")
@@ -181,15 +195,17 @@ def compare(
     sides = _in_turn(list(pythons))
     for name, work in works.items():
         answers, errors = {side: [] for side in sides}, {}
-        for turn in range(repeats):
-            for side in sides if turn % 2 == 0 else reversed(sides):
-                if side in errors or OWN in errors:
-                    continue
-                try:
-                    python = pythons.get(side, sys.executable)
-                    answers[side].append(ask(side, python, work, folder))
-                except RivalError as error:
-                    errors[side] = str(error)
+        with tempfile.TemporaryDirectory() as directory:
+            for turn in range(repeats):
+                for side in sides if turn % 2 == 0 else reversed(sides):
+                    if side in errors or OWN in errors:
+                        continue
+                    try:
+                        python = pythons.get(side, sys.executable)
+                        kept = directory if side == OWN else None
+                        answers[side].append(ask(side, python, work, folder, kept))
+                    except RivalError as error:
+                        errors[side] = str(error)
         for rival in pythons:
             row = {"work": name, "rival": rival}
             error = errors.get(OWN, errors.get(rival)) or _difference(answers, rival, work)
@@ -217,8 +233,9 @@ def _row(own: list[Answer], rival: list[Answer]) -> dict[str, Any]:
 
     Returns:
       "ratio": lowest, median and highest of seconds per token; "seconds", "first_seconds",
-      "peak_bytes" and "response_tokens": pairs, seconds and tokens of an iteration; "peak_ratio";
-      "parameters"; "prompt_tokens", of an iteration; "versions", of both.
+      "peak_bytes" and "response_tokens": pairs, seconds and tokens of an iteration, but for
+      dfpo_jax the first seconds of the first turn; "kept_seconds", its median in the others, or
+      None; "peak_ratio"; "parameters"; "prompt_tokens", of an iteration; "versions", of both.
     """
     ratios = [a.per_token() / b.per_token() for a, b in zip(own, rival, strict=True)]
     sides = (own, rival)
@@ -226,11 +243,12 @@ def _row(own: list[Answer], rival: list[Answer]) -> dict[str, Any]:
     def pair(value) -> list[float]:
         return [statistics.median(map(value, answers)) for answers in sides]
 
-    peaks = pair(lambda x: x.peak_bytes)
+    peaks, kept = pair(lambda x: x.peak_bytes), [x.first_seconds for x in own[1:]]
     return {
         "ratio": [min(ratios), statistics.median(ratios), max(ratios)],
         "seconds": pair(lambda x: statistics.median(x.seconds)),
-        "first_seconds": pair(lambda x: x.first_seconds),
+        "first_seconds": [own[0].first_seconds, pair(lambda x: x.first_seconds)[1]],
+        "kept_seconds": statistics.median(kept) if kept else None,
         "peak_bytes": peaks,
         "peak_ratio": peaks[0] / peaks[1],
         "response_tokens": pair(lambda x: statistics.mean(x.response_tokens)),
@@ -255,12 +273,15 @@ def line(row: Mapping[str, Any]) -> str:
     low, median, high = row["ratio"]
     own, rival = row["response_tokens"]
     gib = [x / 2**30 for x in row["peak_bytes"]]
+    start = f"{row['first_seconds'][0]:.0f}"
+    if row["kept_seconds"] is not None:
+        start += f" ({row['kept_seconds']:.0f})"
     cells = [
         row["work"],
         row["rival"],
         f"{median:.2f} ({low:.2f} to {high:.2f})",
         "{:.2f}, {:.2f}".format(*row["seconds"]),
-        "{:.0f}, {:.0f}".format(*row["first_seconds"]),
+        f"{start}, {row['first_seconds'][1]:.0f}",
         f"{row['peak_ratio']:.2f}",
         "{:.2f}, {:.2f}".format(*gib),
         f"{row['prompt_tokens']:,} + {own:,.0f}, {rival:,.0f}",

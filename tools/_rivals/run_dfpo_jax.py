@@ -14,6 +14,7 @@ from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks import Item, Task
+from dfpo_jax.training import compilation_cache
 from dfpo_jax.training.config import Config, default_config, parse_config
 from dfpo_jax.training.loop import iteration
 from dfpo_jax.training.rollouts import Rollouts
@@ -95,6 +96,7 @@ def run_of(work: Work) -> Run:
 def main():
     """Train, and answer."""
     work, clock = asked()
+    compilation_cache.set_up(None)  # as the command line does
     run = run_of(work)
     state = run.learner.start(run.key)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
