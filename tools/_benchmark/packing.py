@@ -1,4 +1,4 @@
-"""Train steps at SmolLM2-135M's sizes: padded and packed rows, and what `model.remat` keeps."""
+"""Train steps at SmolLM2-135M's sizes: packed rows, `model.remat`, responses of several lengths."""
 
 import dataclasses
 import functools
@@ -105,4 +105,21 @@ def remat(repeats: int) -> dict:
     return times | ratios | memory
 
 
-BENCHMARKS = {"packing": packing, "remat": remat}
+def lengths(repeats: int) -> dict:
+    """Seconds per token of GRPO's preparation and update, over those of 64-token responses.
+
+    16 full responses to prompts of 32 tokens, packed into pieces of 1,088 tokens.
+    """
+    responses = (64, 128, 256, 512)
+    learner = _learner(2 * (PROMPT + max(responses)))
+    states = {"": learner.start(jax.random.key(0))}
+    programs = {
+        str(n): functools.partial(_step, learner, states, "", _rollout(response=n))
+        for n in responses
+    }
+    times = alternate(programs, repeats)
+    per_token = {n: times[str(n)] / (PROMPT + n) for n in responses}
+    return times | {f"{n}/64_per_token": per_token[n] / per_token[64] for n in responses[1:]}
+
+
+BENCHMARKS = {"packing": packing, "remat": remat, "lengths": lengths}
