@@ -108,13 +108,14 @@ def remat(repeats: int) -> dict:
 def lengths(repeats: int) -> dict:
     """Seconds per token of GRPO's preparation and update, over those of 64-token responses.
 
-    16 full responses to prompts of 32 tokens, packed into pieces of 1,088 tokens.
+    16 full responses to prompts of 32 tokens, packed into four pieces.
     """
     responses = (64, 128, 256, 512)
-    learner = _learner(2 * (PROMPT + max(responses)))
-    states = {"": learner.start(jax.random.key(0))}
+    rows = PROMPTS * SAMPLES
+    learners = {n: _learner(rows // 4 * (PROMPT + n)) for n in responses}
+    states = {n: learner.start(jax.random.key(0)) for n, learner in learners.items()}
     programs = {
-        str(n): functools.partial(_step, learner, states, "", _rollout(response=n))
+        str(n): functools.partial(_step, learners[n], states, n, _rollout(response=n))
         for n in responses
     }
     times = alternate(programs, repeats)
