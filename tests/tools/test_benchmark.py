@@ -49,12 +49,17 @@ def test_long_cache_benchmark(small):
 
 @pytest.mark.slow
 def test_packing_benchmark(small, monkeypatch):
-    sizes = {"SMOLLM2": language_model.SMOLLM2, "PROMPT": 8, "RESPONSE": 32}
+    model = dataclasses.replace(language_model.SMOLLM2, remat="none")  # so that pieces show
+    sizes = {"SMOLLM2": model, "PROMPT": 8, "RESPONSE": 32}
     for name, value in sizes.items():
         monkeypatch.setattr(packing, name, value)
     found = packing.packing(1)
     assert 0.2 < found["ragged_tokens/slots"] < 0.6  # (8 + 8) / 40, of 16 draws
     assert found["ragged_packed/padded"] > 0 and 0 < found["bytes_packed/padded"] < 1
+    kept = packing.remat(1)
+    assert 0 < kept["bytes_full/none"] < kept["bytes_dots/none"] < 1
+    monkeypatch.setattr(packing, "LENGTHS", (8, 24))
+    assert packing.lengths(1)["per_token_24/8"] > 0
 
 
 def test_every_verifier_is_timed_on_right_and_wrong_responses(monkeypatch):

@@ -21,6 +21,7 @@ from dfpo_jax.training.update import Schedule
 from dfpo_jax.types import Rollout, rollout_of
 
 PROMPTS, SAMPLES, PROMPT, RESPONSE = 8, 2, 32, 256
+LENGTHS = (64, 128, 256, 512)
 _TOKENS = 2 * (PROMPT + RESPONSE)  # of a piece of packed rows
 
 
@@ -37,14 +38,15 @@ def _learner(tokens: int = 0, **settings: str) -> Learner:
     return Learner(model, algorithm, optimizers, schedule, create_mesh())
 
 
-def _rollout(mean: int = 0, prompt: int = PROMPT, response: int = RESPONSE) -> Rollout:
-    """Full responses, or with a mean above 0 geometric lengths, at most RESPONSE."""
-    shapes = rollout_of(jax.ShapeDtypeStruct, PROMPTS * SAMPLES, prompt, response, samples=SAMPLES)
+def _rollout(mean: int = 0, prompt: int = 0, response: int = 0) -> Rollout:
+    """Full responses, or with a mean above 0 geometric lengths; PROMPT and RESPONSE slots for 0."""
+    rows, prompt, response = PROMPTS * SAMPLES, prompt or PROMPT, response or RESPONSE
+    shapes = rollout_of(jax.ShapeDtypeStruct, rows, prompt, response, samples=SAMPLES)
     rollout = made_up(shapes, SMOLLM2.vocab_size)
     if mean == 0:
         return rollout
-    lengths = np.minimum(np.random.default_rng(0).geometric(1 / mean, PROMPTS * SAMPLES), RESPONSE)
-    mask = (np.arange(RESPONSE)[None] < lengths[:, None]).astype(np.float32)
+    lengths = np.minimum(np.random.default_rng(0).geometric(1 / mean, rows), response)
+    mask = (np.arange(response)[None] < lengths[:, None]).astype(np.float32)
     return rollout.replace(mask=mask, log_probs=rollout.log_probs * mask)
 
 
@@ -106,21 +108,21 @@ def remat(repeats: int) -> dict:
 
 
 def lengths(repeats: int) -> dict:
-    """Seconds per token of GRPO's preparation and update, over those of 64-token responses.
+    """Seconds per token of GRPO's preparation and update, over those of the shortest responses.
 
     16 full responses to prompts of 32 tokens, packed into four pieces.
     """
-    responses = (64, 128, 256, 512)
     rows = PROMPTS * SAMPLES
-    learners = {n: _learner(rows // 4 * (PROMPT + n)) for n in responses}
+    learners = {n: _learner(rows // 4 * (PROMPT + n)) for n in LENGTHS}
     states = {n: learner.start(jax.random.key(0)) for n, learner in learners.items()}
     programs = {
         str(n): functools.partial(_step, learners[n], states, n, _rollout(response=n))
-        for n in responses
+        for n in LENGTHS
     }
     times = alternate(programs, repeats)
-    per_token = {n: times[str(n)] / (PROMPT + n) for n in responses}
-    return times | {f"{n}/64_per_token": per_token[n] / per_token[64] for n in responses[1:]}
+    first, *others = (times[str(n)] / (PROMPT + n) for n in LENGTHS)
+    names = (f"per_token_{n}/{LENGTHS[0]}" for n in LENGTHS[1:])
+    return times | {name: x / first for name, x in zip(names, others, strict=True)}
 
 
 BENCHMARKS = {"packing": packing, "remat": remat, "lengths": lengths}
