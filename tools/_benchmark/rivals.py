@@ -243,11 +243,13 @@ def _row(own: list[Answer], rival: list[Answer]) -> dict[str, Any]:
     def pair(value) -> list[float]:
         return [statistics.median(map(value, answers)) for answers in sides]
 
-    peaks, kept = pair(lambda x: x.peak_bytes), [x.first_seconds for x in own[1:]]
+    peaks = pair(lambda x: x.peak_bytes)
+    kept = [x.first_seconds for x in own[1:]]
+    first_of_rival = statistics.median(x.first_seconds for x in rival)
     return {
         "ratio": [min(ratios), statistics.median(ratios), max(ratios)],
         "seconds": pair(lambda x: statistics.median(x.seconds)),
-        "first_seconds": [own[0].first_seconds, pair(lambda x: x.first_seconds)[1]],
+        "first_seconds": [own[0].first_seconds, first_of_rival],
         "kept_seconds": statistics.median(kept) if kept else None,
         "peak_bytes": peaks,
         "peak_ratio": peaks[0] / peaks[1],
