@@ -59,11 +59,16 @@ def _temporary_bytes(learner: Learner, rollout: Rollout) -> int:
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def _step(learner: Learner, states: dict, name: str, rollout: Rollout) -> object:
-    """Preparation and update, which replaces the state."""
-    prepared = learner.prepare(states[name], rollout)
-    states[name], _ = learner.update(states[name], *prepared)
-    return states[name]
+def _times(learners: dict, work: dict[str, tuple], repeats: int) -> dict[str, float]:
+    """Seconds of preparation and update; `work` has a learner's name and a rollout for each."""
+    states = {name: learner.start(jax.random.key(0)) for name, learner in learners.items()}
+
+    def step(name, rollout):
+        prepared = learners[name].prepare(states[name], rollout)
+        states[name], _ = learners[name].update(states[name], *prepared)
+        return states[name]
+
+    return alternate({key: functools.partial(step, *x) for key, x in work.items()}, repeats)
 
 
 def packing(repeats: int) -> dict:
@@ -72,14 +77,13 @@ def packing(repeats: int) -> dict:
     Full ones, and geometric lengths with a quarter of the limit on average.
     """
     learners = {"padded": _learner(), "packed": _learner(_TOKENS)}
-    states = {name: learner.start(jax.random.key(0)) for name, learner in learners.items()}
     rollouts = {"full": _rollout(), "ragged": _rollout(RESPONSE // 4)}
-    programs = {
-        f"{length}_{name}": functools.partial(_step, learners[name], states, name, rollout)
+    work = {
+        f"{length}_{name}": (name, rollout)
         for length, rollout in rollouts.items()
         for name in learners
     }
-    times = alternate(programs, repeats)
+    times = _times(learners, work, repeats)
     sizes = {name: _temporary_bytes(x, rollouts["full"]) for name, x in learners.items()}
     ragged = rollouts["ragged"]
     tokens = float(ragged.mask.sum() + ragged.prompt_mask.sum())
@@ -96,11 +100,7 @@ def remat(repeats: int) -> dict:
     """Preparation and update of GRPO by `model.remat`: 16 rows of 64 + 64 tokens."""
     kinds, rollout = ("none", "dots", "full"), _rollout(prompt=64, response=64)
     learners = {kind: _learner(remat=kind) for kind in kinds}
-    states = {kind: learner.start(jax.random.key(0)) for kind, learner in learners.items()}
-    programs = {
-        kind: functools.partial(_step, learners[kind], states, kind, rollout) for kind in kinds
-    }
-    times = alternate(programs, repeats)
+    times = _times(learners, {kind: (kind, rollout) for kind in kinds}, repeats)
     sizes = {kind: _temporary_bytes(learners[kind], rollout) for kind in kinds}
     ratios = {f"{kind}/none": times[kind] / times["none"] for kind in kinds[1:]}
     memory = {f"bytes_{kind}/none": sizes[kind] / sizes["none"] for kind in kinds[1:]}
@@ -114,12 +114,7 @@ def lengths(repeats: int) -> dict:
     """
     rows = PROMPTS * SAMPLES
     learners = {n: _learner(rows // 4 * (PROMPT + n)) for n in LENGTHS}
-    states = {n: learner.start(jax.random.key(0)) for n, learner in learners.items()}
-    programs = {
-        str(n): functools.partial(_step, learners[n], states, n, _rollout(response=n))
-        for n in LENGTHS
-    }
-    times = alternate(programs, repeats)
+    times = _times(learners, {str(n): (n, _rollout(response=n)) for n in LENGTHS}, repeats)
     first, *others = (times[str(n)] / (PROMPT + n) for n in LENGTHS)
     names = (f"per_token_{n}/{LENGTHS[0]}" for n in LENGTHS[1:])
     return times | {name: x / first for name, x in zip(names, others, strict=True)}
