@@ -195,17 +195,17 @@ def compare(
     sides = _in_turn(list(pythons))
     for name, work in works.items():
         answers, errors = {side: [] for side in sides}, {}
+        turns = [side for n in range(repeats) for side in (sides if n % 2 == 0 else sides[::-1])]
         with tempfile.TemporaryDirectory() as directory:
-            for turn in range(repeats):
-                for side in sides if turn % 2 == 0 else reversed(sides):
-                    if side in errors or OWN in errors:
-                        continue
-                    try:
-                        python = pythons.get(side, sys.executable)
-                        kept = directory if side == OWN else None
-                        answers[side].append(ask(side, python, work, folder, kept))
-                    except RivalError as error:
-                        errors[side] = str(error)
+            for side in turns:
+                if side in errors or OWN in errors:
+                    continue
+                try:
+                    python = pythons.get(side, sys.executable)
+                    kept = directory if side == OWN else None
+                    answers[side].append(ask(side, python, work, folder, kept))
+                except RivalError as error:
+                    errors[side] = str(error)
         for rival in pythons:
             row = {"work": name, "rival": rival}
             error = errors.get(OWN, errors.get(rival)) or _difference(answers, rival, work)
