@@ -67,6 +67,7 @@ def test_the_data_sets_that_depend_on_the_hash_seed_are_known():
     """Nor do others depend on the process in any other way."""
     code = """
 import sys, zlib
+from reasoning_gym.factory import DATASETS
 from dfpo_jax.tasks import reasoning_gym as module
 from dfpo_jax.tasks.verifiers import VerifierConfig
 
@@ -85,7 +86,7 @@ others = {
     "intermediate_integration": [25],
     "polynomial_multiplication": [5],
 }
-for name in sorted(set(module.DATASETS) - {"composite"}):
+for name in sorted(set(DATASETS) - {"composite"}):
     task = module.ReasoningGymTask(name, {}, verifier=VerifierConfig("exact"))
     entries = [canonical(task._item(index)) for index in [0, 1, 2, *others.get(name, [])]]
     print(name, zlib.crc32(repr(entries).encode()), file=out)
