@@ -42,6 +42,21 @@ class Generation:
 
 
 @struct.dataclass
+class Unfinished:
+    """Prompts whose responses an iteration leaves to the next ones, see `rollout.partial`.
+
+    Attributes:
+      prompts: [G, 2] int32, for each the iteration that drew it, and its number among the prompts
+        of that iteration.
+      responses: G * S rows, those of one prompt consecutive, as far as they are written. One that
+        is `truncated` below the length limit goes on.
+    """
+
+    prompts: Array
+    responses: Generation
+
+
+@struct.dataclass
 class Expert:
     """Responses that somebody else than the policy wrote, one for each row of a rollout.
 
@@ -278,6 +293,7 @@ class TrainState:
       key: typed PRNG key, constant during a run; iteration n uses fold_in(key, n).
       past: what trains in the policy, at the starts of the last `train.behaviour_lag` iterations;
         the oldest first.
+      unfinished: what partial rollouts have begun, or None without them.
     """
 
     step: Array
@@ -288,3 +304,4 @@ class TrainState:
     controls: dict[str, Array]
     key: Array
     past: tuple[ArrayTree, ...] = ()
+    unfinished: Unfinished | None = None

@@ -84,7 +84,7 @@ rewards plans
 rollout.sampling rollout.stops rollout.prompts
 rollout.generate
 rollout.sampler rollout.demonstrations
-rollout.collect
+rollout.collect rollout.partial
 rollout
 algorithms.config algorithms.presets
 algorithms.importance algorithms.interface algorithms.needs algorithms.packing

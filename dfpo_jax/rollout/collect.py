@@ -14,7 +14,7 @@ from dfpo_jax.rollout.demonstrations import demonstrations
 from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.sharding import gather_rows, own_rows
 from dfpo_jax.tasks.base import Item, Task, VerifierFailure
-from dfpo_jax.types import Array, ArrayTree, Rollout
+from dfpo_jax.types import Array, ArrayTree, Generation, Rollout
 
 METRICS = (
     Metric(
@@ -182,25 +182,49 @@ def draw(
     """
     if round > 0:
         key = jax.random.fold_in(key, round)
-    prompt_tokens, prompt_mask = sampler.prompts(items, tally)
-    generation = sampler(params, prompt_tokens, prompt_mask, key, num_samples=num_samples)
-    texts = sampler.texts(generation)
+    prompts = sampler.prompts(items, tally)
+    generation = sampler(params, *prompts, key, num_samples=num_samples)
+    return judged(sampler, task, rewards, items, prompts, generation, step, round, tally, states)
+
+
+def judged(
+    sampler: Sampler,
+    task: Task,
+    rewards: Link,
+    items: Sequence[Item],
+    prompts: tuple[np.ndarray, np.ndarray],
+    responses: Generation,
+    step: int,
+    round: int = 0,
+    tally: Counter | None = None,
+    states: Callable[[Rollout], np.ndarray] | None = None,
+) -> Drawn:
+    """`draw`, with responses that are sampled already: equally many per item.
+
+    Args:
+      sampler: gives the responses' texts.
+      prompts: tokens and mask [N, P] of the items, from `Sampler.prompts`.
+      responses: those of one item consecutive.
+      task, rewards, items, step, round, tally, states: as `draw`.
+    """
+    num_samples = len(responses.tokens) // len(items)
+    texts = sampler.texts(responses)
     clean = score(task, items, texts, tally)
     rollout = Rollout(
-        prompt_tokens=np.repeat(prompt_tokens, num_samples, axis=0),
-        prompt_mask=np.repeat(prompt_mask, num_samples, axis=0),
-        tokens=generation.tokens,
-        mask=generation.mask,
-        log_probs=generation.log_probs,
-        truncated=generation.truncated,
+        prompt_tokens=np.repeat(prompts[0], num_samples, axis=0),
+        prompt_mask=np.repeat(prompts[1], num_samples, axis=0),
+        tokens=responses.tokens,
+        mask=responses.mask,
+        log_probs=responses.log_probs,
+        truncated=responses.truncated,
         rewards=clean,
         clean_rewards=clean,
         groups=np.repeat(np.arange(len(items), dtype=np.int32), num_samples),
-        top_tokens=generation.top_tokens,
-        top_log_probs=generation.top_log_probs,
+        top_tokens=responses.top_tokens,
+        top_log_probs=responses.top_log_probs,
         samples=num_samples,
     )
-    scored = as_scored(task, items, texts, generation.mask, clean, step, round)
+    scored = as_scored(task, items, texts, responses.mask, clean, step, round)
     if states is not None:
         scored = scored._replace(states=functools.partial(states, rollout))
     rollout = rollout.replace(rewards=rewards.apply(clean, scored))

@@ -28,11 +28,13 @@ class _Prompts:
       cache: G * N rows with keys and values of all tokens but the last; their columns come first.
       token: [G, N] the last token, which the first step reads.
       valid: [G, N] bool, False for an empty prompt, which has no token.
+      wanted: [G, N] bool, whether there shall be responses.
     """
 
     cache: decode.KVCache
     token: Array
     valid: Array
+    wanted: Array
 
 
 @struct.dataclass
@@ -96,6 +98,7 @@ def generate(
     pad_id: int,
     num_samples: int = 1,
     stops: Array | None = None,
+    wanted: Array | None = None,
     top: int = 0,
 ) -> Generation:
     """Sample responses. A pure function: jit it with every argument but the arrays static.
@@ -117,6 +120,8 @@ def generate(
       pad_id: fills the columns after the end of a response.
       num_samples: responses per prompt; rows of one prompt are consecutive.
       stops: None, or the table of a stop text, see `stops.stop_table`.
+      wanted: [N] bool, the prompts that get responses; those of the others stay empty and count as
+        cut off. None for all.
       top: K, of how many of its most probable tokens every step gives log-probabilities.
 
     Returns:
@@ -135,7 +140,8 @@ def generate(
     if not lora.split(params)[1]:  # the weights that LoRA started from have no updates
         model = Transformer(model.config.without_lora())
     gathered = decode.gather_params(model, params)
-    prompts = _prefill(model, params, prompt_tokens, prompt_mask, config, groups)
+    wanted = jnp.ones(len(prompt_tokens), bool) if wanted is None else wanted
+    prompts = _prefill(model, params, prompt_tokens, prompt_mask, wanted, config, groups)
 
     def start(state):
         return _start(state, prompts, num_samples, rows)
@@ -168,13 +174,14 @@ def _groups(prompt_tokens: Array) -> int:
     return groups
 
 
-def _prefill(model, params, tokens, mask, config, groups) -> _Prompts:
+def _prefill(model, params, tokens, mask, wanted, config, groups) -> _Prompts:
     """Runs all prompt tokens but the last through the model, in pieces of the rows."""
     valid = mask.astype(bool)
     rows, length = tokens.shape
     grouped = {
         "token": tokens[:, -1].reshape(groups, -1),
         "valid": valid[:, -1].reshape(groups, -1),
+        "wanted": wanted.reshape(groups, -1),
     }
     own = rows // groups  # rows per device; a piece must have at least one row of each device
     wanted = min(-(-rows // (config.prefill_rows or rows)), own)
@@ -298,7 +305,7 @@ def _start(state: _Slots, prompts: _Prompts, num_samples: int, rows: int) -> _Sl
         row=jnp.where(begins, row, jnp.where(state.alive, state.row, rows)),
         token=jnp.where(begins, take(prompts.token, prompt), state.token),
         valid=jnp.where(begins, take(prompts.valid, prompt), state.valid),
-        alive=state.alive | begins,
+        alive=state.alive | (begins & take(prompts.wanted, prompt)),
         start=jnp.where(begins, state.step, state.start),
         count=jnp.where(begins, 0, state.count),
         ended=state.ended & ~begins,

@@ -42,7 +42,7 @@ class Sampler:
       eos_ids: tokens that end a response; () for the tokenizer's own.
       chat: renders prompts; None for prompts as they are.
       truncate_prompts: whether a prompt that is too long is cut, see `prompts.prompt_ids`.
-      stop: "" or a text that ends a response with the token that completes it, see `_stopped`.
+      stop: "" or a text that ends a response with the token that completes it, see `stopped`.
       prompt_buckets: smaller numbers of slots, for prompts that all fit one.
       begin: how a prompt without a chat template begins, see `tokenizers.beginning`.
       top: K, of how many of its most probable tokens a sampled response has log-probabilities.
@@ -103,11 +103,20 @@ class Sampler:
         *,
         num_samples: int = 1,
         greedy: bool = False,
+        wanted: np.ndarray | None = None,
     ) -> Generation:
         """Sample on the mesh; the result lies on the host.
 
         Rows that do not fill the mesh are padded and cut off again. Parameters of another mesh are
         copied to this one.
+
+        Args:
+          params: the policy's.
+          prompt_tokens, prompt_mask: [N, P].
+          key: typed PRNG key.
+          num_samples: responses per prompt.
+          greedy: whether the most probable tokens are taken.
+          wanted: [N] bool, the prompts that get responses; None for all.
 
         Raises:
           MemoryError: the program does not fit the devices; nothing ran.
@@ -121,6 +130,8 @@ class Sampler:
         tokens, mask = (
             np.pad(x, ((0, extra), (0, 0)), mode="edge") for x in (prompt_tokens, prompt_mask)
         )
+        if wanted is not None:
+            wanted = put_batch(np.pad(wanted, (0, extra)), self.mesh)
         tokens, mask = put_batch((tokens, mask), self.mesh)
         stops = None
         if self.stop:
@@ -133,6 +144,7 @@ class Sampler:
                 mask,
                 key,
                 stops,
+                wanted,
                 model=self.model,
                 config=config,
                 eos_ids=self.ends,
@@ -141,20 +153,22 @@ class Sampler:
                 top=0 if greedy else self.top,
             )
         out = jax.tree.map(lambda x: x[: rows * num_samples], to_host(out))
-        return self._stopped(out) if self.stop else out
+        return self.stopped(out)
 
     @property
     def ends(self) -> tuple[int, ...]:
         """Tokens that end a response."""
         return self.eos_ids or (self.tokenizer.eos_token_id,)
 
-    def _stopped(self, generation: Generation) -> Generation:
-        """Responses cut behind the token that completes the stop text; those have ended.
+    def stopped(self, generation: Generation) -> Generation:
+        """Responses cut behind the token that completes the stop text, if any; those have ended.
 
         This pass decides where a response ends. The automaton on the device, `stops.stop_table`, is
         an early exit, which saves decoding: it reads the text of one token at a time, and may miss
         a stop text of which several tokens make one character.
         """
+        if not self.stop:
+            return generation
         mask, truncated = np.array(generation.mask), np.array(generation.truncated)
         for row, tokens in enumerate(np.asarray(generation.tokens)):
             length = int(mask[row].sum())
@@ -188,8 +202,8 @@ class Sampler:
         return texts
 
 
-def _sample(params, prompt_tokens, prompt_mask, key, stops, *, model, **options) -> Generation:
-    return generate(model, params, prompt_tokens, prompt_mask, key, stops=stops, **options)
+def _sample(params, tokens, mask, key, stops, wanted, *, model, **options) -> Generation:
+    return generate(model, params, tokens, mask, key, stops=stops, wanted=wanted, **options)
 
 
 _checked_sample = Checked(

@@ -21,6 +21,7 @@ from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.objectives import Objectives
 from dfpo_jax.plans import Plans
 from dfpo_jax.rewards import Rewards
+from dfpo_jax.rollout.partial import Partial
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.settings import check_choice, check_interval, check_unread, parse_section
 from dfpo_jax.training.config_checks import check_sections
@@ -282,6 +283,7 @@ class Config:
       seed: of parameters, sampling and losses.
       algorithm: a key of `algorithms.PRESETS`, whose settings replace the defaults of what is not
         set otherwise.
+      partial: partial rollouts.
       task: training prompts; evaluated in-domain on its held-out split.
       out_of_domain: a second task, only evaluated; see `EvaluationConfig.out_of_domain`.
       policy_optimizer: of the policy, and of networks that objectives add.
@@ -307,6 +309,7 @@ class Config:
     )
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_new_tokens=8))
     plan: Plans = field(default_factory=Plans)
+    partial: Partial = field(default_factory=Partial)
     critic: Critics = field(default_factory=Critics)
     advantage: Advantages = field(default_factory=Advantages)
     objective: Objectives = field(default_factory=Objectives)

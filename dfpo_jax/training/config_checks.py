@@ -26,6 +26,7 @@ def check_sections(config: Any) -> None:
     _check_step_scaling(config)
     _check_channel(config)
     _check_groups(config)
+    _check_partial(config)
 
 
 def _check_lengths(config: Any) -> None:
@@ -138,3 +139,24 @@ def _check_groups(config: Any) -> None:
                 f"rewards.{name} is {value!r} and train.samples 1; it compares several responses "
                 f"to a prompt, so it must be {off!r}, or train.samples at least 2"
             )
+
+
+def _check_partial(config: Any) -> None:
+    partial, limit = config.partial, config.sampling.max_new_tokens
+    if partial.tokens == 0:
+        return
+    if partial.tokens >= limit or limit % partial.tokens:
+        raise ValueError(
+            f"partial.tokens is {partial.tokens} and sampling.max_new_tokens {limit}; it must be "
+            "smaller and divide it, so that every round has room for as many tokens"
+        )
+    if config.plan.name != "uniform":
+        raise ValueError(
+            f"partial.tokens is {partial.tokens} and plan.name {config.plan.name!r}; responses "
+            "that come in a later iteration fit no plan but 'uniform'"
+        )
+    if not config.log_probs.recompute:
+        raise ValueError(
+            f"partial.tokens is {partial.tokens} and log_probs.recompute False; the sampler's "
+            "log-probabilities are those of several policies, so it must be True"
+        )

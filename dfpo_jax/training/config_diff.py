@@ -15,10 +15,13 @@ FIXED = (
     "critic.units",
     "train.frozen",
     "train.behaviour_lag",
+    "partial",
     "evaluation.out_of_domain",  # accuracies before and after are of the same sets
 )
 # Of those, what runs that were started before there was such a setting did.
-_BEFORE = {"critic.units": "affine"}
+_BEFORE = {"critic.units": "affine", "partial.tokens": 0, "partial.spare": 0}
+# What shapes of unfinished responses follow from.
+_FIXED_WITH_PARTIAL = ("train.samples", "sampling.max_new_tokens")
 # Of those, what only says how the same function is computed.
 CHANGEABLE = ("model.dtype", "model.remat", "model.attention", "model.max_positions")
 
@@ -34,11 +37,12 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
     """
     changed, refused = [], []
     flat_old, flat_new = _BEFORE | flatten(old), _BEFORE | flatten(new)
+    all_fixed = FIXED + (_FIXED_WITH_PARTIAL if flat_old["partial.tokens"] > 0 else ())
     for key in sorted(flat_old.keys() | flat_new.keys()):
         before, after = flat_old.get(key), flat_new.get(key)
         if before != after:
             changed.append(f"config.{key}: {before!r} -> {after!r}")
-            fixed = any(key == name or key.startswith(name + ".") for name in FIXED)
+            fixed = any(key == name or key.startswith(name + ".") for name in all_fixed)
             if fixed and key not in CHANGEABLE:
                 refused.append(changed[-1])
     if refused:

@@ -117,8 +117,9 @@ def drawn_prompts(run: Run) -> list[Item]:
     """
     config, task = run.config, run.train_task
     if config.plan.name == "uniform":
-        steps = range(config.train.iterations)
-        drawn = [item for step in steps for item in task.batch(step, config.train.prompts)]
+        sizes = [config.train.prompts] * config.train.iterations
+        sizes[:1] = [config.train.prompts + config.partial.spare]
+        drawn = [item for step, size in enumerate(sizes) for item in task.batch(step, size)]
     else:
         drawn = task.everything()
     if run.learner.has_critic:

@@ -14,7 +14,7 @@ from dfpo_jax.metric import Metric
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import mesh_context, put_batch, put_replicated, shardings, to_host
 from dfpo_jax.training.update import PREPARE, Optimizers, Schedule, init_policy, init_state, update
-from dfpo_jax.types import VALUE_UNITS, Array, ArrayTree, Rollout, TrainState
+from dfpo_jax.types import VALUE_UNITS, Array, ArrayTree, Rollout, TrainState, Unfinished
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Learner:
       mesh: device mesh.
       max_skipped: updates in a row whose loss or gradient may be other than finite.
       behaviour_lag: iterations by which the sampling policy is behind.
+      unfinished: responses that the first iteration goes on with, if any.
     """
 
     def __init__(
@@ -67,11 +68,16 @@ class Learner:
         *,
         max_skipped: int = 0,
         behaviour_lag: int = 0,
+        unfinished: Unfinished | None = None,
     ):
         """Jit the programs; nothing compiles before the first call."""
         self.model, self.mesh, self.max_skipped = model, mesh, max_skipped
         self._init = functools.partial(
-            init_state, algorithm, optimizers, behaviour_lag=behaviour_lag
+            init_state,
+            algorithm,
+            optimizers,
+            behaviour_lag=behaviour_lag,
+            unfinished=unfinished,
         )
         self._algorithm = algorithm
         boxed = jax.eval_shape(lambda key: self._init(init_policy(model, key), key), _dummy_key())
@@ -131,6 +137,11 @@ class Learner:
 
         with mesh_context(self.mesh):
             return jax.jit(build, out_shardings=self.state_shardings)(key, policy_params)
+
+    def keep(self, state: TrainState, unfinished: Unfinished | None) -> TrainState:
+        """The state with what an iteration's rollout has left unfinished."""
+        put = functools.partial(put_replicated, mesh=self.mesh)
+        return state.replace(unfinished=jax.tree.map(put, unfinished))
 
     def observe(self, state: TrainState, observed: Observed) -> TrainState:
         """The state with the controls of an iteration that has seen these rewards."""

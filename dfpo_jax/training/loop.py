@@ -42,8 +42,9 @@ def iteration(
 ) -> tuple[TrainState, dict[str, float], list[dict[str, Any]]]:
     """One rollout and its updates: the new state, the iteration's metrics, and some responses."""
     config, step, clock = run.config, int(state.step), time.perf_counter()
-    collected, metrics, seconds = rollouts.take(state)
+    collected, metrics, seconds, unfinished = rollouts.take(state)
     rollout, taken = collected.rollout, time.perf_counter()
+    state = run.learner.keep(state, unfinished)
     rollouts.begin(state)
     state = run.learner.observe(state, run.observed(rollout.rewards, step))
     prepared = jax.block_until_ready(run.learner.prepare(state, rollout))

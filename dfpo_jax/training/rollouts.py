@@ -19,12 +19,13 @@ import jax
 import numpy as np
 
 from dfpo_jax.plans import Draw, Drawn
-from dfpo_jax.rollout.collect import draw, given
-from dfpo_jax.sharding import copied_to
+from dfpo_jax.rollout.collect import draw, given, judged
+from dfpo_jax.rollout.partial import take
+from dfpo_jax.sharding import copied_to, to_host
 from dfpo_jax.training.initial import states_of
 from dfpo_jax.training.run import ROLLOUT, Run
 from dfpo_jax.training.update import next_sampling_policy, sampling_policy
-from dfpo_jax.types import ArrayTree, Rollout, TrainState
+from dfpo_jax.types import ArrayTree, Rollout, TrainState, Unfinished
 
 
 class Collected(NamedTuple):
@@ -34,11 +35,14 @@ class Collected(NamedTuple):
       drawn: its rows.
       metrics: of the plan, the verifier and the prompts.
       seconds: of sampling, verification and rewards.
+      unfinished: responses that the next iteration goes on with, on the host; None without partial
+        rollouts.
     """
 
     drawn: Drawn
     metrics: dict[str, float]
     seconds: float
+    unfinished: Unfinished | None = None
 
 
 def samples_beside_training(run: Run) -> bool:
@@ -86,12 +90,14 @@ class Rollouts:
             self._prompts.exception()  # waits; what is wrong is raised again below
         if begun is not None and begun[0] == step:
             return begun[1].result()
-        return _collect(self._run, step, sampling_policy(state), states_of(self._run, state))
+        policy, states = sampling_policy(state), states_of(self._run, state)
+        return _collect(self._run, step, policy, states, to_host(state.unfinished))
 
     def begin(self, state: TrainState) -> None:
         """Begin with the rollout after that of a state, or with its prompts.
 
-        The policy is copied first, since updates donate the state.
+        The policy is copied first, since updates donate the state. What its own rollout has left
+        unfinished must be in the state already, see `Learner.keep`.
         """
         step = int(state.step) + 1
         if step >= self._run.config.train.iterations:
@@ -101,7 +107,8 @@ class Rollouts:
                 self._prompts = self._thread.submit(_encode_prompts, self._run, step)
         else:
             policy = copied_to(next_sampling_policy(state), self._run.sampler.mesh)
-            self._next = step, self._thread.submit(_collect, self._run, step, policy, None)
+            arguments = (self._run, step, policy, None, to_host(state.unfinished))
+            self._next = step, self._thread.submit(_collect, *arguments)
 
     def wait(self) -> None:
         """Wait until nothing is being collected, before others use the sampler's devices.
@@ -123,6 +130,7 @@ def _collect(
     step: int,
     policy: ArrayTree,
     states: Callable[[Rollout], np.ndarray] | None,
+    unfinished: Unfinished | None,
 ) -> Collected:
     """The rollout of an iteration.
 
@@ -132,6 +140,25 @@ def _collect(
     config, clock, tally = run.config.train, time.perf_counter(), Counter()
     sampler = run.sampler if step > 0 else dataclasses.replace(run.sampler, prompt_buckets=())
     key = jax.random.fold_in(jax.random.fold_in(run.key, ROLLOUT), step)
+
+    if unfinished is not None:
+        taken = take(
+            sampler,
+            policy,
+            run.train_task.batch,
+            unfinished,
+            key,
+            step,
+            tokens=run.config.partial.tokens,
+            prompts=config.prompts,
+            samples=config.samples,
+            tally=tally,
+        )
+        inputs = (taken.items, sampler.prompts(taken.items), taken.responses, step)
+        options = {"tally": tally, "states": states}
+        found = judged(sampler, run.train_task, run.rewards, *inputs, **options)
+        metrics = taken.metrics | {name: float(count) for name, count in tally.items()}
+        return Collected(found, metrics, time.perf_counter() - clock, taken.unfinished)
 
     def drawn(items, samples, round):
         options = {"num_samples": samples, "round": round, "tally": tally, "states": states}

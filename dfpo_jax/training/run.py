@@ -16,6 +16,7 @@ from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.plans import Plan
 from dfpo_jax.rewards import Link, Rewards
 from dfpo_jax.rollout.collect import given
+from dfpo_jax.rollout.partial import first_unfinished
 from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.sharding import create_meshes
 from dfpo_jax.tasks.base import Item, Task
@@ -246,6 +247,10 @@ def make_learner(
             f"most probable tokens of every step; model.vocab_size is {tokens}, so it may be at "
             "most that many"
         )
+    unfinished = None
+    if config.partial.tokens > 0:
+        sizes = (train.prompts, train.samples, config.sampling.max_new_tokens, algorithm.top)
+        unfinished = first_unfinished(config.partial, *sizes)
     return Learner(
         model,
         algorithm,
@@ -254,6 +259,7 @@ def make_learner(
         mesh,
         max_skipped=train.max_skipped,
         behaviour_lag=train.behaviour_lag,
+        unfinished=unfinished,
     )
 
 

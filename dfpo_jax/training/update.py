@@ -19,7 +19,7 @@ from dfpo_jax.training.gradients import (
     over_devices,
     split_trained,
 )
-from dfpo_jax.types import Array, ArrayTree, TrainState
+from dfpo_jax.types import Array, ArrayTree, TrainState, Unfinished
 
 # Folded into an iteration's key beside the update numbers 0, 1, ...
 ORDER, PREPARE = 2**31, 2**31 + 1
@@ -87,6 +87,7 @@ def init_state(
     policy_params: ArrayTree,
     key: Array,
     behaviour_lag: int = 0,
+    unfinished: Unfinished | None = None,
 ) -> TrainState:
     """A fresh train state around given policy parameters; pure, boxes pass through.
 
@@ -96,6 +97,7 @@ def init_state(
       policy_params: starting point; also the KL reference where one is kept.
       key: typed PRNG key of the run.
       behaviour_lag: iterations by which the sampling policy is behind.
+      unfinished: responses that the first iteration goes on with, if any.
     """
     params = algorithm.init(jax.random.fold_in(key, 0), policy_params)
     trained, _ = split_trained(params, optimizers)
@@ -113,6 +115,7 @@ def init_state(
         controls={name: jnp.float32(value) for name, value in algorithm.controls.items()},
         key=jax.random.fold_in(key, 1),
         past=tuple(copied() for _ in range(behaviour_lag)),
+        unfinished=jax.tree.map(jnp.asarray, unfinished),
     )
 
 
