@@ -27,7 +27,15 @@ import time
 from pathlib import Path
 
 import jax
-from _benchmark import configuration, language_model, packing, presets, rivals, verifiers
+from _benchmark import (
+    configuration,
+    language_model,
+    packing,
+    partial_rollouts,
+    presets,
+    rivals,
+    verifiers,
+)
 from _benchmark.rollouts import made_up
 from _benchmark.timing import alternate
 from absl import flags
@@ -220,6 +228,7 @@ BENCHMARKS = {
     "checkpoint": checkpoint,
     **language_model.BENCHMARKS,
     **packing.BENCHMARKS,
+    **partial_rollouts.BENCHMARKS,
     **verifiers.BENCHMARKS,
 }
 

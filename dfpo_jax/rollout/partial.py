@@ -23,7 +23,7 @@ from dfpo_jax.tokenizers import left_pad
 from dfpo_jax.types import Array, ArrayTree, Generation, Unfinished
 
 _GO_ON = 2**30  # folded into an iteration's key, beside the rounds of plans
-_SIZES = (8, 4, 2, 1)  # going on is compiled for these parts of all rows
+_PART = 4  # going on is compiled for all rows and a quarter, and for 1, 4, 16, ... older rounds
 
 
 METRICS = (
@@ -222,11 +222,12 @@ def _gone_on(
     tokens, limit = sampler.config.max_new_tokens, pool.tokens.shape[1]
     counts = pool.mask.sum(axis=1).astype(int)[rows]
     most = len(pool.tokens)
-    size = next(s for s in (-(-most // part) for part in _SIZES) if s >= len(rows) or s == most)
-    rounds = 1 << max(int(counts.max(initial=0)) // tokens - 1, 0).bit_length()
-    columns = min(rounds * tokens, limit - tokens)
-    if largest:
-        size, columns = most, limit - tokens
+    part = -(-most // _PART)
+    size = part if len(rows) <= part and not largest else most
+    columns = tokens
+    while columns < counts.max(initial=0) or (largest and columns < limit):
+        columns *= _PART
+    columns = min(columns, limit - tokens)
     pad = sampler.tokenizer.pad_token_id
     ids = [[pad]] * size
     if len(rows):

@@ -6,11 +6,12 @@ import functools
 import jax
 import numpy as np
 import pytest
-from _benchmark import configuration, language_model, packing, presets, verifiers
+from _benchmark import configuration, language_model, packing, partial_rollouts, presets, verifiers
 from _benchmark.rollouts import made_up
 from tiny_run import tiny
 
 from dfpo_jax.algorithms import PRESETS
+from dfpo_jax.rollout.partial import Partial
 from dfpo_jax.tasks import Item
 from dfpo_jax.tasks.verifiers import Verifier, VerifierConfig
 from dfpo_jax.training.config import parse_config
@@ -60,6 +61,15 @@ def test_packing_benchmark(small, monkeypatch):
     assert 0 < kept["bytes_full/none"] < kept["bytes_dots/none"] < 1
     monkeypatch.setattr(packing, "LENGTHS", (8, 24))
     assert packing.lengths(1)["per_token_24/8"] > 0
+
+
+@pytest.mark.slow
+def test_partial_rollouts_benchmark(small, monkeypatch):
+    for name, value in {"LIMIT": 64, "MEAN": 8, "PARTIAL": Partial(8, 4)}.items():
+        monkeypatch.setattr(partial_rollouts, name, value)
+    found = partial_rollouts.partial(1)
+    assert 6 < found["mean_length_whole"] < 10 and 6 < found["mean_length_partial"] < 10
+    assert found["partial/whole"] > 0
 
 
 def test_every_verifier_is_timed_on_right_and_wrong_responses(monkeypatch):

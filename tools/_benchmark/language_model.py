@@ -30,7 +30,7 @@ def _dtype() -> str:
     return "bfloat16" if jax.default_backend() == "gpu" else "float32"
 
 
-def _smollm2(**options) -> tuple[Transformer, dict]:
+def smollm2(**options) -> tuple[Transformer, dict]:
     """A decoder with SmolLM2-135M's sizes and random parameters."""
     model = Transformer(replace(SMOLLM2, dtype=_dtype(), param_dtype=_dtype(), **options))
     return model, nn.unbox(jax.jit(functools.partial(init_policy, model))(jax.random.key(0)))
@@ -79,7 +79,7 @@ def _generator(model, params, prompts, *, eos_ids=(), num_samples=1, length=RESP
 def generation(repeats: int) -> dict:
     """64 new tokens for 16 prompts of 32, sampled from the whole vocabulary, against PyTorch."""
     rows, prompts = 16, _tokens(16, PROMPT)
-    programs = {"dfpo_jax": _generator(*_smollm2(), prompts)}
+    programs = {"dfpo_jax": _generator(*smollm2(), prompts)}
     if found := _torch_smollm2():
         torch, model = found
         inputs = torch.tensor(prompts, dtype=torch.long, device=model.device)
@@ -104,7 +104,7 @@ def ragged(repeats: int) -> dict:
     One in 16 tokens of the random model ends a response. The comparison decodes all responses to
     the limit, in one batch of 64 or in 16 slots, whichever is faster.
     """
-    model, params = _smollm2()
+    model, params = smollm2()
     prompts = _tokens(16, PROMPT)
     build = functools.partial(_generator, model, params, prompts, num_samples=4)
     ends = tuple(range(SMOLLM2.vocab_size // 16))
@@ -127,7 +127,7 @@ def long_cache(repeats: int) -> dict:
     With attention to all 512 columns of the cache, and to the chunks that a row has filled; on a
     GPU both read all.
     """
-    model, params = _smollm2()
+    model, params = smollm2()
     limit = 512 - PROMPT
     ends = tuple(range(4 * SMOLLM2.vocab_size // limit))
     build = functools.partial(_generator, model, params, _tokens(16, PROMPT), length=limit)
@@ -144,7 +144,7 @@ def long_cache(repeats: int) -> dict:
 
 def log_probs(repeats: int) -> dict:
     """Log-probabilities of 4 x 256 tokens and their gradient, against PyTorch."""
-    model, params = _smollm2(remat="dots")
+    model, params = smollm2(remat="dots")
     rows, length = 4, 256
     tokens = _tokens(rows, length + 1)
 
