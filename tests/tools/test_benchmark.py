@@ -65,8 +65,8 @@ def test_packing_benchmark(small, monkeypatch):
 
 @pytest.mark.slow
 def test_partial_rollouts_benchmark(small, monkeypatch):
-    for name, value in {"LIMIT": 64, "MEAN": 8, "PARTIAL": Partial(8, 4)}.items():
-        monkeypatch.setattr(partial_rollouts, name, value)
+    sizes = partial_rollouts.Sizes(4, 4, 64, 8, Partial(8, 4))
+    monkeypatch.setattr(partial_rollouts, "SIZES", sizes)
     found = partial_rollouts.partial(1)
     assert 6 < found["mean_length_whole"] < 10 and 6 < found["mean_length_partial"] < 10
     assert found["partial/whole"] > 0

@@ -1,5 +1,7 @@
 """Sampling of iterations that wait for their longest responses, and of some that do not."""
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 from _benchmark.language_model import smollm2
@@ -12,9 +14,21 @@ from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks.base import Item
 from dfpo_jax.tokenizers import character_tokenizer
 
-PROMPTS, SAMPLES, PROMPT, LIMIT, MEAN = 8, 4, 32, 512, 32
-PARTIAL = Partial(tokens=32, spare=4)
-ITERATIONS = 4  # in a turn
+PROMPT, ITERATIONS = 32, 3  # tokens of a prompt, iterations in a turn
+
+
+class Sizes(NamedTuple):
+    """Of an iteration: prompts, responses to each, most tokens of a response, their mean."""
+
+    prompts: int
+    samples: int
+    limit: int
+    mean: int
+    partial: Partial
+
+
+SIZES = Sizes(4, 4, 512, 32, Partial(tokens=32, spare=4))
+SIZES_OF_GPUS = Sizes(16, 8, 1024, 64, Partial(tokens=64, spare=8))
 
 
 def _prompts(step: int, size: int) -> list[Item]:
@@ -23,35 +37,36 @@ def _prompts(step: int, size: int) -> list[Item]:
 
 
 def partial(repeats: int) -> dict:
-    """Sampling for iterations of 32 responses, at most 512 tokens, with geometric lengths.
+    """Sampling for iterations of 16 responses, at most 512 tokens; of 128 and 1,024 on a GPU.
 
-    SmolLM2-135M's sizes; one in 32 tokens of the random model ends a response. A turn is four
-    iterations in a row, each with prompts of its own. Waiting for all
-    responses, and with rounds of 32 tokens and four spare prompts; seconds per token that an
-    iteration takes.
+    SmolLM2-135M's sizes. Lengths are geometric with a mean of a sixteenth of the limit. A turn is
+    three iterations in a row, each with prompts of its own. Waiting for all responses, and with
+    rounds of so many tokens and as many spare prompts (half as many on a GPU) as an iteration has;
+    seconds per token that iterations take.
     """
     model, params = smollm2()
-    ends = tuple(range(model.config.vocab_size // MEAN))
-    tokenizer, config = character_tokenizer("0123456789"), SamplingConfig(LIMIT)
+    sizes = SIZES_OF_GPUS if jax.default_backend() == "gpu" else SIZES
+    ends = tuple(range(model.config.vocab_size // sizes.mean))
+    tokenizer, config = character_tokenizer("0123456789"), SamplingConfig(sizes.limit)
     sampler = Sampler(model, tokenizer, PROMPT, config, create_mesh(), eos_ids=ends)
-    sizes = {"prompts": PROMPTS, "samples": SAMPLES}
+    counts = {"prompts": sizes.prompts, "samples": sizes.samples}
     steps, tokens = {}, {"whole": [], "partial": []}
     unfinished = None
 
     def begin():
         nonlocal unfinished
         steps.update(whole=0, partial=0)
-        unfinished = first_unfinished(PARTIAL, **sizes, limit=LIMIT, top=0)
+        unfinished = first_unfinished(sizes.partial, **counts, limit=sizes.limit, top=0)
 
     def iteration(name: str):
         nonlocal unfinished
         step = steps[name]
         key, steps[name] = jax.random.fold_in(jax.random.key(0), step), step + 1
         if name == "whole":
-            prompts = sampler.prompts(_prompts(step, PROMPTS))
-            return sampler(params, *prompts, key, num_samples=SAMPLES)
+            prompts = sampler.prompts(_prompts(step, sizes.prompts))
+            return sampler(params, *prompts, key, num_samples=sizes.samples)
         source = (sampler, params, _prompts, unfinished, key, step)
-        taken = take(*source, tokens=PARTIAL.tokens, **sizes)
+        taken = take(*source, tokens=sizes.partial.tokens, **counts)
         unfinished = taken.unfinished
         return taken.responses
 
@@ -67,7 +82,7 @@ def partial(repeats: int) -> dict:
     lengths = {name: x[-repeats:] for name, x in tokens.items()}
     per_token = {name: times[name] * repeats / sum(lengths[name]) for name in steps}
     means = {
-        f"mean_length_{name}": sum(x) / (repeats * ITERATIONS * PROMPTS * SAMPLES)
+        f"mean_length_{name}": sum(x) / (repeats * ITERATIONS * sizes.prompts * sizes.samples)
         for name, x in lengths.items()
     }
     return times | means | {"partial/whole": per_token["partial"] / per_token["whole"]}
