@@ -1,7 +1,7 @@
-"""Compiles programs ahead of time and checks their memory before they run."""
+"""Compiles programs ahead of time, with the options of their devices, and checks their memory."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,22 @@ def needed_bytes(analysis: Any) -> int:
     return analysis.temp_size_in_bytes + results
 
 
+def compiler_options(devices: Iterable[jax.Device]) -> dict[str, str]:
+    """What XLA is told about programs of this library, beside its defaults.
+
+    TPUs: where a product's operand is gathered, XLA computes it window by window, to hide the
+    communication. Every window then reads the other operand, or adds to the whole result, in the
+    chip's memory once more, which made that memory the bound of preparation and train step. Gathers
+    are asynchronous without windows too.
+
+    Args:
+      devices: all of one platform.
+    """
+    if next(iter(devices)).platform != "tpu":
+        return {}
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
+
 class Checked:
     """A jitted function that refuses to run if it needs more memory than is free.
 
@@ -89,7 +105,8 @@ class Checked:
         shapes = tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
         key = (structure, shapes, tuple(static.items()))
         if key not in self._programs:
-            program = self.jitted.lower(*arguments, **static).compile()
+            lowered = self.jitted.lower(*arguments, **static)
+            program = lowered.compile(compiler_options(_devices(leaves)))
             places = jax.tree.leaves(program.output_shardings)
             self._check(program.memory_analysis(), places[0].addressable_devices)
             self._programs[key] = program
@@ -106,6 +123,12 @@ class Checked:
                     f"{self._name} needs {needed / 2**30:.2f} GiB and {device} has "
                     f"{free / 2**30:.2f} GiB free; {self._advice}"
                 )
+
+
+def _devices(leaves: list[Any]) -> Iterable[jax.Device]:
+    """Where a program runs with these arguments."""
+    found = (x.sharding.device_set for x in leaves if hasattr(x, "sharding"))
+    return next(found, jax.devices())
 
 
 _ALL: weakref.WeakSet[Checked] = weakref.WeakSet()

@@ -1,7 +1,10 @@
 """What does not fit is refused before it runs."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dfpo_jax import memory
@@ -117,3 +120,13 @@ def test_cpu_devices_share_the_memory_of_the_host(monkeypatch):
     with pytest.raises(MemoryError, match="sit down"):
         checked(jnp.ones(share // 4 + 1))
     assert checked(jnp.ones(share // 4)).shape == (share // 4,)
+
+
+def test_programs_are_compiled_with_the_options_of_their_devices(monkeypatch):
+    assert memory.compiler_options(jax.devices()) == {}
+    chips = [SimpleNamespace(platform="tpu")]
+    assert list(memory.compiler_options(chips)) == ["xla_jf_spmd_threshold_for_windowed_einsum_mib"]
+    monkeypatch.setattr(memory, "compiler_options", lambda devices: {"no_such_option": "1"})
+    for x in (jnp.ones(8), np.ones(8)):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+            Checked("the square", jax.jit(lambda x: x * x), "")(x)

@@ -154,6 +154,7 @@ def test_prompts_of_the_next_iteration_are_encoded_before_it_is_asked_for(monkey
     )
     with rollouts.Rollouts(run) as source:
         for step in (0, 1):
-            source.take(SimpleNamespace(step=step))
-            source.begin(SimpleNamespace(step=step))
+            state = SimpleNamespace(step=step, unfinished=None)
+            source.take(state)
+            source.begin(state)
     assert collected == [(0, []), (1, [(1, n) for n in range(4)])]  # and none after the last one

@@ -20,6 +20,7 @@ from _ahead.programs import PROGRAMS, Lowering
 from absl import flags
 from jax.sharding import Mesh
 
+from dfpo_jax.memory import compiler_options
 from dfpo_jax.models import pretrained
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.training import command_line, compilation_cache
@@ -72,7 +73,8 @@ def compile_program(lowering: Lowering, name: str, keep: str | None = None) -> d
     lowered = lowering.lower(name)
     lower_seconds, start = time.perf_counter() - start, time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        options = compiler_options(lowering.mesh.devices.flat)
+        options |= {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
             compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
