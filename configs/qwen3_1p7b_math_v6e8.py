@@ -53,6 +53,7 @@ def get_config(arg=None):
         minibatches=4,
         microbatches=4,
     )
+    config.log_probs.chunk = 1536  # of a whole micro-batch: the gradient of the head is summed once
     config.policy_optimizer.update(learning_rate=1e-6, warmup_steps=10)
     config.critic_optimizer.update(learning_rate=5e-6, warmup_steps=10)
     config.critic.update(trunk="own", warmup=5)

@@ -6,7 +6,7 @@ donation makes necessary, and the order of random keys.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -74,7 +74,7 @@ class _Parts(NamedTuple):
     advantage: Advantage
     objectives: dict[str, Objective]
     critic_rests: bool
-    microbatch_tokens: int
+    layout: Callable[[Rollout], Layout]
     updates_once: bool
 
 
@@ -85,7 +85,7 @@ def compose(
     *,
     keeps_reference: bool = False,
     critic_rests: bool = False,
-    microbatch_tokens: int = 0,
+    layout: Callable[[Rollout], Layout] = whole_layout,
     updates_once: bool = False,
 ) -> Algorithm:
     """The algorithm of these settings.
@@ -96,7 +96,7 @@ def compose(
       temperature: the sampler's temperature, at which log-probabilities are taken.
       keeps_reference: whether the state holds the first policy even if no objective needs it.
       critic_rests: whether the critic stays as it is; the statistics of its features then do too.
-      microbatch_tokens: 0, or the tokens that `prepare` packs and evaluates at once.
+      layout: how `prepare` reads the sequences of a rollout; all at once by default.
       updates_once: whether an iteration makes a single update, whose policy is the old one: its
         log-probabilities are then evaluated there alone.
 
@@ -106,7 +106,7 @@ def compose(
     check_parts(config)
     critic, advantage = config.critic.build(), config.advantage.build()
     objectives = config.objective.build()
-    settings = (critic_rests, microbatch_tokens, updates_once)
+    settings = (critic_rests, layout, updates_once)
     parts = _Parts(model, config, temperature, critic, advantage, objectives, *settings)
 
     def bound(function, wanted=True):
@@ -159,7 +159,7 @@ def _prepare(
 ) -> tuple[Batch, Context]:
     critic, config = parts.critic, parts.config
     critic_key, policy_key = jax.random.split(key)
-    layout = whole_layout(parts.microbatch_tokens, rollout)
+    layout = parts.layout(rollout)
     inputs = (state, rollout, parts.temperature)
     found = evaluate_old(parts.model, config, parts.objectives, *inputs, layout)
     steps, view, targets, head, whitening = found.steps, None, None, None, None

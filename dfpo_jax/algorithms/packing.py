@@ -181,10 +181,30 @@ def in_packs(rows: int) -> Layout:
     return layout
 
 
-def whole_layout(tokens: int, rollout: Rollout) -> Layout:
-    """How all sequences of a rollout are read: padded, or in packs of so many tokens if above 0."""
+def in_pieces(count: int) -> Layout:
+    """Padded rows, in `count` pieces of as many; nothing may be differentiated through it."""
+
+    def layout(function, sequence, valid):
+        def split(x):  # every count-th row, so that each device keeps its rows
+            found = jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
+            return nn.with_logical_constraint(found, (None, "batch", *(None,) * (x.ndim - 1)))
+
+        found = jax.lax.map(lambda x: function(*x, None), (split(sequence), split(valid)))
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), found)
+
+    return layout
+
+
+def whole_layout(rollout: Rollout, tokens: int = 0, pieces: int = 1) -> Layout:
+    """How all sequences of a rollout are read, where nothing is differentiated.
+
+    Args:
+      rollout: gives the sizes.
+      tokens: 0, or of a pack of sequences.
+      pieces: without packs, in how many pieces; it must divide the sequences of a device.
+    """
     if tokens == 0:
-        return padded
+        return padded if pieces == 1 else in_pieces(pieces)
     length = rollout.prompt_tokens.shape[1] + rollout.tokens.shape[1]
     return in_packs(rows_at_once(tokens, length, len(rollout.tokens)))
 

@@ -132,7 +132,8 @@ class TrainConfig:
         Warm starts and the accuracy of evaluation sets have one length.
       epochs: passes over a rollout.
       minibatches: updates per pass.
-      microbatches: pieces a minibatch is split into to save memory; changes no result.
+      microbatches: pieces a minibatch is split into to save memory, and from 2 on preparation too,
+        into pieces of as many rows; changes no result beyond rounding.
       microbatch_tokens: 0: the decoder reads a padded row for each sequence. Above 0, sequences are
         packed into rows of prompt_length + sampling.max_new_tokens tokens, and a minibatch is split
         into as many pieces of about this many tokens as it fills, one row per device at least, so
@@ -189,6 +190,11 @@ class TrainConfig:
                 f"prompts * samples is {rows}; it must be a multiple of minibatches * "
                 f"microbatches, {pieces}"
             )
+
+    @property
+    def prepare_pieces(self) -> int:
+        """Pieces in which preparation evaluates the decoder, where rows are padded."""
+        return self.minibatches * self.microbatches if self.microbatches > 1 else 1
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """From a configuration to the objects of a run, checked against each other."""
 
+import functools
 import importlib.util
 import logging
 import time
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dfpo_jax.algorithms import Algorithm, compose
 from dfpo_jax.algorithms.interface import Observed
+from dfpo_jax.algorithms.packing import whole_layout
 from dfpo_jax.models import pretrained
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.plans import Plan
@@ -238,7 +240,9 @@ def make_learner(
         config.sampling.temperature,
         keeps_reference=config.rewards.learned.samples > 0,
         critic_rests="critic" in train.frozen,
-        microbatch_tokens=train.microbatch_tokens,
+        layout=functools.partial(
+            whole_layout, tokens=train.microbatch_tokens, pieces=train.prepare_pieces
+        ),
         updates_once=train.epochs * train.minibatches == 1,
     )
     if algorithm.top > tokens:

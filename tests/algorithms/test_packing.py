@@ -11,8 +11,18 @@ import tiny
 from tiny import ragged_rollout
 
 from dfpo_jax.algorithms import PRESETS, compose
-from dfpo_jax.algorithms.packing import SLOTS, in_packs, pack, plan_packs, plan_rows, taken
+from dfpo_jax.algorithms.packing import (
+    SLOTS,
+    in_packs,
+    in_pieces,
+    pack,
+    plan_packs,
+    plan_rows,
+    taken,
+    whole_layout,
+)
 from dfpo_jax.models import LoraConfig, Transformer
+from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.training.config import default_config, parse_config
 from dfpo_jax.training.gradients import accumulate_gradients
 from dfpo_jax.types import Expert
@@ -94,6 +104,26 @@ def test_the_decoder_reads_sequences_in_packed_rows_as_it_does_alone():
     np.testing.assert_allclose(found[real], alone[real], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+def test_the_decoder_reads_sequences_in_pieces_as_it_does_at_once(mesh):
+    model, (tokens, valid) = Transformer(tiny.DECODER), sequences()
+    params = model.init(jax.random.key(0), tokens, valid)["params"]
+    rows = slice(0, len(tokens) // 8 * 8)
+    tokens, valid = jnp.asarray(tokens[rows]), jnp.asarray(valid[rows])
+
+    def one(sequence, valid, packed):
+        assert packed is None and len(sequence) == len(tokens) // 2
+        hidden, _ = model.apply({"params": params}, sequence, valid)
+        return hidden, valid
+
+    with mesh_context(create_mesh(*mesh)):
+        found, kept = jax.jit(in_pieces(2), static_argnums=0)(one, tokens, valid)
+    np.testing.assert_array_equal(kept, valid)
+    alone, _ = model.apply({"params": params}, tokens, valid)
+    real = valid > 0
+    np.testing.assert_allclose(found[real], alone[real], rtol=1e-5, atol=1e-5)
+
+
 def built(name, **changes):
     """(tokens, model) -> the algorithm of a preset; 0 tokens for padded rows.
 
@@ -109,9 +139,12 @@ def built(name, **changes):
     config = parse_config(assigned).algorithm_config()
     critic = dataclasses.replace(config.critic, flow=small(config.critic.flow))
     config = dataclasses.replace(config, critic=critic)
-    return lambda tokens, model: compose(
-        model, config, 0.8, microbatch_tokens=tokens, updates_once=tokens > 0
-    )
+
+    def build(tokens, model):
+        layout = functools.partial(whole_layout, tokens=tokens)
+        return compose(model, config, 0.8, layout=layout, updates_once=tokens > 0)
+
+    return build
 
 
 def small(flow):

@@ -268,7 +268,8 @@ def test_settings_that_have_an_effect_are_allowed(settings):
 def test_a_limit_that_is_just_met_is_allowed():
     assert parse_config({"train": {"prompt_length": 2040}}).train.prompt_length == 2040
     assert parse_config({"train": {"iterations": 0}}).train.iterations == 0
-    TrainConfig(prompts=3, samples=4, minibatches=2, microbatches=3)
+    assert TrainConfig(prompts=3, samples=4, minibatches=2, microbatches=3).prepare_pieces == 6
+    assert TrainConfig(minibatches=2).prepare_pieces == 1
     EvaluationConfig(critic_prompts=0)
     WarmStartConfig(steps=0)
 

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny import Markov, ragged_rollout
 
 from dfpo_jax.algorithms import AlgorithmConfig, LogProbs, Returns, compose, sft
+from dfpo_jax.algorithms.packing import whole_layout
 from dfpo_jax.critics import Critics, Flow
 from dfpo_jax.models import Transformer
 from dfpo_jax.objectives import Entropy, Kl, Objectives
@@ -134,7 +135,8 @@ def decoder_learner(name, mesh):
     critic = Critics(CRITICS[name], trunk="shared", flow=FLOW, **inputs)
     model = Transformer(tiny.DECODER)
     tokens = PACKED_TOKENS if name == "packed" else 0
-    algorithm = compose(model, AlgorithmConfig(critic), 0.8, microbatch_tokens=tokens)
+    layout = functools.partial(whole_layout, tokens=tokens)
+    algorithm = compose(model, AlgorithmConfig(critic), 0.8, layout=layout)
     schedule = Schedule(microbatch_tokens=tokens)
     learner = Learner(model, algorithm, make_optimizers("sgd"), schedule, create_mesh(*mesh))
     return learner, algorithm

@@ -11,6 +11,7 @@ from _benchmark.timing import alternate
 
 from dfpo_jax.advantages import Advantages
 from dfpo_jax.algorithms import AlgorithmConfig, compose
+from dfpo_jax.algorithms.packing import whole_layout
 from dfpo_jax.critics import Critics
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import create_mesh, mesh_context
@@ -32,7 +33,8 @@ def _learner(tokens: int = 0, **settings: str) -> Learner:
     """
     model = Transformer(dataclasses.replace(SMOLLM2, **settings))
     config = AlgorithmConfig(Critics("none"), Advantages("group"))
-    algorithm = compose(model, config, 1.0, microbatch_tokens=tokens)
+    layout = functools.partial(whole_layout, tokens=tokens)
+    algorithm = compose(model, config, 1.0, layout=layout)
     optimizers = {"policy": make_optimizer(OptimizerConfig(), 100)}
     schedule = Schedule(microbatch_tokens=tokens)
     return Learner(model, algorithm, optimizers, schedule, create_mesh())
