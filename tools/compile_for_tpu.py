@@ -11,7 +11,9 @@ with libtpu as a TPU host. Prompts have `train.prompt_length` tokens; programs f
 of arguments, temporaries, results that do not replace an argument, code, and the rest of the train
 state ("resident"); their sum ("peak") and the share of the chip's memory that is left; FLOPs, bytes
 between chip and memory, bytes sent to other chips by kind of collective; and the time that the
-slowest of the three takes at the chip's peak rate ("at least"), with its name: MXU, HBM or ICI.
+slowest of the three takes at the chip's peak rate ("at least"), with its name, MXU, HBM or ICI; the
+share of the peak FLOP rate that this leaves; and of "prepare" and "train", slots of sequences per
+second, filled or not.
 `_ahead/costs.py` documents how they are counted (loops as often as they run), and `_ahead/chips.py`
 has the chips' figures. ICI time assumes that all links of a chip are busy; collectives along one
 mesh axis get less bandwidth.

@@ -39,13 +39,15 @@ FIGURES = {
 
 
 def test_a_chip_judges_the_figures():
-    x = report.judge(FIGURES, TPUS["v5e"])
+    x = report.judge(FIGURES, TPUS["v5e"], 4096)
     assert x["fits"] and x["spare"] == pytest.approx(1 - 5.5 / 16)
     assert x["seconds"] == pytest.approx(2.0) and x["bound"] == "ICI"
     line = report.describe("train", x)
     assert line.startswith("train: peak 5.50 GiB, 66% spare (arguments 2.00, temporaries 3.00,")
     assert "197 TFLOP" in line and "all-gather 200, all-reduce 200" in line
-    assert "at least 2000 ms (ICI); compiled in 60 s" in line and "too low" not in line
+    rate = "0.50 of the FLOP rate, 2,048 tokens/s"
+    assert f"at least 2000 ms (ICI), {rate}; compiled in 60 s" in line and "too low" not in line
+    assert "FLOP rate; compiled" in report.describe("decode", report.judge(FIGURES, TPUS["v5e"]))
     large = report.judge(FIGURES | {"peak": 17 * GIB}, TPUS["v5e"])
     assert not large["fits"]
     told = report.describe("train", x | {"unknown_loops": 2})

@@ -52,6 +52,13 @@ class Lowering(Programs):
                 return self._decode(train.prompts * self.round_samples)
         return super().lower(name)
 
+    def slots(self, name: str) -> int:
+        """Slots of the sequences that "prepare" or "train" reads; 0 for the others."""
+        train = self.config.train
+        length = train.prompt_length + self.config.sampling.max_new_tokens
+        rows = train.prompts * train.samples
+        return {"prepare": rows, "train": rows // train.minibatches}.get(name, 0) * length
+
     def resident(self, name: str) -> int:
         """Bytes per chip of the train state that stay in memory besides a program's own.
 

@@ -107,14 +107,25 @@ def used_line(message: str) -> str:
     return found.group(0) if found else message.splitlines()[0][:200]
 
 
-def judge(figures: dict, chip: Chip) -> dict:
-    """Adds to the figures: whether they fit, share of memory left, least time, and its limit."""
+def judge(figures: dict, chip: Chip, tokens: float = 0.0) -> dict:
+    """Adds to the figures what the chip makes of them.
+
+    Whether they fit, the share of memory that is left, the least time and its limit, and the share
+    of the chip's FLOP rate that this time leaves to reach.
+
+    Args:
+      figures: of a program, per chip.
+      chip: that runs it.
+      tokens: slots of its sequences per chip, for "tokens_per_second"; 0 without.
+    """
     if "error" in figures:
         return figures | {"fits": False}
     sent = sum(figures["sent"].values())
     seconds, bound = roofline(chip, figures["flops"], figures["hbm_bytes"], sent)
     spare = 1.0 - figures["peak"] / chip.hbm_bytes
-    return figures | {"fits": spare >= 0, "spare": spare, "seconds": seconds, "bound": bound}
+    share = figures["flops"] / chip.flops / seconds
+    found = {"fits": spare >= 0, "spare": spare, "seconds": seconds, "bound": bound, "share": share}
+    return figures | found | ({"tokens_per_second": tokens / seconds} if tokens else {})
 
 
 def describe(name: str, x: dict) -> str:
@@ -130,11 +141,14 @@ def describe(name: str, x: dict) -> str:
             f"\n  counted too low: {x['unknown_loops']} loops once, {x['unknown_kernels']} kernels "
             "without FLOPs"
         )
+    rate = f"{x['share']:.2f} of the FLOP rate"
+    if "tokens_per_second" in x:
+        rate += f", {x['tokens_per_second']:,.0f} tokens/s"
     return (
         f"{name}: peak {gib['peak']:.2f} GiB, {x['spare']:.0%} spare ({parts})\n"
         f"  {x['flops'] / 1e12:.4g} TFLOP, {x['hbm_bytes'] / 1e9:.4g} GB memory traffic, sends GB: "
         f"{sent}\n"
-        f"  at least {x['seconds'] * 1e3:.4g} ms ({x['bound']}); compiled in "
+        f"  at least {x['seconds'] * 1e3:.4g} ms ({x['bound']}), {rate}; compiled in "
         f"{x['compile_seconds']:.0f} s{notes}"
     )
 
@@ -184,7 +198,8 @@ def run(
     )
     results = {}
     for name in programs:
-        results[name] = judge(compile_program(lowering, name, keep), chip)
+        slots = lowering.slots(name) / mesh.size
+        results[name] = judge(compile_program(lowering, name, keep), chip, slots)
         print(describe(name, results[name]), flush=True)
         print(describe_traffic(results[name], traffic), end="", flush=True)
     return results
