@@ -30,6 +30,7 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 # Order is priority: if two names of one array map to the same mesh axis, the first rule gets it.
 LOGICAL_RULES: Rules = {
     "batch": BATCH_AXES,
+    "row": MESH_AXES,
     "vocab": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -165,6 +166,16 @@ def mesh_size(*axes: str) -> int:
 def batch_devices() -> int:
     """Number of devices over which the mesh and the rules in force split the batch."""
     return mesh_size(*_names(dict(nn.get_logical_axis_rules()).get("batch", BATCH_AXES)))
+
+
+def split_rows(x: Array) -> Array:
+    """Asks the compiler to split rows over all devices, if they divide them, else over the batch's.
+
+    For what needs a whole row of logits: devices of a tensor axis then exchange rows for parts of
+    the vocabulary, instead of gathering all rows each.
+    """
+    axis = "row" if len(x) % mesh_size(*MESH_AXES) == 0 else "batch"
+    return nn.with_logical_constraint(x, (axis, *(None,) * (x.ndim - 1)))
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from dfpo_jax.models import lora
 from dfpo_jax.models.config import TransformerConfig
 from dfpo_jax.models.rope import apply_rope, rope_tables
 from dfpo_jax.models.transformer import RMSNorm, Transformer
+from dfpo_jax.sharding import split_rows
 from dfpo_jax.types import Array, ArrayTree
 
 _CACHE = ("batch", "kv_heads", "length", "head_dim")
@@ -170,7 +171,7 @@ def step(
     logits = jnp.matmul(gathered["head"], x.T, preferred_element_type=jnp.float32)
     logits = _as_written(logits).T
     logits = nn.with_logical_constraint(logits, ("batch", "vocab"))
-    return logits, KVCache(tuple(keys), tuple(values), seen, cache.index + 1)
+    return split_rows(logits), KVCache(tuple(keys), tuple(values), seen, cache.index + 1)
 
 
 def _norm(config: TransformerConfig, params: ArrayTree, x: Array) -> Array:

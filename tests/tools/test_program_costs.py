@@ -88,6 +88,30 @@ ENTRY %main (x: f32[32,8]) -> f32[4,8] {
     assert program_costs(text).hbm_bytes == 4 * 8 * 4  # read; it arrives in fast memory
 
 
+@pytest.mark.parametrize(
+    ("line", "moved"),
+    [
+        # Fetched ahead into fast memory, written back from there, and copied within HBM.
+        ("(f32[4,8]{1,0S(1)}, f32[4,8]{1,0}, u32[]{:S(2)}) copy-start(%hbm)", 1),
+        ("(f32[4,8]{1,0}, f32[4,8]{1,0S(1)}, u32[]{:S(2)}) copy-start(%fast)", 1),
+        ("(f32[4,8]{1,0}, f32[4,8]{1,0}, u32[]{:S(2)}) copy-start(%hbm)", 2),
+        # A fourth is read, and the whole arrives in HBM or in fast memory.
+        ("(f32[4,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%hbm)", 1 + 4),
+        ("(f32[4,8]{1,0}, f32[16,8]{1,0S(1)}) all-gather-start(%hbm)", 1),
+        ("f32[4,8]{1,0} all-reduce-start(%hbm)", 2),
+    ],
+)
+def test_what_is_only_begun_counts_where_it_reads_and_where_it_writes(line, moved):
+    text = f"""
+ENTRY %main (hbm: f32[4,8], fast: f32[4,8]) -> f32[4,8] {{
+  %hbm = f32[4,8]{{1,0}} parameter(0)
+  %fast = f32[4,8]{{1,0S(1)}} parameter(1)
+  ROOT %a = {line}, replica_groups={{{{0,1,2,3}}}}
+}}
+"""
+    assert program_costs(text).hbm_bytes == moved * 4 * 8 * 4
+
+
 def test_operands_that_a_fusion_slices_or_updates_count_as_the_slice():
     text = """
 %inner (a: f32[9,8], i: s32[]) -> f32[1,8] {

@@ -240,10 +240,19 @@ def _traffic(module: hlo.Module, x: hlo.Instruction, computation) -> float:
         results = x.shapes[sum(map(len, operands)) : -1]
         return _fusion_traffic(module, x, operands, _in_hbm(results))
     if x.opcode.endswith("-start"):
-        return 2 * sum(map(_in_hbm, operands))  # one read, and the same amount sent or received
+        return sum(map(_in_hbm, operands)) + _in_hbm(_results_of_start(x, sum(map(len, operands))))
     if x.opcode == "fusion":
         return _fusion_traffic(module, x, operands, written)
     return written + sum(map(_in_hbm, operands))
+
+
+def _results_of_start(x: hlo.Instruction, operands: int) -> tuple[hlo.Shape, ...]:
+    """Where a copy or collective that is only begun will write; `operands` counts their arrays."""
+    if x.opcode == "copy-start":  # result, operand, flag
+        return x.shapes[:1]
+    if len(x.shapes) >= 2 * operands:  # operands, results, flags
+        return x.shapes[operands : 2 * operands]
+    return x.shapes[:operands]  # an all-reduce names its results alone
 
 
 def _in_hbm(shapes: tuple[hlo.Shape, ...]) -> float:
