@@ -1,5 +1,6 @@
 """The programs of a run on abstract arguments: to be lowered and compiled, with no array made."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -49,14 +50,15 @@ class Programs:
         """One program, which `compile` turns into one that says how much memory it needs.
 
         Args:
-          name: "sample": the whole of sampling, without a stop text. "prepare": targets and
+          name: "sample": the whole of sampling, without a stop text; with partial rollouts, a round
+            of all responses that are in flight, the longest that go on. "prepare": targets and
             advantages of the iteration's rollout. "train": the updates on it, the state donated.
         """
         train, state = self.config.train, self.learner.abstract_state
         rows = train.prompts * train.samples
         if name == "sample":
             with mesh_context(self._rollout_mesh):
-                return self._sample(train.prompts, self.round_samples)
+                return self._sample()
         with mesh_context(self.mesh):
             prepare, update = self.learner.programs["prepare"], self.learner.programs["update"]
             if name == "prepare":
@@ -101,12 +103,18 @@ class Programs:
             top=self.learner.top,
         )
 
-    def _sample(self, prompts: int, samples: int):
-        shape = (self.divided(prompts), self.config.train.prompt_length)
+    def _sample(self):
+        train, sampling, partial = self.config.train, self.config.sampling, self.config.partial
+        prompts, samples, slots = train.prompts, self.round_samples, train.prompt_length
+        if partial.tokens > 0:  # every response has a prompt of its own, with what it has so far
+            prompts, samples = (prompts + partial.spare) * samples, 1
+            slots += sampling.max_new_tokens - partial.tokens
+            sampling = dataclasses.replace(sampling, max_new_tokens=partial.tokens)
+        shape = (self.divided(prompts), slots)
         run = functools.partial(
             generate,
             self.model,
-            config=self.config.sampling,
+            config=sampling,
             eos_ids=(0,),
             pad_id=0,
             num_samples=samples,

@@ -106,6 +106,18 @@ def test_devices_that_only_sample_are_asked_about_sampling():
     assert bytes_["sample"] < 0.5 * bytes_["prepare"]
 
 
+@pytest.mark.slow
+def test_partial_rollouts_are_asked_about_the_longest_responses_that_go_on():
+    config = tiny()
+    config.sampling.max_new_tokens = 4
+    config.partial.update(tokens=2, spare=3)
+    run = build_run(parse_config(config))
+    lowered = check.Programs(run.config, run.learner).lower("sample")
+    shapes = [x.shape for x in jax.tree.leaves(lowered.in_avals) if x.shape and x.ndim == 2]
+    assert shapes[-2:] == [((4 + 3) * 2, 6 + 2)] * 2  # rows; prompt and the first two tokens
+    assert lowered.out_info.tokens.shape == (14, 2)
+
+
 def test_a_program_that_does_not_fit_is_named(run, monkeypatch):
     monkeypatch.setattr(check, "free_bytes", lambda device: 2**10)
     lines = check.describe(run)
