@@ -1,11 +1,14 @@
 """Compiles programs ahead of time, with the options of their devices, and checks their memory."""
 
+import logging
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+
+_LOG = logging.getLogger(__name__)
 
 
 def free_bytes(device: jax.Device) -> int | None:
@@ -77,6 +80,26 @@ def compiler_options(devices: Iterable[jax.Device]) -> dict[str, str]:
     return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
+def compiled(
+    lowered: jax.stages.Lowered, devices: Iterable[jax.Device], **more: Any
+) -> jax.stages.Compiled:
+    """The program, compiled with the options of its devices, or without where XLA knows them not.
+
+    Args:
+      lowered: the program.
+      devices: where it runs.
+      more: options of the caller's own.
+    """
+    options = compiler_options(devices)
+    try:
+        return lowered.compile(options | more)
+    except jax.errors.JaxRuntimeError as error:
+        if not options or "No such compile option" not in str(error):
+            raise
+        _LOG.warning("this compiler does not know %s; compiling without", ", ".join(options))
+        return lowered.compile(more)
+
+
 class Checked:
     """A jitted function that refuses to run if it needs more memory than is free.
 
@@ -106,7 +129,7 @@ class Checked:
         key = (structure, shapes, tuple(static.items()))
         if key not in self._programs:
             lowered = self.jitted.lower(*arguments, **static)
-            program = lowered.compile(compiler_options(_devices(leaves)))
+            program = compiled(lowered, _devices(leaves))
             places = jax.tree.leaves(program.output_shardings)
             self._check(program.memory_analysis(), places[0].addressable_devices)
             self._programs[key] = program

@@ -122,11 +122,20 @@ def test_cpu_devices_share_the_memory_of_the_host(monkeypatch):
     assert checked(jnp.ones(share // 4)).shape == (share // 4,)
 
 
-def test_programs_are_compiled_with_the_options_of_their_devices(monkeypatch):
+def test_programs_are_compiled_with_the_options_of_their_devices(monkeypatch, caplog):
     assert memory.compiler_options(jax.devices()) == {}
     chips = [SimpleNamespace(platform="tpu")]
-    assert list(memory.compiler_options(chips)) == ["xla_jf_spmd_threshold_for_windowed_einsum_mib"]
-    monkeypatch.setattr(memory, "compiler_options", lambda devices: {"no_such_option": "1"})
-    for x in (jnp.ones(8), np.ones(8)):
-        with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
-            Checked("the square", jax.jit(lambda x: x * x), "")(x)
+    (name,) = memory.compiler_options(chips)
+    assert name == "xla_jf_spmd_threshold_for_windowed_einsum_mib"
+    # An option with a wrong value is an error; a compiler without the option does without.
+    for name, value in (("xla_embed_ir_in_executable", "maybe"), ("no_such_option", "1")):
+        options = {name: value}
+        monkeypatch.setattr(memory, "compiler_options", lambda devices, options=options: options)
+        for x in (jnp.full(8, 3.0), np.full(8, 3.0)):
+            checked = Checked("the square", jax.jit(lambda x: x * x), "")
+            if name == "no_such_option":
+                assert float(checked(x)[0]) == 9.0
+                assert "does not know no_such_option; compiling without" in caplog.text
+            else:
+                with pytest.raises(jax.errors.JaxRuntimeError, match=name):
+                    checked(x)

@@ -7,7 +7,7 @@ from operator import attrgetter
 
 import jax
 
-from dfpo_jax.memory import compiler_options, free_bytes, needed_bytes
+from dfpo_jax.memory import compiled, free_bytes, needed_bytes
 from dfpo_jax.training.config import Config, TaskConfig, parse_config
 from dfpo_jax.training.config_diff import flatten
 from dfpo_jax.training.config_keys import setting_paths
@@ -95,8 +95,7 @@ def _memory(run: Run, name: str) -> tuple[str, bool]:
     """The line about a program, and whether it fits beside the train state."""
     learner, mesh = run.learner, run.learner.mesh
     programs = Programs(run.config, learner, rollout_mesh=run.sampler.mesh)
-    options = compiler_options(programs.mesh.devices.flat)
-    analysis = programs.lower(name).compile(options).memory_analysis()
+    analysis = compiled(programs.lower(name), programs.mesh.devices.flat).memory_analysis()
     if analysis is None:
         return f"{name}: the compiler does not say how much memory it needs", True
     arguments = analysis.argument_size_in_bytes

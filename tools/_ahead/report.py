@@ -20,7 +20,7 @@ from _ahead.programs import PROGRAMS, Lowering
 from absl import flags
 from jax.sharding import Mesh
 
-from dfpo_jax.memory import compiler_options
+from dfpo_jax.memory import compiled
 from dfpo_jax.models import pretrained
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.training import command_line, compilation_cache
@@ -73,10 +73,9 @@ def compile_program(lowering: Lowering, name: str, keep: str | None = None) -> d
     lowered = lowering.lower(name)
     lower_seconds, start = time.perf_counter() - start, time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        options = compiler_options(lowering.mesh.devices.flat)
-        options |= {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
-            compiled = lowered.compile(compiler_options=options)
+            program = compiled(lowered, lowering.mesh.devices.flat, **options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -86,7 +85,7 @@ def compile_program(lowering: Lowering, name: str, keep: str | None = None) -> d
         costs = program_costs(text.read_text())
         if keep is not None:
             shutil.copy(text, Path(keep) / f"{name}.txt")
-    memory = compiled.memory_analysis()
+    memory = program.memory_analysis()
     figures = {
         "arguments": memory.argument_size_in_bytes,
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
