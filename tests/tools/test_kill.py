@@ -1,7 +1,9 @@
-"""tools/kill_test.py, shortened: a run that is killed ends like one that is not."""
+"""The README's tools/kill_test.py, shortened: a run that is killed ends like one that is not."""
 
 import json
 import random
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,14 +12,17 @@ from pathlib import Path
 import kill_test
 import pytest
 
-CONFIG = Path(__file__).with_name("tiny_config.py")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
 def test_killed_runs_end_like_whole_ones(tmp_path):
-    command = [sys.executable, kill_test.__file__, f"--config={CONFIG}"]
-    command += [f"--workdir={tmp_path}", "--kills=3", "--config.evaluation.every=0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    text = (ROOT / "README.md").read_text().replace("\\\n", "")
+    _, *words = shlex.split(re.search("python tools/kill_test.py .*", text)[0])
+    shorter = [f"--workdir={tmp_path}", "--kills=3", "--config.train.iterations=8"]
+    done = subprocess.run(
+        [sys.executable, *words, *shorter], capture_output=True, text=True, timeout=1200, cwd=ROOT
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("kill ") == 3 and "metrics and results are equal" in done.stdout
     # What the comparison would say if they were not.
