@@ -186,11 +186,19 @@ def test_products_written_as_convolutions(line, left, right, expected):
         ("replica_groups={{0,1,2,3},{4,5,6,7}}, x", 4),
         ("replica_groups=[4,16]<=[16,4]T(1,0), x", 16),
         ("replica_groups=mesh['a'=16,'b'=4] {'a','b'}, x", 64),
+        ("replica_groups=mesh['a'=1,'b'=8,'c'=4], device_ids=([4,8]T(1,0)) {'b'}, x", 8),
         ("channel_id=3", 1),
     ],
 )
 def test_group_sizes(groups, size):
     assert group_size(groups) == size
+
+
+def test_groups_that_cannot_be_read_are_no_group_of_one():
+    with pytest.raises(
+        ValueError, match="replica_groups=some: no groups of chips that can be read"
+    ):
+        group_size("replica_groups=some")
 
 
 def test_a_program_compiled_here():

@@ -201,17 +201,23 @@ def _window(rest: str) -> str:
 
 
 def group_size(rest: str) -> int:
-    """Number of chips in one group of a collective; 1 if none is named."""
+    """Number of chips in one group of a collective; 1 if none is named.
+
+    Raises:
+      ValueError: groups are named in a way that this does not read.
+    """
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
     if listed:
         return len(listed.group(1).split(","))
     counted = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", rest)
     if counted:
         return int(counted.group(2))
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest)
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest)
     if named:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", named.group(1)))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named.group(2)))
+    if unread := re.search(r"replica_groups=.{,60}", rest):
+        raise ValueError(f"{unread.group(0)}: no groups of chips that can be read")
     return 1
 
 
