@@ -3,23 +3,26 @@
 python experiments/train.py --config=configs/qwen3_1p7b_math_v6e8.py --workdir=DIR
 
 Figures per chip, from tools/compile_for_tpu.py --topology=v6e:2x4
---programs=prefill,decode,sample,prepare,train --config.critic.flow.dcfm_weight=1
-(jax 0.10.2, libtpu 0.0.52):
+--programs=prefill,decode,sample,prepare,train (jax 0.10.2, libtpu 0.0.42.1):
 
-prefill: peak 11.08 GiB, 65% spare (arguments 0.80, temporaries 2.25, results 4.00, code 0.01,
-  resident 4.01); 5.893 TFLOP, 21.27 GB memory traffic, sends GB: all-gather 3.01, collective-
-  permute 3.17; at least 15.46 ms (ICI); compiled in 22 s
-decode: peak 15.69 GiB, 51% spare (arguments 10.78, temporaries 0.04, results 0.00, code 0.06,
-  resident 4.81); 0.1251 TFLOP, 11.27 GB memory traffic, sends GB: all-gather 0.000409; at least
-  6.871 ms (HBM); compiled in 85 s
-sample: peak 17.12 GiB, 47% spare (arguments 0.80, temporaries 12.23, results 0.00, code 0.08,
-  resident 4.01); compiled in 421 s
-prepare: peak 7.22 GiB, 77% spare (arguments 1.60, temporaries 5.54, results 0.04, code 0.03); 430.9
-  TFLOP, 2526 GB memory traffic, sends GB: all-gather 1.09, all-reduce 2.8e-08, collective-permute
-  6.34; at least 1540 ms (HBM); compiled in 502 s
-train: peak 14.83 GiB, 54% spare (arguments 4.82, temporaries 9.90, results 0.00, code 0.12); 419.3
-  TFLOP, 1047 GB memory traffic, sends GB: all-gather 12.1, all-reduce 52.3, collective-permute
-  69.8; at least 638.5 ms (HBM); compiled in 236 s
+prefill: peak 11.19 GiB, 65% spare (arguments 0.80, temporaries 2.37, results 4.00, code 0.01,
+  resident 4.01); 5.893 TFLOP, 18.19 GB memory traffic, sends GB: all-gather 5.48; at least 13.69 ms
+  (ICI), 0.47 of the FLOP rate; compiled in 17 s
+decode: peak 15.65 GiB, 51% spare (arguments 10.78, temporaries 0.00, results 0.00, code 0.05,
+  resident 4.81); 0.111 TFLOP, 3.936 GB memory traffic, sends GB: all-gather 0.000409, all-reduce
+  3.58e-06; at least 2.4 ms (HBM), 0.05 of the FLOP rate; compiled in 13 s; counted too low: 28
+  loops once, 0 kernels without FLOPs
+sample: peak 16.99 GiB, 47% spare (arguments 0.80, temporaries 12.12, results 0.00, code 0.07,
+  resident 4.01); 6.004 TFLOP, 33.23 GB memory traffic, sends GB: all-gather 5.48, all-reduce
+  3.58e-06; at least 20.26 ms (HBM), 0.32 of the FLOP rate; compiled in 35 s; counted too low: 29
+  loops once, 0 kernels without FLOPs
+prepare: peak 7.88 GiB, 75% spare (arguments 1.60, temporaries 6.20, results 0.04, code 0.03,
+  resident 0.00); 430.9 TFLOP, 337.6 GB memory traffic, sends GB: all-gather 96.9, all-reduce 7e-08;
+  at least 469.4 ms (MXU), 1.00 of the FLOP rate, 139,630 tokens/s; compiled in 46 s
+train: peak 15.07 GiB, 53% spare (arguments 4.82, temporaries 10.17, results 0.00, code 0.08,
+  resident 0.00); 411.7 TFLOP, 590.5 GB memory traffic, sends GB: all-gather 46.1, all-reduce 17.4,
+  collective-permute 0.308, reduce-scatter 20; at least 448.4 ms (MXU), 1.00 of the FLOP rate,
+  36,537 tokens/s; compiled in 104 s
 """
 
 import dataclasses

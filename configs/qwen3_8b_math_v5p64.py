@@ -3,23 +3,26 @@
 python experiments/train.py --config=configs/qwen3_8b_math_v5p64.py --workdir=DIR
 
 Figures per chip, from tools/compile_for_tpu.py --topology=v5p:4x4x4
---programs=prefill,decode,sample,prepare,train --config.critic.flow.dcfm_weight=1
-(jax 0.10.2, libtpu 0.0.52):
+--programs=prefill,decode,sample,prepare,train (jax 0.10.2, libtpu 0.0.42.1):
 
-prefill: peak 8.48 GiB, 91% spare (arguments 0.48, temporaries 1.76, results 3.95, code 0.01,
-  resident 2.28); 14.38 TFLOP, 89.12 GB memory traffic, sends GB: all-gather 5.26, all-reduce 3.72,
-  collective-permute 2.41; at least 32.23 ms (HBM); compiled in 12 s
-decode: peak 11.22 GiB, 88% spare (arguments 8.31, temporaries 0.09, results 0.00, code 0.06,
-  resident 2.75); 0.2615 TFLOP, 11.54 GB memory traffic, sends GB: all-gather 0.0303, all-reduce
-  0.0575; at least 4.173 ms (HBM); compiled in 14 s
-sample: peak 12.55 GiB, 87% spare (arguments 0.48, temporaries 9.70, results 0.00, code 0.09,
-  resident 2.28); compiled in 36 s
-prepare: peak 10.21 GiB, 89% spare (arguments 0.92, temporaries 9.17, results 0.09, code 0.04);
-  980.8 TFLOP, 7442 GB memory traffic, sends GB: all-gather 3.73, all-reduce 238, collective-permute
-  4.81; at least 2692 ms (HBM); compiled in 73 s
-train: peak 16.88 GiB, 82% spare (arguments 2.77, temporaries 13.98, results 0.00, code 0.13); 936.2
-  TFLOP, 6289 GB memory traffic, sends GB: all-gather 15.6, all-reduce 152, collective-permute 36.8,
-  reduce-scatter 0.00197; at least 2274 ms (HBM); compiled in 210 s
+prefill: peak 8.44 GiB, 91% spare (arguments 0.48, temporaries 1.72, results 3.95, code 0.01,
+  resident 2.28); 14.38 TFLOP, 46.85 GB memory traffic, sends GB: all-gather 7.39, all-reduce 3.62;
+  at least 31.33 ms (MXU), 1.00 of the FLOP rate; compiled in 8 s
+decode: peak 11.18 GiB, 88% spare (arguments 8.31, temporaries 0.05, results 0.00, code 0.06,
+  resident 2.75); 0.2434 TFLOP, 4.543 GB memory traffic, sends GB: all-gather 0.00112, all-reduce
+  0.0566, all-to-all 0.00729; at least 1.643 ms (HBM), 0.32 of the FLOP rate; compiled in 20 s;
+  counted too low: 36 loops once, 0 kernels without FLOPs
+sample: peak 13.13 GiB, 86% spare (arguments 0.48, temporaries 10.30, results 0.00, code 0.08,
+  resident 2.28); 14.62 TFLOP, 63.02 GB memory traffic, sends GB: all-gather 7.39, all-reduce 3.68,
+  all-to-all 0.00729, reduce-scatter 0.000393; at least 31.86 ms (MXU), 1.00 of the FLOP rate;
+  compiled in 38 s; counted too low: 37 loops once, 0 kernels without FLOPs
+prepare: peak 5.86 GiB, 94% spare (arguments 0.92, temporaries 4.81, results 0.09, code 0.03,
+  resident 0.00); 980.7 TFLOP, 2172 GB memory traffic, sends GB: all-gather 61.7, all-reduce 238; at
+  least 2137 ms (MXU), 1.00 of the FLOP rate, 15,336 tokens/s; compiled in 42 s
+train: peak 13.62 GiB, 86% spare (arguments 2.77, temporaries 10.76, results 0.00, code 0.09,
+  resident 0.00); 936.1 TFLOP, 2191 GB memory traffic, sends GB: all-gather 30.3, all-reduce 161,
+  collective-permute 0.657, reduce-scatter 13.7; at least 2039 ms (MXU), 1.00 of the FLOP rate,
+  4,017 tokens/s; compiled in 62 s
 """
 
 import dataclasses
