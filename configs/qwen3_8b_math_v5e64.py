@@ -3,23 +3,26 @@
 python experiments/train.py --config=configs/qwen3_8b_math_v5e64.py --workdir=DIR
 
 Figures per chip, from tools/compile_for_tpu.py --topology=v5e:8x8
---programs=prefill,decode,sample,prepare,train --config.critic.flow.dcfm_weight=1
-(jax 0.10.2, libtpu 0.0.52):
+--programs=prefill,decode,sample,prepare,train (jax 0.10.2, libtpu 0.0.42.1):
 
-prefill: peak 9.80 GiB, 39% spare (arguments 0.48, temporaries 3.61, results 3.88, code 0.01,
-  resident 1.82); 7.19 TFLOP, 17.03 GB memory traffic, sends GB: all-gather 15.5, all-reduce 1.86,
-  collective-permute 2.41; at least 98.63 ms (ICI); compiled in 10 s
-decode: peak 8.45 GiB, 47% spare (arguments 6.06, temporaries 0.04, results 0.00, code 0.06,
-  resident 2.29); 0.1308 TFLOP, 6.276 GB memory traffic, sends GB: all-gather 0.0157, all-reduce
-  0.0287; at least 7.663 ms (HBM); compiled in 15 s
-sample: peak 9.50 GiB, 41% spare (arguments 0.48, temporaries 7.13, results 0.00, code 0.08,
-  resident 1.82); compiled in 37 s
-prepare: peak 5.67 GiB, 65% spare (arguments 0.92, temporaries 4.67, results 0.05, code 0.03); 490.4
-  TFLOP, 3806 GB memory traffic, sends GB: all-gather 24.1, all-reduce 119, collective-permute 4.81;
-  at least 4647 ms (HBM); compiled in 41 s
-train: peak 8.76 GiB, 45% spare (arguments 2.30, temporaries 6.33, results 0.00, code 0.13); 464.3
-  TFLOP, 692 GB memory traffic, sends GB: all-gather 148, all-reduce 82.9, collective-permute 65.5,
-  reduce-scatter 0.00393; at least 2357 ms (MXU); compiled in 91 s
+prefill: peak 9.81 GiB, 39% spare (arguments 0.48, temporaries 3.61, results 3.88, code 0.01,
+  resident 1.82); 7.19 TFLOP, 15.13 GB memory traffic, sends GB: all-gather 7.39, all-reduce 1.86;
+  at least 46.25 ms (ICI), 0.79 of the FLOP rate; compiled in 11 s
+decode: peak 8.48 GiB, 47% spare (arguments 6.06, temporaries 0.07, results 0.00, code 0.05,
+  resident 2.29); 0.1217 TFLOP, 3.961 GB memory traffic, sends GB: all-gather 0.00167, all-reduce
+  0.0287, all-to-all 0.00365; at least 4.836 ms (HBM), 0.13 of the FLOP rate; compiled in 15 s;
+  counted too low: 36 loops once, 0 kernels without FLOPs
+sample: peak 9.59 GiB, 40% spare (arguments 0.48, temporaries 7.23, results 0.00, code 0.06,
+  resident 1.82); 7.311 TFLOP, 22.45 GB memory traffic, sends GB: all-gather 7.39, all-reduce 1.89,
+  all-to-all 0.00365, reduce-scatter 0.000197; at least 46.42 ms (ICI), 0.80 of the FLOP rate;
+  compiled in 26 s; counted too low: 37 loops once, 0 kernels without FLOPs
+prepare: peak 3.41 GiB, 79% spare (arguments 0.92, temporaries 2.41, results 0.05, code 0.04,
+  resident 0.00); 490.4 TFLOP, 198.7 GB memory traffic, sends GB: all-gather 123, all-reduce 119; at
+  least 2489 ms (MXU), 1.00 of the FLOP rate, 6,582 tokens/s; compiled in 24 s
+train: peak 8.77 GiB, 45% spare (arguments 2.30, temporaries 6.36, results 0.00, code 0.10, resident
+  0.00); 464.2 TFLOP, 496.8 GB memory traffic, sends GB: all-gather 59.2, all-reduce 87.5,
+  collective-permute 1.28, reduce-scatter 27.3; at least 2357 ms (MXU), 1.00 of the FLOP rate, 1,738
+  tokens/s; compiled in 74 s
 """
 
 import dataclasses
