@@ -289,7 +289,6 @@ class Config:
       seed: of parameters, sampling and losses.
       algorithm: a key of `algorithms.PRESETS`, whose settings replace the defaults of what is not
         set otherwise.
-      partial: partial rollouts.
       task: training prompts; evaluated in-domain on its held-out split.
       out_of_domain: a second task, only evaluated; see `EvaluationConfig.out_of_domain`.
       policy_optimizer: of the policy, and of networks that objectives add.
