@@ -31,8 +31,9 @@ def _to_storage(state: TrainState) -> dict:
 
 
 def _without_empty(fields: dict) -> dict:
-    """Without past policies where there are none, as states of earlier versions are stored."""
-    return fields if fields["past"] else {k: x for k, x in fields.items() if k != "past"}
+    """Without what earlier versions did not have, where there is none of it, as they stored it."""
+    later = ("past", "unfinished")
+    return {name: x for name, x in fields.items() if name not in later or x}
 
 
 def _abstract_storage(abstract: TrainState) -> dict:

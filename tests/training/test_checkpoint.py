@@ -67,6 +67,18 @@ def test_a_state_comes_back_bit_by_bit_on_every_mesh(learner, state, tmp_path):
             assert x.sharding.is_equivalent_to(s, x.ndim)
 
 
+def test_a_checkpoint_holds_what_earlier_versions_wrote_and_nothing_else(state, tmp_path):
+    """Restoring compares names, so that a new field would leave every older checkpoint behind."""
+    checkpoints = Checkpointer(tmp_path)
+    checkpoints.save(at(state, 3))
+    checkpoints.close()
+    arrays = Checkpointer(tmp_path).describe(3)
+    known = {"step", "skipped", "params", "opt_state", "reference", "controls", "key"}
+    assert {name.partition("/")[0] for name in arrays} == known
+    (written,) = (tmp_path / "checkpoints" / "3").glob("*/_METADATA")
+    assert "unfinished" not in written.read_text() and "past" not in written.read_text()
+
+
 def test_the_newest_and_the_best_are_kept(learner, state, tmp_path):
     checkpoints = Checkpointer(tmp_path, keep=2)
     for step, accuracy in enumerate([0.1, 0.9, None, 0.3, 0.2, None]):
