@@ -46,8 +46,8 @@ class Unfinished:
     """Prompts whose responses an iteration leaves to the next ones, see `rollout.partial`.
 
     Attributes:
-      prompts: [G, 2] int32, for each the iteration that drew it, and its number among the prompts
-        of that iteration.
+      prompts: [G, 3] int32, for each the iteration that drew it, its number among the prompts of
+        that iteration, and a checksum of it; 0 where no response is begun.
       responses: G * S rows, those of one prompt consecutive, as far as they are written. One that
         is `truncated` below the length limit goes on.
     """

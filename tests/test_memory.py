@@ -132,6 +132,7 @@ def test_programs_are_compiled_with_the_options_of_their_devices(monkeypatch, ca
         options = {name: value}
         monkeypatch.setattr(memory, "compiler_options", lambda devices, options=options: options)
         for x in (jnp.full(8, 3.0), np.full(8, 3.0)):
+            caplog.clear()
             checked = Checked("the square", jax.jit(lambda x: x * x), "")
             if name == "no_such_option":
                 assert float(checked(x)[0]) == 9.0

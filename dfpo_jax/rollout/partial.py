@@ -4,9 +4,10 @@ After Kimi k1.5 (arXiv 2501.12599, section 2.6.2). Responses gain at most so man
 of decoding. An iteration decodes until as many prompts as it needs have all their responses; what
 is unfinished then waits, and gains its next tokens in the next iteration, from the policy that
 samples there. More prompts are begun than an iteration needs, so that there are finished ones to
-take. Nothing is thrown away: a prompt whose responses are long comes later.
+take. Nothing is thrown away before the run ends: a prompt whose responses are long comes later.
 """
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -115,7 +116,7 @@ def first_unfinished(
     """
     rows, numbers = partial.spare * samples, np.arange(prompts, prompts + partial.spare)
     return Unfinished(
-        prompts=np.stack([np.zeros_like(numbers), numbers], axis=1).astype(np.int32),
+        prompts=np.stack([0 * numbers, numbers, 0 * numbers], axis=1).astype(np.int32),
         responses=Generation(
             tokens=np.zeros((rows, limit), np.int32),
             mask=np.zeros((rows, limit), np.float32),
@@ -159,11 +160,14 @@ def take(
 
     Raises:
       MemoryError: a program does not fit the devices; nothing of it has run.
+      ValueError: the task gives another prompt than the one whose responses are unfinished.
     """
     old = _drawn(batch, unfinished.prompts)
     new = batch(step, prompts)
     items = [*old, *new]
     one_round = replace(sampler, config=replace(sampler.config, max_new_tokens=tokens))
+    if step == 0:
+        one_round.prompts(old, tally)  # counts those that are cut
     begun = one_round(params, *one_round.prompts(new, tally), key, num_samples=samples)
     limit = sampler.config.max_new_tokens
     pool = _joined(unfinished.responses, _widened(begun, limit))
@@ -183,7 +187,8 @@ def take(
         pool, rounds = more(pool, np.full(len(items), True), rounds), rounds + 1
     taken = np.flatnonzero(done)[:prompts]
     left = np.setdiff1d(np.arange(len(items)), taken)
-    origins = np.concatenate([unfinished.prompts, [(step, n) for n in range(prompts)]])
+    places = [*unfinished.prompts[:, :2].tolist(), *((step, n) for n in range(prompts))]
+    origins = np.array([(*place, _checksum(x)) for place, x in zip(places, items, strict=True)])
     ours, theirs = (_rows(pool, groups, samples) for groups in (taken, left))
     older = before.reshape(-1, samples)[taken].sum() / max(ours.mask.sum(), 1.0)
     metrics = {
@@ -198,11 +203,25 @@ def take(
 
 def _drawn(batch: Callable[[int, int], list[Item]], origins: np.ndarray) -> list[Item]:
     """The prompts of earlier iterations, by iteration and number."""
-    most = {}
-    for iteration, number in origins.tolist():
+    most, found = {}, []
+    for iteration, number, _ in origins.tolist():
         most[iteration] = max(most.get(iteration, 0), number + 1)
     batches = {iteration: batch(iteration, size) for iteration, size in most.items()}
-    return [batches[iteration][number] for iteration, number in origins.tolist()]
+    for iteration, number, known in origins.tolist():
+        found.append(batches[iteration][number])
+        if known not in (0, _checksum(found[-1])):
+            raise ValueError(
+                f"prompt {number} of iteration {iteration} has unfinished responses and is now "
+                f"another, {found[-1].prompt!r}; resume with the task, its data and the "
+                "train.prompt_length that the run was started with"
+            )
+    return found
+
+
+def _checksum(item: Item) -> int:
+    """Of a prompt and its answer, above 0."""
+    text = repr((item.prompt, item.answer, item.messages))
+    return zlib.crc32(text.encode()) % (2**31 - 1) + 1
 
 
 def _gone_on(

@@ -117,8 +117,8 @@ def drawn_prompts(run: Run) -> list[Item]:
     """
     config, task = run.config, run.train_task
     if config.plan.name == "uniform":
-        sizes = [config.train.prompts] * config.train.iterations
-        sizes[:1] = [config.train.prompts + config.partial.spare]
+        spare = [config.partial.spare, *[0] * config.train.iterations]  # the first one's
+        sizes = [config.train.prompts + n for n in spare[: config.train.iterations]]
         drawn = [item for step, size in enumerate(sizes) for item in task.batch(step, size)]
     else:
         drawn = task.everything()
@@ -138,7 +138,10 @@ def states_of(run: Run, state: TrainState) -> Callable[[Rollout], Any] | None:
 
 
 def _respond(run: Run, state: TrainState, items: Sequence[Item], samples: int) -> Scored:
-    """Sampled responses, by programs of the shapes that iterations have: nothing compiles twice."""
+    """Sampled responses, by programs of the shapes that iterations have: nothing compiles twice.
+
+    With partial rollouts iterations have others.
+    """
     prompts, at_once = run.config.train.prompts, run.config.train.samples
     rounds = -(-samples // at_once)
     whole = [items[start : start + prompts] for start in range(0, len(items), prompts)]

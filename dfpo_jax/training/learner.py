@@ -20,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 
 _PREPARE_ADVICE = (
     "lower train.prompts, train.samples, train.prompt_length or sampling.max_new_tokens, or set "
-    "train.microbatch_tokens or log_probs.chunk"
+    "train.microbatches, train.microbatch_tokens or log_probs.chunk"
 )
 _UPDATE_ADVICE = (
     "raise train.minibatches or train.microbatches, set train.microbatch_tokens, set model.remat "

@@ -1,5 +1,8 @@
 """Responses that outlast an iteration, against responses that are sampled at once."""
 
+import dataclasses
+from collections import Counter
+
 import jax
 import numpy as np
 import pytest
@@ -73,11 +76,12 @@ def test_every_prompt_comes_once_with_the_responses_of_sampling_at_once(counting
         seen += [item.index for item in taken.items]
         waits += [step - item.index // 100 for item in taken.items]
         assert len(taken.unfinished.prompts) == SPARE
-        left = [100 * step + number for step, number in taken.unfinished.prompts]
+        left = [100 * step + number for step, number, _ in taken.unfinished.prompts]
         begun = [100 * s + n for s in range(step + 1) for n in range(PROMPTS + SPARE * (s == 0))]
         assert sorted(seen + left) == begun
-        open_rows = taken.unfinished.responses.truncated.sum()
-        assert taken.metrics["partial/unfinished"] <= open_rows
+        rest = taken.unfinished.responses
+        goes_on = rest.truncated & (rest.mask.sum(axis=1) < LIMIT)
+        assert taken.metrics["partial/unfinished"] == goes_on.sum()
         rounds.append(taken.metrics["partial/rounds"])
     assert max(waits) > 1 and min(rounds) < LIMIT // TOKENS  # something waited, and was not awaited
 
@@ -96,6 +100,36 @@ def test_tokens_of_earlier_iterations_are_counted(counting):
     assert shares[0] == 0.0
     # Two prompts of the first iteration, with both tokens, and one of the second.
     assert shares[1] == pytest.approx(2 / 3)
+
+
+def test_a_prompt_that_has_become_another_is_refused(counting):
+    """As where a run is resumed with other data: another answer would judge its responses."""
+    taken = next(iterations(*counting))
+    sizes = {"tokens": TOKENS, "prompts": PROMPTS, "samples": 2}
+
+    def others(step, size):
+        return [Item("1", "", index=n) for n in range(size)]
+
+    with pytest.raises(
+        ValueError, match="has unfinished responses and is now another, '1'; resume"
+    ):
+        take(*counting, others, taken.unfinished, jax.random.key(0), 1, **sizes)
+
+
+def test_every_prompt_that_is_cut_is_counted_once(counting):
+    sampler, params = counting
+    cutting = dataclasses.replace(sampler, truncate_prompts=True)
+
+    def prompts(step, size):
+        return [Item("77770", "")] * size
+
+    tally, unfinished = Counter(), first_unfinished(Partial(TOKENS, SPARE), PROMPTS, 2, LIMIT, 0)
+    for step, counted in enumerate((PROMPTS + SPARE, PROMPTS)):
+        before = tally["rollout/shortened_prompts"]
+        sizes = {"tokens": TOKENS, "prompts": PROMPTS, "samples": 2, "tally": tally}
+        taken = take(cutting, params, prompts, unfinished, jax.random.key(step), step, **sizes)
+        unfinished = taken.unfinished
+        assert tally["rollout/shortened_prompts"] == before + counted
 
 
 def test_log_probabilities_are_those_of_the_tokens_whatever_the_rounds(random):
