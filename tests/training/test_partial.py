@@ -25,7 +25,7 @@ def partial(lag=0, **mesh):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("lag", "mesh"), [(0, {}), (1, {}), (1, {"fsdp": 2, "rollout": 2})], ids=["", "lag", "split"]
+    ("lag", "mesh"), [(0, {}), (1, {"fsdp": 2, "rollout": 2})], ids=["", "beside training"]
 )
 def test_a_resumed_run_goes_on_with_what_was_unfinished(lag, mesh, tmp_path, monkeypatch):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
