@@ -5,8 +5,8 @@ python experiments/train.py --config=configs/qwen3_0p6b_math_1gpu.py --workdir=D
 Sampling and training ran on an H200 with random weights (README, "On one GPU"). Figures from
 tools/compile_for_gpu.py --gpu=h100 --programs=prefill,decode,sample,prepare,train
 --config.critic.flow.dcfm_weight=1 (jax 0.10.2; decoding read filled chunks of the cache, now all of
-it), of 59 GiB, the share of a card's memory that JAX allocates. With --gpu=l4, a card of 24 GiB,
-the largest peak is 13.84 of 16 GiB:
+it, and preparation read all rows at once, now four), of 59 GiB, the share of a card's memory that
+JAX allocates. With --gpu=l4, a card of 24 GiB, the largest peak is 13.84 of 16 GiB:
 
 prefill: peak 7.33 GiB, 88% spare (arguments 2.22, temporaries 0.16, results 1.62, code 0.00,
   resident 3.33); 1.864 TFLOP, 17.65 GB memory traffic; at least 5.268 ms (HBM)
