@@ -46,7 +46,7 @@ METRICS = (
     Metric(
         "partial/older_tokens",
         "Share of the tokens of the iteration's responses that earlier iterations sampled.",
-        healthy="At most about `partial.spare / train.prompts`.",
+        healthy="Near `partial.spare / train.prompts`, or below.",
         advice="Where it is large, responses come from old policies: lower `partial.spare`, "
         "set `objective.importance_cap`, or lower `policy_optimizer.learning_rate`.",
         when="with `partial.tokens`",
