@@ -93,13 +93,24 @@ class Taken(NamedTuple):
       items: N prompts, the longest in flight first.
       responses: to them, those of one prompt consecutive.
       unfinished: what is left.
-      metrics: by name.
+      older: share of the responses' tokens that earlier iterations sampled.
+      rounds: of decoding.
     """
 
     items: list[Item]
     responses: Generation
     unfinished: Unfinished
-    metrics: dict[str, float]
+    older: float
+    rounds: int = 0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """By name."""
+        return {
+            "partial/rounds": float(self.rounds),
+            "partial/unfinished": float(_open(self.unfinished.responses).sum()),
+            "partial/older_tokens": float(self.older),
+        }
 
 
 def first_unfinished(
@@ -183,22 +194,43 @@ def take(
         return sampler.stopped(_gone_on(one_round, params, own, pool, rows, fold, step == 0))
 
     pool, rounds = more(pool, np.arange(len(items)) < len(old), 0), 1
-    while np.sum(done := ~_open(pool).reshape(-1, samples).any(axis=1)) < prompts:
+    while np.sum(_done(pool, samples)) < prompts:
         pool, rounds = more(pool, np.full(len(items), True), rounds), rounds + 1
-    taken = np.flatnonzero(done)[:prompts]
-    left = np.setdiff1d(np.arange(len(items)), taken)
     places = [*unfinished.prompts[:, :2].tolist(), *((step, n) for n in range(prompts))]
-    origins = np.array([(*place, _checksum(x)) for place, x in zip(places, items, strict=True)])
+    pad = sampler.tokenizer.pad_token_id
+    return _first_done(pool, items, places, prompts, pad, before)._replace(rounds=rounds)
+
+
+def _first_done(
+    pool: Generation,
+    items: list[Item],
+    places: Sequence[tuple[int, int]],
+    count: int,
+    pad: int,
+    before: np.ndarray,
+) -> Taken:
+    """The first prompts of which all responses are finished, and what is left.
+
+    Args:
+      pool: all responses in flight.
+      items: their prompts.
+      places: of each, the iteration that drew it and its number there.
+      count: how many to take.
+      pad: fills what is behind the responses.
+      before: [B] tokens of earlier iterations.
+    """
+    samples = len(pool.tokens) // len(items)
+    taken = np.flatnonzero(_done(pool, samples))[:count]
+    left = np.setdiff1d(np.arange(len(items)), taken)
     ours, theirs = (_rows(pool, groups, samples) for groups in (taken, left))
-    older = before.reshape(-1, samples)[taken].sum() / max(ours.mask.sum(), 1.0)
-    metrics = {
-        "partial/rounds": float(rounds),
-        "partial/unfinished": float(_open(theirs).sum()),
-        "partial/older_tokens": float(older),
-    }
-    ours = ours.replace(tokens=np.where(ours.mask > 0, ours.tokens, sampler.tokenizer.pad_token_id))
-    rest = Unfinished(origins[left].astype(np.int32), theirs)
-    return Taken([items[group] for group in taken], ours, rest, metrics)
+    ours = ours.replace(tokens=np.where(ours.mask > 0, ours.tokens, pad))
+    origins = [(*places[group], _checksum(items[group])) for group in left]
+    return Taken(
+        items=[items[group] for group in taken],
+        responses=ours,
+        unfinished=Unfinished(np.array(origins, np.int32), theirs),
+        older=before.reshape(-1, samples)[taken].sum() / max(ours.mask.sum(), 1.0),
+    )
 
 
 def _drawn(batch: Callable[[int, int], list[Item]], origins: np.ndarray) -> list[Item]:
@@ -273,6 +305,11 @@ def _gone_on(
 def _open(pool: Generation) -> np.ndarray:
     """[B] whether a response goes on."""
     return np.asarray(pool.truncated) & (pool.mask.sum(axis=1) < pool.mask.shape[1])
+
+
+def _done(pool: Generation, samples: int) -> np.ndarray:
+    """[N] whether all responses to a prompt are finished."""
+    return ~_open(pool).reshape(-1, samples).any(axis=1)
 
 
 def _widened(found: Generation, limit: int) -> Generation:
