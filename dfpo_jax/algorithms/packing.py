@@ -181,15 +181,21 @@ def in_packs(rows: int) -> Layout:
     return layout
 
 
+def pieces_of(batch: Any, count: int) -> Any:
+    """Leaves [B, ...] as `count` pieces of as many rows, [count, B / count, ...]."""
+
+    def split(x):  # every count-th row, so that each device keeps its rows
+        found = jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
+        return nn.with_logical_constraint(found, (None, "batch", *(None,) * (x.ndim - 1)))
+
+    return jax.tree.map(split, batch)
+
+
 def in_pieces(count: int) -> Layout:
     """Padded rows, in `count` pieces of as many; nothing may be differentiated through it."""
 
     def layout(function, sequence, valid):
-        def split(x):  # every count-th row, so that each device keeps its rows
-            found = jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
-            return nn.with_logical_constraint(found, (None, "batch", *(None,) * (x.ndim - 1)))
-
-        found = jax.lax.map(lambda x: function(*x, None), (split(sequence), split(valid)))
+        found = jax.lax.map(lambda x: function(*x, None), pieces_of((sequence, valid), count))
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), found)
 
     return layout

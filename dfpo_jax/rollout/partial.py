@@ -177,11 +177,13 @@ def take(
     new = batch(step, prompts)
     items = [*old, *new]
     one_round = replace(sampler, config=replace(sampler.config, max_new_tokens=tokens))
-    if step == 0:
-        one_round.prompts(old, tally)  # counts those that are cut
-    begun = one_round(params, *one_round.prompts(new, tally), key, num_samples=samples)
-    limit = sampler.config.max_new_tokens
-    pool = _joined(unfinished.responses, _widened(begun, limit))
+    theirs = sampler.prompts(old, tally if step == 0 else None)  # later they are counted already
+    ours = sampler.prompts(new, tally)
+    ids = [row[kept > 0] for both in (theirs, ours) for row, kept in zip(*both, strict=True)]
+    begun = _widened(
+        one_round(params, *ours, key, num_samples=samples), sampler.config.max_new_tokens
+    )
+    pool = jax.tree.map(lambda *x: np.concatenate(x), unfinished.responses, begun)
     before = pool.mask.sum(axis=1)
     before[len(old) * samples :] = 0.0
 
@@ -190,7 +192,7 @@ def take(
         if len(rows) == 0 and not (step == 0 and number == 0):
             return pool
         fold = jax.random.fold_in(jax.random.fold_in(key, _GO_ON), number)
-        own = [items[row // samples] for row in rows]
+        own = [ids[row // samples] for row in rows]
         return sampler.stopped(_gone_on(one_round, params, own, pool, rows, fold, step == 0))
 
     pool, rounds = more(pool, np.arange(len(items)) < len(old), 0), 1
@@ -259,13 +261,13 @@ def _checksum(item: Item) -> int:
 def _gone_on(
     sampler: Sampler,
     params: ArrayTree,
-    items: Sequence[Item],
+    prompts: Sequence[np.ndarray],
     pool: Generation,
     rows: np.ndarray,
     key: Array,
     largest: bool,
 ) -> Generation:
-    """The pool, with a round's tokens more in these rows, whose prompts are `items`.
+    """The pool, with a round's tokens more in these rows, which have these prompts' tokens.
 
     The policy reads prompt and response anew, since it may be another one. Rows and columns are
     padded to one of few numbers, or to the largest.
@@ -281,10 +283,8 @@ def _gone_on(
     columns = min(columns, limit - tokens)
     pad = sampler.tokenizer.pad_token_id
     ids = [[pad]] * size
-    if len(rows):
-        prompts = zip(*sampler.prompts(items), strict=True)
-        for place, (row, (prompt, mask)) in enumerate(zip(rows, prompts, strict=True)):
-            ids[place] = [*prompt[mask > 0], *pool.tokens[row, : counts[place]]]
+    for place, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        ids[place] = [*prompt, *pool.tokens[row, : counts[place]]]
     found = sampler(
         params,
         *left_pad(ids, sampler.prompt_length + columns, pad),
@@ -321,10 +321,6 @@ def _widened(found: Generation, limit: int) -> Generation:
         return np.pad(x, [(0, 0), (0, limit - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
 
     return jax.tree.map(one, found)
-
-
-def _joined(first: Generation, second: Generation) -> Generation:
-    return jax.tree.map(lambda *x: np.concatenate(x), first, second)
 
 
 def _rows(pool: Generation, groups: np.ndarray, samples: int) -> Generation:

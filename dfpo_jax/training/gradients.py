@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context
-from dfpo_jax.algorithms.packing import pack, plan_packs, rows_at_once, taken
+from dfpo_jax.algorithms.packing import pack, pieces_of, plan_packs, rows_at_once, taken
 from dfpo_jax.models import lora
 from dfpo_jax.types import Array, ArrayTree, Term
 
@@ -147,11 +147,7 @@ def _summed(function: Callable[[Array], ArrayTree], count: Array | int) -> Array
 
 def _pieces(batch: Batch, count: int) -> tuple[int, Callable[[Array], Batch]]:
     """`count` pieces of as many rows, and piece by number."""
-
-    def split(x):  # every k-th row, so that each device keeps its rows
-        return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
-
-    pieces = over_devices(jax.tree.map(split, batch), axis=1)
+    pieces = pieces_of(batch, count)
     return count, lambda number: jax.tree.map(lambda x: x[number], pieces)
 
 
@@ -168,12 +164,10 @@ def _packs(batch: Batch, tokens: int) -> tuple[Array, Callable[[Array], Batch]]:
     return count, piece_of
 
 
-def over_devices(batch: Batch, axis: int = 0) -> Batch:
-    """Asks the compiler to keep rows, along `axis` of every leaf, split over the mesh."""
+def over_devices(batch: Batch) -> Batch:
+    """Asks the compiler to keep rows split over the mesh."""
 
     def one(x):
-        names = [None] * x.ndim
-        names[axis] = "batch"
-        return nn.with_logical_constraint(x, tuple(names))
+        return nn.with_logical_constraint(x, ("batch", *(None,) * (x.ndim - 1)))
 
     return jax.tree.map(one, batch)

@@ -117,9 +117,10 @@ def drawn_prompts(run: Run) -> list[Item]:
     """
     config, task = run.config, run.train_task
     if config.plan.name == "uniform":
-        spare = [config.partial.spare, *[0] * config.train.iterations]  # the first one's
-        sizes = [config.train.prompts + n for n in spare[: config.train.iterations]]
-        drawn = [item for step, size in enumerate(sizes) for item in task.batch(step, size)]
+        drawn = []
+        for step in range(config.train.iterations):
+            spare = config.partial.spare if step == 0 else 0
+            drawn += task.batch(step, config.train.prompts + spare)
     else:
         drawn = task.everything()
     if run.learner.has_critic:

@@ -141,7 +141,17 @@ def _collect(
     sampler = run.sampler if step > 0 else dataclasses.replace(run.sampler, prompt_buckets=())
     key = jax.random.fold_in(jax.random.fold_in(run.key, ROLLOUT), step)
 
-    if unfinished is not None:
+    def drawn(items, samples, round):
+        options = {"num_samples": samples, "round": round, "tally": tally, "states": states}
+        return draw(sampler, policy, run.train_task, run.rewards, items, key, step, **options)
+
+    def prompts(count):
+        return run.train_task.batch(step, count)
+
+    if unfinished is None:
+        source = Draw(drawn, functools.partial(given, sampler))
+        collected, metrics = run.plan.collect(source, prompts, config.prompts, config.samples)
+    else:
         taken = take(
             sampler,
             policy,
@@ -156,18 +166,7 @@ def _collect(
         )
         inputs = (taken.items, sampler.prompts(taken.items), taken.responses, step)
         options = {"tally": tally, "states": states}
-        found = judged(sampler, run.train_task, run.rewards, *inputs, **options)
-        metrics = taken.metrics | {name: float(count) for name, count in tally.items()}
-        return Collected(found, metrics, time.perf_counter() - clock, taken.unfinished)
-
-    def drawn(items, samples, round):
-        options = {"num_samples": samples, "round": round, "tally": tally, "states": states}
-        return draw(sampler, policy, run.train_task, run.rewards, items, key, step, **options)
-
-    def prompts(count):
-        return run.train_task.batch(step, count)
-
-    source = Draw(drawn, functools.partial(given, sampler))
-    collected, metrics = run.plan.collect(source, prompts, config.prompts, config.samples)
+        collected = judged(sampler, run.train_task, run.rewards, *inputs, **options)
+        metrics, unfinished = taken.metrics, taken.unfinished
     metrics = metrics | {name: float(count) for name, count in tally.items()}
-    return Collected(collected, metrics, time.perf_counter() - clock)
+    return Collected(collected, metrics, time.perf_counter() - clock, unfinished)
