@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from dfpo_jax.memory import compiled
 from dfpo_jax.models import decode
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.sampling import draw
@@ -113,5 +114,5 @@ class Lowering(Programs):
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             lowered.out_info,
-            lowered.compile().output_shardings,
+            compiled(lowered, self.mesh.devices.flat).output_shardings,
         )

@@ -14,6 +14,7 @@ from _ahead.report import with_sizes
 from _benchmark.rollouts import made_up
 from _benchmark.timing import alternate
 
+from dfpo_jax.memory import Checked
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.rollout.generate import generate
 from dfpo_jax.sharding import create_mesh, mesh_context, put_batch
@@ -72,17 +73,16 @@ def configuration(programs: Programs, repeats: int) -> dict:
     shapes = programs.rollout(train.prompts * train.samples)
     rollout = made_up(shapes, config.model.vocab_size)
     prompts = np.zeros((train.prompts, train.prompt_length), np.int32)
-    sampler = jax.jit(
-        functools.partial(
-            generate,
-            model,
-            config=config.sampling,
-            eos_ids=(),
-            pad_id=0,
-            num_samples=programs.round_samples,
-            top=learner.top,
-        )
+    run = functools.partial(
+        generate,
+        model,
+        config=config.sampling,
+        eos_ids=(),
+        pad_id=0,
+        num_samples=programs.round_samples,
+        top=learner.top,
     )
+    sampler = Checked("sampling", jax.jit(run), "set sampling.slots or lower train.prompts")
 
     def sample():
         with mesh_context(learner.mesh):
