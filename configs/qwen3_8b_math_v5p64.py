@@ -6,14 +6,14 @@ Figures per chip, from tools/compile_for_tpu.py --topology=v5p:4x4x4
 --programs=prefill,decode,sample,prepare,train (jax 0.10.2, libtpu 0.0.42.1):
 
 prefill: peak 8.44 GiB, 91% spare (arguments 0.48, temporaries 1.72, results 3.95, code 0.01,
-  resident 2.28); 14.38 TFLOP, 46.85 GB memory traffic, sends GB: all-gather 7.39, all-reduce 3.62;
+  resident 2.28); 14.38 TFLOP, 46.85 GB memory traffic, sends GB: all-gather 7.39, all-reduce 3.72;
   at least 31.33 ms (MXU), 1.00 of the FLOP rate; compiled in 8 s
 decode: peak 11.18 GiB, 88% spare (arguments 8.31, temporaries 0.05, results 0.00, code 0.06,
   resident 2.75); 0.2434 TFLOP, 4.543 GB memory traffic, sends GB: all-gather 0.00112, all-reduce
-  0.0566, all-to-all 0.00729; at least 1.643 ms (HBM), 0.32 of the FLOP rate; compiled in 20 s;
+  0.0574, all-to-all 0.00729; at least 1.643 ms (HBM), 0.32 of the FLOP rate; compiled in 20 s;
   counted too low: 36 loops once, 0 kernels without FLOPs
 sample: peak 13.13 GiB, 86% spare (arguments 0.48, temporaries 10.30, results 0.00, code 0.08,
-  resident 2.28); 14.62 TFLOP, 63.02 GB memory traffic, sends GB: all-gather 7.39, all-reduce 3.68,
+  resident 2.28); 14.62 TFLOP, 63.02 GB memory traffic, sends GB: all-gather 7.39, all-reduce 3.78,
   all-to-all 0.00729, reduce-scatter 0.000393; at least 31.86 ms (MXU), 1.00 of the FLOP rate;
   compiled in 38 s; counted too low: 37 loops once, 0 kernels without FLOPs
 prepare: peak 5.86 GiB, 94% spare (arguments 0.92, temporaries 4.81, results 0.09, code 0.03,
