@@ -44,9 +44,9 @@ def get_config(arg=None):
         head_dim=32,
         d_ff=176,
         init_std=0.1,
-        remat="none",  # of so small a model it saves nothing
     )
     config.train.update(iterations=100, prompts=1024, samples=1, prompt_length=10, minibatches=4)
+    config.train.keep_states = True
     config.sampling.max_new_tokens = 9
     # From a loss on, not for so many steps: every seed starts with about half of the prompts right.
     config.warm_start.update(steps=300, batch_size=64, stop_below=0.45)

@@ -31,6 +31,8 @@ class Generation:
       truncated: [B] bool, True where the length limit was reached before an end of sequence.
       top_tokens: [B, R, K] int32, the K tokens that were most probable, or None.
       top_log_probs: [B, R, K] float32, their log-probabilities, or None.
+      states: [B, P + R, D] the policy's hidden states at prompt and response, or None; 0 at the
+        last slot and where a response has ended, and without meaning at padding.
     """
 
     tokens: Array
@@ -39,6 +41,7 @@ class Generation:
     truncated: Array
     top_tokens: Array | None = None
     top_log_probs: Array | None = None
+    states: Array | None = None
 
 
 @struct.dataclass
@@ -87,6 +90,7 @@ class Rollout:
         give "pool", else None.
       expert: another response to each row's prompt; of plans that give "expert", else None.
       top_tokens, top_log_probs: [B, R, K], as in `Generation`, or None.
+      states: [B, P + R, D], as in `Generation`, or None.
       samples: responses per prompt, those of one prompt consecutive (static).
     """
 
@@ -103,6 +107,7 @@ class Rollout:
     expert: Expert | None = None
     top_tokens: Array | None = None
     top_log_probs: Array | None = None
+    states: Array | None = None
     samples: int = struct.field(pytree_node=False, default=1)
 
 
@@ -115,6 +120,8 @@ def rollout_of(
     samples: int = 1,
     gives: Collection[str] = (),
     top: int = 0,
+    states: int = 0,
+    dtype: Any = np.float32,
 ) -> Rollout:
     """A rollout whose arrays a function makes from their shapes and types.
 
@@ -126,6 +133,8 @@ def rollout_of(
       samples: responses per prompt.
       gives: what a plan gives; the rollout has a baseline for "pool", and an expert for "expert".
       top: K of the most probable tokens, 0 for none.
+      states: D, width of the hidden states, 0 for none.
+      dtype: their type.
     """
 
     def words():
@@ -148,6 +157,7 @@ def rollout_of(
         expert=Expert(words(), floats(response)) if "expert" in gives else None,
         top_tokens=array((rows, response, top), np.int32) if top else None,
         top_log_probs=floats(response, top) if top else None,
+        states=array((rows, prompt + response, states), dtype) if states else None,
         samples=samples,
     )
 

@@ -12,6 +12,7 @@ from dfpo_jax.algorithms.config import AlgorithmConfig
 from dfpo_jax.algorithms.packing import Layout, padded
 from dfpo_jax.algorithms.trunk import (
     evaluate,
+    evaluate_at,
     join_sequence,
     response_features,
     response_states,
@@ -79,7 +80,8 @@ def evaluate_old(
     """Evaluate the old policy and, where an objective needs them, reference and expert.
 
     The reward of a response sits on its last valid token; objectives add rewards of single tokens;
-    all are brought to value units. `layout` says how the decoder is computed.
+    all are brought to value units. `layout` says how the decoder is computed; where the rollout has
+    the hidden states, it is not.
     """
     sequence, valid = join_sequence(rollout)
     policy = jax.tree.map(jax.lax.stop_gradient, state.params["policy"])
@@ -91,7 +93,12 @@ def evaluate_old(
             lambda x, y, packed: evaluate(model, params, x, y, *shape, packed), sequence, valid
         )
 
-    found = evaluated(policy, sequence, valid)  # what is unused of it costs nothing
+    # What is unused of either costs nothing.
+    if rollout.states is None:
+        found = evaluated(policy, sequence, valid)
+    else:
+        inputs = (rollout.states, rollout.tokens, temperature, config.log_probs.chunk)
+        found = evaluate_at(model, policy, *inputs)
     log_probs, reference, expert = rollout.log_probs, None, None
     if config.log_probs.recompute:
         log_probs = found.log_probs

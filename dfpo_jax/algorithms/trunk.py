@@ -74,13 +74,25 @@ def evaluate(
     """
     if packed is None:
         hidden = hidden_states(model, params, sequence, valid)
-        inputs = (response_states(hidden, length), sequence[:, -length:], temperature, chunk)
-        return Evaluated(hidden, *token_statistics(model, params, *inputs))
+        return evaluate_at(model, params, hidden, sequence[:, -length:], temperature, chunk)
     rows = _packed_states(model, params, packed)
     inputs = (rows.astype(model.config.dtype), _kernel(model, params), packed.targets)
     found = vocabulary.token_statistics(*inputs, temperature, chunk)
     statistics = (packed.unpack(x)[:, -length - 1 : -1] for x in found)
     return Evaluated(packed.unpack(rows), *statistics)
+
+
+def evaluate_at(
+    model: Transformer,
+    params: ArrayTree,
+    hidden: Array,
+    tokens: Array,
+    temperature: float,
+    chunk: int,
+) -> Evaluated:
+    """A policy on responses [B, R], given its hidden states [B, P + R, D]."""
+    inputs = (response_states(hidden, tokens.shape[1]), tokens, temperature, chunk)
+    return Evaluated(hidden, *token_statistics(model, params, *inputs))
 
 
 def response_states(hidden: Array, length: int) -> Array:

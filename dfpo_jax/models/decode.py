@@ -104,8 +104,10 @@ def gather_params(model: Transformer, params: ArrayTree) -> ArrayTree:
 
 def prefill(
     model: Transformer, params: ArrayTree, tokens: Array, valid: Array, dtype: str = ""
-) -> KVCache:
-    """A cache of T columns with keys and values of tokens [B, T]; padding comes last.
+) -> tuple[Array, KVCache]:
+    """Hidden states [B, T, D] of tokens [B, T], as the model's, and a cache of T columns.
+
+    The cache holds the tokens' keys and values; padding comes last there.
 
     Args:
       model: the decoder.
@@ -114,7 +116,7 @@ def prefill(
       valid: [B, T], 1 on tokens and 0 on padding.
       dtype: of the cache; "" for the compute type.
     """
-    _, written = model.apply({"params": params}, tokens, valid, with_cache=True)
+    hidden, written = model.apply({"params": params}, tokens, valid, with_cache=True)
 
     def layers(stack):  # [L, B, T, K, H]
         stack = jnp.swapaxes(stack.astype(dtype or model.config.dtype), 2, 3)
@@ -123,13 +125,13 @@ def prefill(
     keys, values = written
     length = tokens.shape[1]
     first = jnp.arange(length)[None] < jnp.sum(valid.astype(jnp.int32), axis=1, keepdims=True)
-    return KVCache(layers(keys), layers(values), first, jnp.int32(length))
+    return hidden, KVCache(layers(keys), layers(values), first, jnp.int32(length))
 
 
 def step(
     config: TransformerConfig, gathered: ArrayTree, tokens: Array, valid: Array, cache: KVCache
-) -> tuple[Array, KVCache]:
-    """Logits [B, V] (float32) after one more token per row, and the cache with it.
+) -> tuple[Array, Array, KVCache]:
+    """After one more token per row: logits [B, V] (float32), hidden states [B, D] and the cache.
 
     The token attends to itself and to every valid column, in any order; of a long cache, chunks
     without any are read on GPUs alone. Its position is the number of valid columns. Its key and
@@ -141,7 +143,7 @@ def step(
       config: the model's.
       gathered: from `gather_params`.
       tokens: [B] int32.
-      valid: [B] bool, False for rows to skip; their logits are meaningless.
+      valid: [B] bool, False for rows to skip; what is returned of them is meaningless.
       cache: keys and values of the past tokens.
     """
     chex.assert_rank([tokens, valid], 1)
@@ -171,7 +173,7 @@ def step(
     logits = jnp.matmul(gathered["head"], x.T, preferred_element_type=jnp.float32)
     logits = _as_written(logits).T
     logits = nn.with_logical_constraint(logits, ("batch", "vocab"))
-    return split_rows(logits), KVCache(tuple(keys), tuple(values), seen, cache.index + 1)
+    return split_rows(logits), x, KVCache(tuple(keys), tuple(values), seen, cache.index + 1)
 
 
 def _norm(config: TransformerConfig, params: ArrayTree, x: Array) -> Array:

@@ -93,10 +93,12 @@ def join(drawn: Sequence[Drawn]) -> Drawn:
     for one, start in zip(drawn, first, strict=False):
         rollout = one.rollout
         pad = ((0, 0), (slots - rollout.prompt_tokens.shape[1], 0))
+        states = rollout.states
         rollouts.append(
             rollout.replace(
                 prompt_tokens=np.pad(rollout.prompt_tokens, pad),  # with any token: the mask is 0
                 prompt_mask=np.pad(rollout.prompt_mask, pad),
+                states=None if states is None else np.pad(states, (*pad, (0, 0))),
                 groups=np.asarray(rollout.groups + start, np.int32),
             )
         )

@@ -222,6 +222,7 @@ def judged(
         groups=np.repeat(np.arange(len(items), dtype=np.int32), num_samples),
         top_tokens=responses.top_tokens,
         top_log_probs=responses.top_log_probs,
+        states=responses.states,
         samples=num_samples,
     )
     scored = as_scored(task, items, texts, responses.mask, clean, step, round)

@@ -6,6 +6,9 @@ so a slot can start its next response at any step: the columns of its old respon
 and the ring reaches a column again only after the response that wrote it has ended.
 """
 
+import functools
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -26,12 +29,14 @@ class _Prompts:
 
     Attributes:
       cache: G * N rows with keys and values of all tokens but the last; their columns come first.
+      states: [G * N, P - 1, D] hidden states at all slots but the last.
       token: [G, N] the last token, which the first step reads.
       valid: [G, N] bool, False for an empty prompt, which has no token.
       wanted: [G, N] bool, whether there shall be responses.
     """
 
     cache: decode.KVCache
+    states: Array
     token: Array
     valid: Array
     wanted: Array
@@ -53,6 +58,7 @@ class _Slots:
       met: [G, S] number of characters of the stop text that it ends with.
       tokens, log_probs: [G, S, R]; step t writes column t mod R.
       top_tokens, top_log_probs: [G, S, R, K], the same.
+      states: [G, S, R, D], the same; of width 0 where they are not kept.
       queue: [G] index of the next response to start.
       step: [] number of steps so far.
     """
@@ -70,18 +76,20 @@ class _Slots:
     log_probs: Array
     top_tokens: Array
     top_log_probs: Array
+    states: Array
     queue: Array
     step: Array
 
 
 @struct.dataclass
 class _Responses:
-    """Finished responses: tokens and log_probs [G, B, R], those of the K top ones, count, ended."""
+    """Finished responses: what `_Slots` has of them, in order of their B rows by group."""
 
     tokens: Array
     log_probs: Array
     top_tokens: Array
     top_log_probs: Array
+    states: Array
     count: Array
     ended: Array
 
@@ -100,6 +108,7 @@ def generate(
     stops: Array | None = None,
     wanted: Array | None = None,
     top: int = 0,
+    keep_states: bool = False,
 ) -> Generation:
     """Sample responses. A pure function: jit it with every argument but the arrays static.
 
@@ -123,6 +132,7 @@ def generate(
       wanted: [N] bool, the prompts that get responses; those of the others stay empty and count as
         cut off. None for all.
       top: K, of how many of its most probable tokens every step gives log-probabilities.
+      keep_states: whether the hidden states are returned too.
 
     Returns:
       A `Generation` with N * num_samples rows.
@@ -149,8 +159,10 @@ def generate(
     def advance(state):
         return _advance(model, gathered, state, key, rows, config, eos_ids, stops)
 
-    state = start(_no_slots(model, prompt_tokens.shape[1], config, groups, slots, top))
-    responses = _decode(state, _no_responses(groups, rows, limit, top), start, advance)
+    width = model.config.d_model if keep_states else 0
+    empty = functools.partial(_no_tokens, limit, top, width, model.config.dtype)
+    state = start(_no_slots(model, prompt_tokens.shape[1], config, groups, slots, empty))
+    responses = _decode(state, _no_responses(groups, rows, empty), start, advance)
     out = jax.tree.map(lambda x: x.reshape(groups * rows, *x.shape[2:]), responses)
     inside = jnp.arange(limit)[None] < out.count[:, None]
     return Generation(
@@ -160,7 +172,16 @@ def generate(
         truncated=~out.ended,
         top_tokens=jnp.where(inside[..., None], out.top_tokens, pad_id) if top else None,
         top_log_probs=jnp.where(inside[..., None], out.top_log_probs, 0.0) if top else None,
+        states=_all_states(prompts.states, out, inside) if keep_states else None,
     )
+
+
+def _all_states(prompts: Array, responses: _Responses, inside: Array) -> Array:
+    """Hidden states [B, P + R, D] at prompts and responses."""
+    count = len(inside) // len(prompts)
+    found = jnp.where(inside[..., None], responses.states, 0.0)
+    found = jnp.pad(found, ((0, 0), (0, 1), (0, 0)))  # nobody reads the last token
+    return jnp.concatenate([jnp.repeat(prompts, count, axis=0), found], axis=1)
 
 
 def _groups(prompt_tokens: Array) -> int:
@@ -188,8 +209,8 @@ def _prefill(model, params, tokens, mask, wanted, config, groups) -> _Prompts:
     pieces = next(n for n in range(wanted, own + 1) if own % n == 0)
 
     def run(piece):
-        cache = decode.prefill(model, params, *piece, config.cache_dtype)
-        return cache.keys, cache.values, cache.valid
+        hidden, cache = decode.prefill(model, params, *piece, config.cache_dtype)
+        return cache.keys, cache.values, cache.valid, hidden[:, 1:]
 
     # An empty column replaces the last token, because fused attention needs a round length.
     inputs = tuple(jnp.pad(x[:, :-1], ((0, 0), (1, 0))) for x in (tokens, valid))
@@ -202,8 +223,9 @@ def _prefill(model, params, tokens, mask, wanted, config, groups) -> _Prompts:
         written = jax.tree.map(
             lambda x: jnp.swapaxes(x, 0, 1).reshape(rows, *x.shape[2:]), jax.lax.map(run, split)
         )
+    *written, states = written
     cache = decode.KVCache(*written, index=jnp.int32(length))
-    return _Prompts(cache=cache, **grouped)
+    return _Prompts(cache=cache, states=states, **grouped)
 
 
 def _decode(state: _Slots, responses: _Responses, start, advance) -> _Responses:
@@ -231,31 +253,39 @@ def _decode(state: _Slots, responses: _Responses, start, advance) -> _Responses:
     return _store(responses, state)
 
 
-def _no_responses(groups: int, rows: int, limit: int, top: int) -> _Responses:
+def _no_responses(groups: int, rows: int, empty: Callable[..., dict[str, Array]]) -> _Responses:
     """Empty arrays for the `rows` responses of each group."""
     return _Responses(
-        **_no_tokens((groups, rows, limit), top),
+        **empty(groups, rows),
         count=jnp.zeros((groups, rows), jnp.int32),
         ended=jnp.zeros((groups, rows), bool),
     )
 
 
-def _no_tokens(shape: tuple[int, int, int], top: int) -> dict[str, Array]:
-    """Tokens with their log-probabilities, and those of the most probable ones."""
+def _no_tokens(
+    limit: int, top: int, width: int, dtype: str, groups: int, rows: int
+) -> dict[str, Array]:
+    """Tokens with their log-probabilities, those of the most probable ones, and hidden states."""
+    shape = (groups, rows, limit)
     return {
         "tokens": jnp.zeros(shape, jnp.int32),
         "log_probs": jnp.zeros(shape, jnp.float32),
         "top_tokens": jnp.zeros((*shape, top), jnp.int32),
         "top_log_probs": jnp.zeros((*shape, top), jnp.float32),
+        "states": jnp.zeros((*shape, width), dtype),
     }
 
 
 def _no_slots(
-    model, prefix: int, config: SamplingConfig, groups: int, slots: int, top: int
+    model,
+    prefix: int,
+    config: SamplingConfig,
+    groups: int,
+    slots: int,
+    empty: Callable[..., dict[str, Array]],
 ) -> _Slots:
     """Free slots with empty caches: `prefix` columns for the prompt, then those of the response."""
-    limit, shape = config.max_new_tokens, (groups, slots)
-    columns = prefix + limit
+    shape, columns = (groups, slots), prefix + config.max_new_tokens
     zeros, no = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)
     return _Slots(
         cache=decode.init_cache(model.config, groups * slots, columns, config.cache_dtype),
@@ -267,7 +297,7 @@ def _no_slots(
         count=zeros,
         ended=no,
         met=zeros,
-        **_no_tokens((*shape, limit), top),
+        **empty(groups, slots),
         queue=jnp.zeros(groups, jnp.int32),
         step=jnp.int32(0),
     )
@@ -319,7 +349,7 @@ def _advance(model, gathered, state: _Slots, key, rows: int, config, eos_ids, st
     limit = config.max_new_tokens
     prefix = state.cache.valid.shape[1] - limit
     place = state.step % limit
-    logits, cache = decode.step(
+    logits, hidden, cache = decode.step(
         model.config,
         gathered,
         state.token.reshape(-1),
@@ -335,6 +365,7 @@ def _advance(model, gathered, state: _Slots, key, rows: int, config, eos_ids, st
     top_tokens, top_log_probs = (
         x.reshape(*state.row.shape, top) for x in most_probable(logits, config, top)
     )
+    kept = hidden.reshape(*state.row.shape, -1)[..., : state.states.shape[-1]]
     count = jnp.where(state.alive, state.count + 1, state.count)
     ends = jnp.any(token[..., None] == jnp.asarray(eos_ids, jnp.int32).reshape(1, 1, -1), axis=-1)
     met = state.met
@@ -353,6 +384,7 @@ def _advance(model, gathered, state: _Slots, key, rows: int, config, eos_ids, st
         log_probs=_column(state.log_probs, log_prob, place, state.alive),
         top_tokens=_column(state.top_tokens, top_tokens, place, state.alive),
         top_log_probs=_column(state.top_log_probs, top_log_probs, place, state.alive),
+        states=_column(state.states, kept, place, state.alive),
         step=state.step + 1,
     )
 
@@ -379,6 +411,7 @@ def _store(responses: _Responses, state: _Slots) -> _Responses:
         log_probs=ordered(state.log_probs),
         top_tokens=ordered(state.top_tokens),
         top_log_probs=ordered(state.top_log_probs),
+        states=ordered(state.states),
         count=state.count,
         ended=state.ended,
     )

@@ -46,6 +46,7 @@ class Sampler:
       prompt_buckets: smaller numbers of slots, for prompts that all fit one.
       begin: how a prompt without a chat template begins, see `tokenizers.beginning`.
       top: K, of how many of its most probable tokens a sampled response has log-probabilities.
+      keep_states: whether a sampled response comes with the policy's hidden states.
     """
 
     model: Transformer
@@ -60,6 +61,7 @@ class Sampler:
     prompt_buckets: tuple[int, ...] = ()
     begin: str = "auto"
     top: int = 0
+    keep_states: bool = False
 
     def encode(self, item: Item) -> list[int]:
         """Token ids of an item's prompt."""
@@ -151,6 +153,7 @@ class Sampler:
                 pad_id=self.tokenizer.pad_token_id,
                 num_samples=num_samples,
                 top=0 if greedy else self.top,
+                keep_states=self.keep_states and not greedy,
             )
         out = jax.tree.map(lambda x: x[: rows * num_samples], to_host(out))
         return self.stopped(out)
@@ -202,15 +205,16 @@ class Sampler:
         return texts
 
 
+_STATIC = ("model", "config", "eos_ids", "pad_id", "num_samples", "top", "keep_states")
+
+
 def _sample(params, tokens, mask, key, stops, wanted, *, model, **options) -> Generation:
     return generate(model, params, tokens, mask, key, stops=stops, wanted=wanted, **options)
 
 
 _checked_sample = Checked(
     "sampling",
-    jax.jit(
-        _sample, static_argnames=("model", "config", "eos_ids", "pad_id", "num_samples", "top")
-    ),
+    jax.jit(_sample, static_argnames=_STATIC),
     "set sampling.slots and sampling.prefill_rows (0 is all at once) or lower them, or lower "
     "sampling.max_new_tokens, train.prompts or evaluation.prompts",
 )

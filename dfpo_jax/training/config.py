@@ -147,6 +147,10 @@ class TrainConfig:
         next rollout is then collected beside updates where `rollouts.samples_beside_training`. A
         loss whose ratios do not start at the sampler corrects for it by `objective.importance_cap`
         alone.
+      keep_states: whether sampled responses bring the policy's hidden states, which preparation
+        then reads instead of running the policy once more. In between they lie on the host, D
+        numbers for each slot of prompt and response. Changes results by rounding, of which lower
+        precision than float32 has more in a step of decoding than in the whole sequence.
     """
 
     iterations: int = 100
@@ -161,11 +165,12 @@ class TrainConfig:
     max_skipped: int = 3
     frozen: tuple[str, ...] = ()
     behaviour_lag: int = 0
+    keep_states: bool = False
 
     def __post_init__(self):
         """Check ranges, that buckets increase, and that the batch divides."""
         for name in (item.name for item in dataclasses.fields(self)):
-            if name not in ("prompt_buckets", "frozen"):
+            if name not in ("prompt_buckets", "frozen", "keep_states"):
                 check_interval(self, name, low=0 if name in _MAY_BE_0 else 1)
         if self.behaviour_lag > 0 and self.behaviour_lag >= self.iterations:
             raise ValueError(

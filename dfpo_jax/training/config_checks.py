@@ -27,6 +27,7 @@ def check_sections(config: Any) -> None:
     _check_channel(config)
     _check_groups(config)
     _check_partial(config)
+    _check_states(config)
 
 
 def _check_lengths(config: Any) -> None:
@@ -160,3 +161,28 @@ def _check_partial(config: Any) -> None:
             f"partial.tokens is {partial.tokens} and log_probs.recompute False; the sampler's "
             "log-probabilities are those of several policies, so it must be True"
         )
+
+
+_SAMPLED = ("uniform", "refill", "elimination")  # plans whose rows are all sampled
+
+
+def _check_states(config: Any) -> None:
+    if not config.train.keep_states:
+        return
+    for name, found, allowed, why in (
+        ("train.behaviour_lag", config.train.behaviour_lag, (0,), "are an older policy's"),
+        ("partial.tokens", config.partial.tokens, (0,), "are those of several policies"),
+        ("sampling.cache_dtype", config.sampling.cache_dtype, ("",), "are of another precision"),
+        ("plan.name", config.plan.name, _SAMPLED, "are not there for responses of others"),
+        (
+            "returns.overlong",
+            config.returns.overlong,
+            ("terminal", "mask"),
+            "end before the last token, after which a return would go on",
+        ),
+    ):
+        if found not in allowed:
+            raise ValueError(
+                f"train.keep_states is True and {name} {found!r}; the sampler's states {why}, so "
+                f"it must be {' or '.join(map(repr, allowed))}"
+            )

@@ -129,7 +129,7 @@ def evaluate_critic(run: Run, state: TrainState) -> tuple[dict[str, float], Crit
     held_out = run.evaluations["in_domain"]
     items = held_out.items[: config.critic_prompts]
     rollout = draw(
-        run.sampler,
+        dataclasses.replace(run.sampler, keep_states=False),
         state.params["policy"],
         held_out.task,
         run.rewards,

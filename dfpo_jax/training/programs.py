@@ -92,7 +92,7 @@ class Programs:
 
     def rollout(self, rows: int) -> Rollout:
         """A rollout of so many responses, with all that the plan gives."""
-        samples = self.config.train.samples
+        samples, model = self.config.train.samples, self.config.model
         return rollout_of(
             self.rows,
             rows,
@@ -101,6 +101,8 @@ class Programs:
             samples=samples,
             gives=self.config.plan.build(samples).gives,
             top=self.learner.top,
+            states=model.d_model if self.config.train.keep_states else 0,
+            dtype=model.dtype,
         )
 
     def _sample(self):
@@ -119,6 +121,7 @@ class Programs:
             pad_id=0,
             num_samples=samples,
             top=self.learner.top,
+            keep_states=train.keep_states,
         )
         mesh = self._rollout_mesh
         policy = copied_to(self.learner.abstract_state.params["policy"], mesh)

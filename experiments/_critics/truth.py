@@ -113,7 +113,8 @@ def _joined(
 
 def _rows_of(rollout: Rollout, whole: Generation, rewards: np.ndarray, row: np.ndarray) -> Rollout:
     """The rollout of whole responses to the prompts of some of its rows."""
-    rows = jax.tree.map(lambda x: x[row], rollout.replace(top_tokens=None, top_log_probs=None))
+    sampled = ("top_tokens", "top_log_probs", "states")  # of other responses
+    rows = jax.tree.map(lambda x: x[row], rollout.replace(**dict.fromkeys(sampled)))
     return rows.replace(
         tokens=whole.tokens,
         mask=whole.mask,

@@ -63,11 +63,11 @@ def test_prefill_and_steps_equal_one_pass(config, prompt):
     cache = decode.init_cache(config, 3, 11)
     if prompt:
         model = Transformer(config)
-        cache = decode.prefill(model, params, tokens[:, :prompt], valid[:, :prompt])
+        _, cache = decode.prefill(model, params, tokens[:, :prompt], valid[:, :prompt])
         assert int(cache.index) == prompt
         cache = widen(cache, 11 - prompt)
     for i in range(prompt, 8):
-        logits, cache = step(tokens[:, i], valid[:, i], cache)
+        logits, _, cache = step(tokens[:, i], valid[:, i], cache)
         assert logits.dtype == jnp.float32
         keep = valid[:, i]
         np.testing.assert_allclose(logits[keep], whole[keep, i], rtol=1e-4, atol=1e-5)
@@ -84,7 +84,7 @@ def test_the_order_of_columns_does_not_matter():
     step, cache = decoder(FULL, params), decode.init_cache(FULL, 2, 7)
     for i in range(6):
         cache = cache.replace(index=jnp.int32((i + 4) % 7))
-        logits, cache = step(tokens[:, i], np.ones(2, bool), cache)
+        logits, _, cache = step(tokens[:, i], np.ones(2, bool), cache)
     expected = one_pass(FULL, params, tokens, np.ones((2, 6)))[:, -1]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
@@ -96,8 +96,8 @@ def test_columns_that_are_not_valid_are_not_read():
         keys=tuple(x + 7.0 for x in cache.keys), values=tuple(x - 9.0 for x in cache.values)
     )
     for i in range(3):
-        logits, cache = step(tokens[:, i], np.ones(2, bool), cache)
-        same, junk = step(tokens[:, i], np.ones(2, bool), junk)
+        logits, _, cache = step(tokens[:, i], np.ones(2, bool), cache)
+        same, _, junk = step(tokens[:, i], np.ones(2, bool), junk)
         np.testing.assert_array_equal(logits, same)
 
 
@@ -115,7 +115,7 @@ def test_a_cache_of_lower_precision_stays_so_and_stays_close():
     params, tokens = random_params(FULL), random_tokens((2, 6))
     step, cache = decoder(FULL, params), decode.init_cache(FULL, 2, 6, "bfloat16")
     for i in range(6):
-        logits, cache = step(tokens[:, i], np.ones(2, bool), cache)
+        logits, _, cache = step(tokens[:, i], np.ones(2, bool), cache)
     assert {x.dtype for x in cache.keys + cache.values} == {jnp.dtype("bfloat16")}
     expected = one_pass(FULL, params, tokens, np.ones((2, 6)))[:, -1]
     assert 0 < np.abs(np.asarray(logits) - expected).max() < 0.1
@@ -128,7 +128,7 @@ def test_low_rank_updates_are_decoded_as_they_are_trained(tied):
     params, tokens = random_params(config), random_tokens((2, 4))
     step, cache = decoder(config, params), decode.init_cache(config, 2, 4)
     for i in range(4):
-        logits, cache = step(tokens[:, i], np.ones(2, bool), cache)
+        logits, _, cache = step(tokens[:, i], np.ones(2, bool), cache)
     expected = one_pass(config, params, tokens, np.ones((2, 4)))[:, -1]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
     # Beside the kernels, also in bfloat16: a sum of both would lose a small update there.

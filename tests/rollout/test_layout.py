@@ -53,11 +53,11 @@ def test_the_cache_is_split_over_rows_and_heads(params):
     mesh = create_mesh(2, 2, 2)
 
     def prefill(params, tokens, mask):
-        cache = decode.prefill(MODEL, params, tokens, mask)
-        step = decode.step(
+        _, cache = decode.prefill(MODEL, params, tokens, mask)
+        logits, _, after = decode.step(
             CONFIG, decode.gather_params(MODEL, params), tokens[:, 0], mask[:, 0] > 0, cache
         )
-        return *step, cache
+        return logits, after, cache
 
     placed = jax.device_put(params, layout(mesh))
     with mesh_context(mesh):

@@ -80,7 +80,7 @@ class Lowering(Programs):
         shape = (prompts, self.config.train.prompt_length)
 
         def prefill(params, tokens, mask):
-            cache = decode.prefill(self.model, params, tokens, mask, sampling.cache_dtype)
+            _, cache = decode.prefill(self.model, params, tokens, mask, sampling.cache_dtype)
             return decode.gather_params(self.model, params), cache
 
         policy = self.learner.abstract_state.params["policy"]
@@ -100,7 +100,7 @@ class Lowering(Programs):
         gathered, cache = self._as_compiled(jax.jit(start), policy)
 
         def advance(gathered, cache, token, alive, keys):
-            logits, cache = decode.step(model.config, gathered, token, alive, cache)
+            logits, _, cache = decode.step(model.config, gathered, token, alive, cache)
             return *draw(keys, logits, sampling), cache
 
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
