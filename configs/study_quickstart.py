@@ -105,12 +105,12 @@ def _run():
         head_dim=32,
         d_ff=176,
         init_std=0.1,
-        remat="none",  # of so small a model it saves nothing
+        remat="none",  # it and `wide_rows` are those of the rows that there are, which round so
     )
     # A run whose critic overflows under spikes is a result too, and goes on to the end.
     run.train.max_skipped = 120
     run.train.update(iterations=60, prompts=128, samples=4, prompt_length=6, minibatches=2)
-    run.sampling.max_new_tokens = 6
+    run.sampling.update(max_new_tokens=6, wide_rows=0)
     run.warm_start.update(steps=130, batch_size=64)
     run.warm_start.optimizer.update(learning_rate=3e-3, warmup_steps=20, schedule="cosine")
     run.policy_optimizer.update(warmup_steps=10, b1=0.95, b2=0.999)

@@ -82,6 +82,7 @@ rewards.check rewards.classifier plans.check
 rewards.* plans.*
 rewards plans
 rollout.sampling rollout.stops rollout.prompts
+rollout.prefill
 rollout.generate
 rollout.sampler rollout.demonstrations
 rollout.collect rollout.partial

@@ -16,30 +16,11 @@ from flax import struct
 
 from dfpo_jax.models import decode, lora
 from dfpo_jax.models.transformer import Transformer
+from dfpo_jax.rollout.prefill import Prompts, groups_of, prefill
 from dfpo_jax.rollout.sampling import SamplingConfig, draw, most_probable
-from dfpo_jax.sharding import batch_devices
 from dfpo_jax.types import Array, ArrayTree, Generation
 
 _FREE_SHARE = 8  # free slots are refilled when one in eight slots is free
-
-
-@struct.dataclass
-class _Prompts:
-    """The prompts that slots start from, in G groups: one per device that splits the batch.
-
-    Attributes:
-      cache: G * N rows with keys and values of all tokens but the last; their columns come first.
-      states: [G * N, P - 1, D] hidden states at all slots but the last.
-      token: [G, N] the last token, which the first step reads.
-      valid: [G, N] bool, False for an empty prompt, which has no token.
-      wanted: [G, N] bool, whether there shall be responses.
-    """
-
-    cache: decode.KVCache
-    states: Array
-    token: Array
-    valid: Array
-    wanted: Array
 
 
 @struct.dataclass
@@ -143,7 +124,7 @@ def generate(
     """
     chex.assert_rank([prompt_tokens, prompt_mask], 2)
     chex.assert_equal_shape([prompt_tokens, prompt_mask])
-    groups = _groups(prompt_tokens)
+    groups = groups_of(prompt_tokens)
     rows, limit = len(prompt_tokens) * num_samples // groups, config.max_new_tokens
     slots = min(-(-config.slots // groups) or rows, rows)
 
@@ -151,7 +132,7 @@ def generate(
         model = Transformer(model.config.without_lora())
     gathered = decode.gather_params(model, params)
     wanted = jnp.ones(len(prompt_tokens), bool) if wanted is None else wanted
-    prompts = _prefill(model, params, prompt_tokens, prompt_mask, wanted, config, groups)
+    prompts = prefill(model, params, prompt_tokens, prompt_mask, wanted, config, groups)
 
     def start(state):
         return _start(state, prompts, num_samples, rows)
@@ -182,50 +163,6 @@ def _all_states(prompts: Array, responses: _Responses, inside: Array) -> Array:
     found = jnp.where(inside[..., None], responses.states, 0.0)
     found = jnp.pad(found, ((0, 0), (0, 1), (0, 0)))  # nobody reads the last token
     return jnp.concatenate([jnp.repeat(prompts, count, axis=0), found], axis=1)
-
-
-def _groups(prompt_tokens: Array) -> int:
-    """Number of devices that the prompts are split over."""
-    groups = batch_devices()
-    if len(prompt_tokens) % groups:
-        raise ValueError(
-            f"prompt_tokens has {len(prompt_tokens)} rows; the mesh's data axes, {groups} devices, "
-            "must divide them"
-        )
-    return groups
-
-
-def _prefill(model, params, tokens, mask, wanted, config, groups) -> _Prompts:
-    """Runs all prompt tokens but the last through the model, in pieces of the rows."""
-    valid = mask.astype(bool)
-    rows, length = tokens.shape
-    grouped = {
-        "token": tokens[:, -1].reshape(groups, -1),
-        "valid": valid[:, -1].reshape(groups, -1),
-        "wanted": wanted.reshape(groups, -1),
-    }
-    own = rows // groups  # rows per device; a piece must have at least one row of each device
-    wanted = min(-(-rows // (config.prefill_rows or rows)), own)
-    pieces = next(n for n in range(wanted, own + 1) if own % n == 0)
-
-    def run(piece):
-        hidden, cache = decode.prefill(model, params, *piece, config.cache_dtype)
-        return cache.keys, cache.values, cache.valid, hidden[:, 1:]
-
-    # An empty column replaces the last token, because fused attention needs a round length.
-    inputs = tuple(jnp.pad(x[:, :-1], ((0, 0), (1, 0))) for x in (tokens, valid))
-    if pieces == 1:
-        written = run(inputs)
-    else:  # a piece takes every `pieces`-th row, so that rows stay on their device
-        split = jax.tree.map(
-            lambda x: jnp.swapaxes(x.reshape(-1, pieces, *x.shape[1:]), 0, 1), inputs
-        )
-        written = jax.tree.map(
-            lambda x: jnp.swapaxes(x, 0, 1).reshape(rows, *x.shape[2:]), jax.lax.map(run, split)
-        )
-    *written, states = written
-    cache = decode.KVCache(*written, index=jnp.int32(length))
-    return _Prompts(cache=cache, states=states, **grouped)
 
 
 def _decode(state: _Slots, responses: _Responses, start, advance) -> _Responses:
@@ -303,7 +240,7 @@ def _no_slots(
     )
 
 
-def _start(state: _Slots, prompts: _Prompts, num_samples: int, rows: int) -> _Slots:
+def _start(state: _Slots, prompts: Prompts, num_samples: int, rows: int) -> _Slots:
     """Gives free slots the next responses of their group."""
     free = ~state.alive
     row = state.queue[:, None] + jnp.cumsum(free, axis=1, dtype=jnp.int32) - 1
@@ -355,6 +292,7 @@ def _advance(model, gathered, state: _Slots, key, rows: int, config, eos_ids, st
         state.token.reshape(-1),
         (state.valid & state.alive).reshape(-1),
         state.cache.replace(index=prefix + place),
+        wide=0 < config.wide_rows <= state.token.size,
     )
     number = state.row + rows * jnp.arange(len(state.row), dtype=jnp.int32)[:, None]
     keys = jax.vmap(lambda n, count: jax.random.fold_in(jax.random.fold_in(key, n), count))(

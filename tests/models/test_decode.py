@@ -35,10 +35,10 @@ def one_pass(config, params, tokens, valid):
     return np.asarray(plain_logits(params, hidden))
 
 
-def decoder(config, params):
+def decoder(config, params, **options):
     """`step` with its parameters, compiled."""
     held = jax.jit(functools.partial(decode.gather_params, Transformer(config)))(params)
-    return jax.jit(functools.partial(decode.step, config, held))
+    return jax.jit(functools.partial(decode.step, config, held, **options))
 
 
 def widen(cache, columns):
@@ -53,13 +53,13 @@ def widen(cache, columns):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [TINY, FULL], ids=["plain", "full"])
-@pytest.mark.parametrize("prompt", [0, 1, 5])
-def test_prefill_and_steps_equal_one_pass(config, prompt):
+@pytest.mark.parametrize(("prompt", "wide"), [(0, False), (1, True), (5, False), (5, True)])
+def test_prefill_and_steps_equal_one_pass(config, prompt, wide):
     params = random_params(config)
     tokens, valid = random_tokens((3, 8)), np.ones((3, 8), bool)
     valid[0, :3], valid[1, :1] = False, False  # left padding
     valid[2, 6:] = False  # a row that ended early
-    whole, step = one_pass(config, params, tokens, valid), decoder(config, params)
+    whole, step = one_pass(config, params, tokens, valid), decoder(config, params, wide=wide)
     cache = decode.init_cache(config, 3, 11)
     if prompt:
         model = Transformer(config)

@@ -66,6 +66,16 @@ def test_draws_and_their_log_probs_follow_a_loop(temperature, top_k, top_p, dtyp
     np.testing.assert_allclose(log_probs, expected, atol=1e-5)  # -inf: a token that was removed
 
 
+def test_greedy_decoding_takes_the_first_of_the_most_probable_tokens():
+    logits = np.round(np.random.default_rng(0).normal(size=(200, 9)), 1).astype(np.float32)
+    logits[0], logits[1, 3] = -np.inf, np.inf
+    assert sum((x == x.max()).sum() > 1 for x in logits) > 3
+    tokens, _ = draw(
+        jax.random.split(jax.random.key(0), 200), logits, SamplingConfig(temperature=0)
+    )
+    np.testing.assert_array_equal(tokens, np.argmax(logits, axis=1))
+
+
 def test_ties_at_a_threshold_are_kept():
     logits = jnp.broadcast_to(jnp.asarray([2.0, 2.0, 1.0, 2.0, 0.0]), (60, 5))
     keys = jax.random.split(jax.random.key(0), 60)
@@ -87,6 +97,7 @@ def test_ties_at_a_threshold_are_kept():
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"slots": -1}, "slots is -1"),
         ({"prefill_rows": -2}, "prefill_rows is -2"),
+        ({"wide_rows": -1}, r"wide_rows is -1; it must be 0 \(none\) or more"),
         ({"cache_dtype": "int8"}, "cache_dtype is 'int8'"),
     ],
 )
@@ -265,7 +276,7 @@ def ragged(**options):
 @pytest.mark.parametrize(
     "options",
     [{"slots": 1}, {"slots": 5}, {"slots": 17}, {"slots": 99}, {"prefill_rows": 2}]
-    + [{"slots": 4, "prefill_rows": 4}, {"slots": 3, "prefill_rows": 1}],
+    + [{"slots": 4, "prefill_rows": 4}, {"slots": 3, "prefill_rows": 1, "wide_rows": 2}],
     ids=str,
 )
 def test_slots_and_pieces_of_the_prefill_change_no_sample(options):

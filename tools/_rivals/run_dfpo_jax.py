@@ -1,7 +1,8 @@
 """dfpo_jax's own loop does the work of its command line and prints how long it took.
 
 Settings. Where responses have several lengths, prompts and responses are packed, two full rows to a
-piece, as in `_benchmark/packing.py`; where all have one length, rows are read as they are, at once.
+piece, as in `_benchmark/packing.py`; where all have one length, rows are read as they are, in the
+pieces of the work.
 """
 
 import dataclasses
@@ -67,6 +68,8 @@ def configuration(work: Work) -> Config:
     )
     if work.ends:
         config.train.microbatch_tokens = 2 * (work.prompt_length + work.response_length)
+    else:
+        config.train.microbatches = work.pieces
     config.policy_optimizer.update(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM)
     return parse_config(config)
 

@@ -31,7 +31,7 @@ class Work:
       prompt_length: tokens of every prompt.
       response_length: most tokens of a response.
       ends: the token ids below it end a response; with 0 none does.
-      pieces: a trainer that cannot pack its rows takes the gradient in so many equal parts, which
+      pieces: a trainer that does not pack its rows takes the gradient in so many equal parts, which
         bounds memory; divides `prompts`.
       warmup: iterations that are not timed; the first of them compiles.
       iterations: that are timed.
