@@ -128,6 +128,19 @@ def table_params(log_table):
     return {**params, "embedding": np.eye(len(table), dtype=np.float32), "head": table}
 
 
+def widened(config, cache, columns):
+    """The cache with more columns."""
+
+    def grow(x, axis):
+        return jnp.pad(x, [(0, columns if n == axis else 0) for n in range(4)])
+
+    return cache.replace(
+        keys=tuple(grow(x, decode.columns_of_keys(config)) for x in cache.keys),
+        values=tuple(grow(x, 2) for x in cache.values),
+        valid=jnp.pad(cache.valid, ((0, 0), (0, columns))),
+    )
+
+
 @pytest.fixture
 def traced(monkeypatch):
     """Shapes of the tokens of every prefill and decoding step that is traced from now on."""

@@ -135,7 +135,7 @@ def generate(
     prompts = prefill(model, params, prompt_tokens, prompt_mask, wanted, config, groups)
 
     def start(state):
-        return _start(state, prompts, num_samples, rows)
+        return _start(state, prompts, num_samples, rows, decode.columns_of_keys(model.config))
 
     def advance(state):
         return _advance(model, gathered, state, key, rows, config, eos_ids, stops)
@@ -240,8 +240,8 @@ def _no_slots(
     )
 
 
-def _start(state: _Slots, prompts: Prompts, num_samples: int, rows: int) -> _Slots:
-    """Gives free slots the next responses of their group."""
+def _start(state: _Slots, prompts: Prompts, num_samples: int, rows: int, columns: int) -> _Slots:
+    """Gives free slots the next responses of their group; columns of keys lie along an axis."""
     free = ~state.alive
     row = state.queue[:, None] + jnp.cumsum(free, axis=1, dtype=jnp.int32) - 1
     begins = free & (row < rows)
@@ -249,21 +249,21 @@ def _start(state: _Slots, prompts: Prompts, num_samples: int, rows: int) -> _Slo
     take = jax.vmap(lambda x, index: x[index])  # indexes within each group
     flat = begins.reshape(-1)
 
-    def renew(old, first):
+    def renew(columns, old, first):
         """Copies the prompt's columns, `first`, to the first columns of rows that begin."""
         first = first.reshape(*prompt.shape[:1], -1, *first.shape[1:])
         new = take(first, prompt).reshape(len(flat), *first.shape[2:])
-        old_part = jax.lax.slice_in_dim(old, 0, new.shape[2], axis=2)
+        old_part = jax.lax.slice_in_dim(old, 0, new.shape[columns], axis=columns)
         new = jnp.where(flat.reshape(-1, 1, 1, 1), new, old_part)
-        return jax.lax.dynamic_update_slice_in_dim(old, new, 0, axis=2)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, 0, axis=columns)
 
     cache = state.cache
     known = prompts.cache.valid.reshape(*prompt.shape[:1], -1, prompts.cache.valid.shape[1])
     known = take(known, prompt).reshape(len(flat), -1)
     known = jnp.pad(known, ((0, 0), (0, cache.valid.shape[1] - known.shape[1])))
     cache = decode.KVCache(
-        keys=tuple(map(renew, cache.keys, prompts.cache.keys)),
-        values=tuple(map(renew, cache.values, prompts.cache.values)),
+        keys=tuple(map(functools.partial(renew, columns), cache.keys, prompts.cache.keys)),
+        values=tuple(map(functools.partial(renew, 2), cache.values, prompts.cache.values)),
         valid=jnp.where(flat[:, None], known, cache.valid),
         index=cache.index,
     )

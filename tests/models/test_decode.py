@@ -15,6 +15,7 @@ from dfpo_jax.models import PRESETS, LoraConfig, Transformer, decode
 
 TINY = PRESETS["tiny"]
 FULL = dataclasses.replace(TINY, qkv_bias=True, qk_norm=True, tie_embeddings=False)
+SINGLE = dataclasses.replace(TINY, num_kv_heads=TINY.num_heads)  # one query for each key
 
 
 def random_params(config):
@@ -41,18 +42,8 @@ def decoder(config, params, **options):
     return jax.jit(functools.partial(decode.step, config, held, **options))
 
 
-def widen(cache, columns):
-    """The cache with more columns."""
-    grow = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, columns), (0, 0)))  # noqa: E731
-    return cache.replace(
-        keys=tuple(map(grow, cache.keys)),
-        values=tuple(map(grow, cache.values)),
-        valid=jnp.pad(cache.valid, ((0, 0), (0, columns))),
-    )
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [TINY, FULL], ids=["plain", "full"])
+@pytest.mark.parametrize("config", [TINY, FULL, SINGLE], ids=["plain", "full", "single"])
 @pytest.mark.parametrize(("prompt", "wide"), [(0, False), (1, True), (5, False), (5, True)])
 def test_prefill_and_steps_equal_one_pass(config, prompt, wide):
     params = random_params(config)
@@ -65,7 +56,7 @@ def test_prefill_and_steps_equal_one_pass(config, prompt, wide):
         model = Transformer(config)
         _, cache = decode.prefill(model, params, tokens[:, :prompt], valid[:, :prompt])
         assert int(cache.index) == prompt
-        cache = widen(cache, 11 - prompt)
+        cache = tiny.widened(config, cache, 11 - prompt)
     for i in range(prompt, 8):
         logits, _, cache = step(tokens[:, i], valid[:, i], cache)
         assert logits.dtype == jnp.float32
@@ -75,7 +66,8 @@ def test_prefill_and_steps_equal_one_pass(config, prompt, wide):
     first = np.sort(valid[:, :prompt])[:, ::-1]  # padding lies behind a prompt's tokens
     np.testing.assert_array_equal(cache.valid[:, :8], np.hstack([first, valid[:, prompt:]]))
     assert not np.any(cache.valid[:, 8:])
-    assert not any(np.any(x[:, :, 8:]) for x in cache.keys + cache.values)
+    keys = [np.moveaxis(x, decode.columns_of_keys(config), 2) for x in cache.keys]
+    assert not any(np.any(x[:, :, 8:]) for x in (*keys, *cache.values))
 
 
 def test_the_order_of_columns_does_not_matter():
@@ -103,7 +95,10 @@ def test_columns_that_are_not_valid_are_not_read():
 
 def test_cache_shapes_types_and_limits():
     cache = decode.init_cache(TINY, 3, 7)
-    assert [x.shape for x in cache.keys + cache.values] == [(3, 2, 7, 8)] * 4
+    assert [x.shape for x in cache.keys] == [(3, 2, 8, 7)] * 2
+    assert [x.shape for x in cache.values] == [(3, 2, 7, 8)] * 2
+    single = decode.init_cache(SINGLE, 3, 7)
+    assert {x.shape for x in single.keys + single.values} == {(3, SINGLE.num_heads, 7, 8)}
     assert cache.keys[0].dtype == jnp.float32 and cache.valid.dtype == bool
     assert cache.valid.shape == (3, 7) and cache.index.dtype == jnp.int32
     for length in (0, TINY.max_positions + 1):
@@ -154,17 +149,23 @@ def test_held_parameters_are_the_models_in_the_compute_type():
     assert tied["head"] is tied["embedding"]
 
 
+def as_cached(keys, queries):
+    """Keys [B, K, S, H] as a cache has them for so many queries a key."""
+    return np.swapaxes(keys, 2, 3) if queries > 1 else keys
+
+
+@pytest.mark.parametrize("queries", [1, 3])
 @pytest.mark.parametrize("columns", [300, 384])
-def test_attention_over_filled_chunks_equals_that_over_all_columns(columns):
+def test_attention_over_filled_chunks_equals_that_over_all_columns(columns, queries):
     """Rows see columns here and there; one sees none, and gets 0."""
     rng = np.random.default_rng(columns)
-    q = rng.normal(size=(4, 2, 3, 8)).astype(np.float32)
+    q = rng.normal(size=(4, 2, queries, 8)).astype(np.float32)
     keys, values = (rng.normal(size=(4, 2, columns, 8)).astype(np.float32) for _ in range(2))
     seen = np.zeros((4, columns), bool)
     seen[0, 5:20] = seen[1, 130:131] = seen[2, [0, columns - 1]] = True
     filled = decode._filled(jnp.asarray(seen))
     assert int(filled[1]) == 3
-    found = jax.jit(decode._attend)(q, keys, values, seen, filled)
+    found = jax.jit(decode._attend)(q, as_cached(keys, queries), values, seen, filled)
     scores = np.einsum("bkgh,bksh->bkgs", q, keys) / np.sqrt(8)
     weights = np.where(seen[:, None, None], np.exp(scores), 0.0)
     weights = weights / np.maximum(weights.sum(axis=-1, keepdims=True), 1e-30)
@@ -175,13 +176,14 @@ def test_attention_over_filled_chunks_equals_that_over_all_columns(columns):
     lost = keys.copy()
     lost[:, :, 256:columns] = np.where(seen.any(axis=0)[256:, None], lost[:, :, 256:], np.nan)
     only = seen & (np.arange(columns) < 256)[None]
-    again = jax.jit(decode._attend)(q, lost, values, only, decode._filled(jnp.asarray(only)))
+    inputs = (q, as_cached(lost, queries), values, only, decode._filled(jnp.asarray(only)))
+    again = jax.jit(decode._attend)(*inputs)
     assert int(decode._filled(jnp.asarray(only))[1]) == 2 and np.all(np.isfinite(again))
 
 
 @pytest.mark.parametrize(("platform", "loops"), [("cuda", 0), ("cpu", 1), ("tpu", 1)])
 def test_attention_has_no_loop_on_gpus_which_wait_for_the_host_in_every_turn(platform, loops):
-    q, seen = jnp.zeros((4, 2, 3, 8)), jnp.ones((4, 384), bool)
+    q, seen = jnp.zeros((4, 2, 1, 8)), jnp.ones((4, 384), bool)
     keys = jnp.zeros((4, 2, 384, 8))
     traced = jax.jit(decode._attend).trace(q, keys, keys, seen, decode._filled(seen))
     text = traced.lower(lowering_platforms=(platform,)).as_text()

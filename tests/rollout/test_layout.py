@@ -63,9 +63,10 @@ def test_the_cache_is_split_over_rows_and_heads(params):
     with mesh_context(mesh):
         logits, *caches = jax.jit(prefill)(placed, *put_batch((TOKENS, MASK), mesh))
     for cache in caches:
-        for x in cache.keys + cache.values:
-            shapes = {shard.data.shape for shard in x.addressable_shards}
-            assert shapes == {(2, 1, 5, 8)}  # a quarter of the rows, half of the heads
+        # A quarter of the rows, half of the heads.
+        for arrays, shape in ((cache.keys, (2, 1, 8, 5)), (cache.values, (2, 1, 5, 8))):
+            for x in arrays:
+                assert {shard.data.shape for shard in x.addressable_shards} == {shape}
         assert {shard.data.shape for shard in cache.valid.addressable_shards} == {(2, 5)}
         rows = {shard.data.shape for shard in logits.addressable_shards}
         assert rows == {(1, 64)}  # every device draws the tokens of a row of its own

@@ -44,13 +44,14 @@ _SMALL = (512, 128, 4, 4, 2, 32, 384)  # 0.85M parameters
 WORKS = {
     "smollm2": Work(*_SMOLLM2, 4, 4, 64, 64),
     "ragged": Work(*_SMOLLM2, 4, 4, 64, 256, ends=49152 // 64, pieces=4),
-    "small": Work(*_SMALL, 64, 16, 16, 16, iterations=5),
+    "small": Work(*_SMALL, 64, 16, 16, 16, iterations=5, pieces=16),
     "check": Work(*_TINY, 4, 2, 8, 6),
     "check_ragged": Work(*_TINY, 4, 4, 8, 24, ends=16, pieces=2),
 }
 """SmolLM2-135M's shape with 16 full responses, and with 16 whose geometric lengths have a mean of a
-quarter of the limit; 1,024 short responses of a small model. The last two take seconds, and show
-whether environments work."""
+quarter of the limit; 1,024 short responses of a small model, whose gradient all trainers take in
+pieces, as that is faster for each of them. The last two take seconds, and show whether environments
+work."""
 DEFAULT = ["smollm2", "ragged", "small"]
 
 _FOLDER = Path(__file__).parents[1] / "_rivals"
