@@ -24,7 +24,7 @@ from dfpo_jax.rewards import Rewards
 from dfpo_jax.rollout.partial import Partial
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.settings import check_choice, check_interval, check_unread, parse_section
-from dfpo_jax.training.config_checks import check_sections
+from dfpo_jax.training.config_checks import check_sections, keeps_states
 from dfpo_jax.training.config_keys import moved_setting, unknown_setting
 from dfpo_jax.training.settings_dict import Settings, nested
 from dfpo_jax.training.sources import TaskConfig, TokenizerConfig, WeightsConfig
@@ -148,9 +148,9 @@ class TrainConfig:
         loss whose ratios do not start at the sampler corrects for it by `objective.importance_cap`
         alone.
       keep_states: whether sampled responses bring the policy's hidden states, which preparation
-        then reads instead of running the policy once more. In between they lie on the host, D
-        numbers for each slot of prompt and response. Changes results by rounding, of which lower
-        precision than float32 has more in a step of decoding than in the whole sequence.
+        then reads instead of running the policy once more; only where they are those of the
+        learner, see `keeps_states`. In between they lie on the host, D numbers for each slot
+        of prompt and response. Changes results by rounding.
     """
 
     iterations: int = 100
@@ -341,6 +341,11 @@ class Config:
         check_choice(self, "algorithm", tuple(PRESETS))
         check_sections(self)
         check_parts(self.algorithm_config(), self.plan, self.train.samples)
+
+    @property
+    def keeps_states(self) -> bool:
+        """`train.keep_states`, where the states are the learner's."""
+        return keeps_states(self)
 
     def algorithm_config(self) -> AlgorithmConfig:
         """The sections that make the algorithm."""

@@ -27,7 +27,6 @@ def check_sections(config: Any) -> None:
     _check_channel(config)
     _check_groups(config)
     _check_partial(config)
-    _check_states(config)
 
 
 def _check_lengths(config: Any) -> None:
@@ -163,26 +162,16 @@ def _check_partial(config: Any) -> None:
         )
 
 
-_SAMPLED = ("uniform", "refill", "elimination")  # plans whose rows are all sampled
+def keeps_states(config: Any) -> bool:
+    """Whether `train.keep_states` is on and the sampler's hidden states are the learner's.
 
-
-def _check_states(config: Any) -> None:
-    if not config.train.keep_states:
-        return
-    for name, found, allowed, why in (
-        ("train.behaviour_lag", config.train.behaviour_lag, (0,), "are an older policy's"),
-        ("partial.tokens", config.partial.tokens, (0,), "are those of several policies"),
-        ("sampling.cache_dtype", config.sampling.cache_dtype, ("",), "are of another precision"),
-        ("plan.name", config.plan.name, _SAMPLED, "are not there for responses of others"),
-        (
-            "returns.overlong",
-            config.returns.overlong,
-            ("terminal", "mask"),
-            "end before the last token, after which a return would go on",
-        ),
-    ):
-        if found not in allowed:
-            raise ValueError(
-                f"train.keep_states is True and {name} {found!r}; the sampler's states {why}, so "
-                f"it must be {' or '.join(map(repr, allowed))}"
-            )
+    All rows are then sampled by the policy that the iteration starts with, in its precision, and
+    nothing reads the state after the last token, which no sampler computes.
+    """
+    return (
+        config.train.keep_states
+        and (config.train.behaviour_lag, config.partial.tokens) == (0, 0)
+        and config.sampling.cache_dtype in ("", config.model.dtype)
+        and config.plan.name in ("uniform", "refill", "elimination")
+        and config.returns.overlong != "bootstrap"
+    )

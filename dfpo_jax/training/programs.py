@@ -101,7 +101,7 @@ class Programs:
             samples=samples,
             gives=self.config.plan.build(samples).gives,
             top=self.learner.top,
-            states=model.d_model if self.config.train.keep_states else 0,
+            states=model.d_model if self.config.keeps_states else 0,
             dtype=model.dtype,
         )
 
@@ -121,7 +121,7 @@ class Programs:
             pad_id=0,
             num_samples=samples,
             top=self.learner.top,
-            keep_states=train.keep_states,
+            keep_states=self.config.keeps_states,
         )
         mesh = self._rollout_mesh
         policy = copied_to(self.learner.abstract_state.params["policy"], mesh)

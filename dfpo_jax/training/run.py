@@ -145,7 +145,7 @@ def build_run(config: Config, training: bool = True) -> Run:
         config=config,
         key=jax.random.key(config.seed),
         tokenizer=tokenizer,
-        sampler=replace(sampler, top=learner.top, keep_states=config.train.keep_states),
+        sampler=replace(sampler, top=learner.top, keep_states=config.keeps_states),
         learner=learner,
         train_task=train_task,
         evaluations=evaluations,

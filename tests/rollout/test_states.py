@@ -1,5 +1,6 @@
 """Hidden states that the sampler keeps are those of the whole sequence, and preparation's."""
 
+import dataclasses
 import functools
 
 import jax
@@ -85,20 +86,19 @@ def test_rounds_with_other_prompt_slots_are_joined():
 
 
 @pytest.mark.parametrize(
-    ("section", "name", "value"),
+    ("section", "settings"),
     [
-        ("train", "behaviour_lag", 1),
-        ("partial", "tokens", 4),
-        ("sampling", "cache_dtype", "bfloat16"),
-        ("plan", "name", "pairs"),
-        ("returns", "overlong", "bootstrap"),
+        ("train", {"behaviour_lag": 1}),
+        ("partial", {"tokens": 4, "spare": 2}),
+        ("sampling", {"cache_dtype": "bfloat16"}),
+        ("plan", {"name": "hybrid"}),
+        ("returns", {"overlong": "bootstrap"}),
+        ("train", {"keep_states": False}),
     ],
+    ids=str,
 )
-def test_states_of_another_policy_or_precision_are_refused(section, name, value):
-    source = {"train": {"keep_states": True, "frozen": ("policy",)}}
-    source.setdefault(section, {})[name] = value
-    source["partial"] = {"spare": 2} | source["partial"] if section == "partial" else {}
-    if name == "behaviour_lag":
-        source["train"]["frozen"] = ()
-    with pytest.raises(ValueError, match=rf"keep_states is True and {section}.{name} {value!r}; "):
-        parse_config(source)
+def test_states_of_another_policy_or_precision_are_not_kept(section, settings):
+    config = parse_config({"train": {"keep_states": True}})
+    assert config.keeps_states
+    sections = {section: dataclasses.replace(getattr(config, section), **settings)}
+    assert not dataclasses.replace(config, **sections).keeps_states

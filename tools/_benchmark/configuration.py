@@ -81,7 +81,7 @@ def configuration(programs: Programs, repeats: int) -> dict:
         pad_id=0,
         num_samples=programs.round_samples,
         top=learner.top,
-        keep_states=train.keep_states,
+        keep_states=config.keeps_states,
     )
     sampler = Checked("sampling", jax.jit(run), "set sampling.slots or lower train.prompts")
 
