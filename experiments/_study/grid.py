@@ -79,12 +79,16 @@ class Cell:
         return config_hash(self.config)
 
 
+_ROUNDING = ("sampling.wide_rows",)
+
+
 def config_hash(config: Config) -> str:
     """12 hexadecimal digits, of the settings that are not the defaults of their parts.
 
     Those of parts that are not chosen are left out, so that neither a new part nor a new setting
-    changes the hashes of runs that do not use it. What a hash cannot see, a default that has
-    changed or other code, `--check` does. A file counts by what it holds, not by where it lies.
+    changes the hashes of runs that do not use it, and so is what changes rounding alone. What a
+    hash cannot see, a default that has changed or other code, `--check` does. A file counts by what
+    it holds, not by where it lies.
     """
     read, default = dataclasses.asdict(config), flatten(dataclasses.asdict(Config()))
     for name in (item.name for item in dataclasses.fields(config)):
@@ -92,6 +96,9 @@ def config_hash(config: Config) -> str:
         if isinstance(section, Choice):
             for part in section.parts.keys() - {section.name}:
                 del read[name][part]
+    for path in _ROUNDING:
+        section, name = path.split(".")
+        del read[section][name]
     chosen = {path: value for path, value in flatten(read).items() if value != default.get(path)}
     text = json.dumps(_by_content(chosen), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -145,6 +145,7 @@ def test_hashes(study):
     assert grid.config_hash(changed("critic", quantile=unread)) == cells[0].hash
     assert grid.config_hash(changed("critic", lambda_=0.5)) != cells[0].hash
     assert grid.config_hash(changed("train", iterations=2)) != cells[0].hash
+    assert grid.config_hash(changed("sampling", wide_rows=0)) == cells[0].hash
     assert grid.config_hash(changed("rewards", clip=Rewards().clip)) == cells[0].hash
 
 
