@@ -183,8 +183,9 @@ def test_attention_over_filled_chunks_equals_that_over_all_columns(columns, quer
 
 @pytest.mark.parametrize(("platform", "loops"), [("cuda", 0), ("cpu", 1), ("tpu", 1)])
 def test_attention_has_no_loop_on_gpus_which_wait_for_the_host_in_every_turn(platform, loops):
-    q, seen = jnp.zeros((4, 2, 1, 8)), jnp.ones((4, 384), bool)
-    keys = jnp.zeros((4, 2, 384, 8))
-    traced = jax.jit(decode._attend).trace(q, keys, keys, seen, decode._filled(seen))
+    q, seen = jnp.zeros((4, 2, 3, 8)), jnp.ones((4, 384), bool)
+    values = jnp.zeros((4, 2, 384, 8))
+    inputs = (q, as_cached(values, 3), values, seen, decode._filled(seen))
+    traced = jax.jit(decode._attend).trace(*inputs)
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.while") == loops

@@ -66,16 +66,6 @@ def test_draws_and_their_log_probs_follow_a_loop(temperature, top_k, top_p, dtyp
     np.testing.assert_allclose(log_probs, expected, atol=1e-5)  # -inf: a token that was removed
 
 
-def test_greedy_decoding_takes_the_first_of_the_most_probable_tokens():
-    logits = np.round(np.random.default_rng(0).normal(size=(200, 9)), 1).astype(np.float32)
-    logits[0], logits[1, 3] = -np.inf, np.inf
-    assert sum((x == x.max()).sum() > 1 for x in logits) > 3
-    tokens, _ = draw(
-        jax.random.split(jax.random.key(0), 200), logits, SamplingConfig(temperature=0)
-    )
-    np.testing.assert_array_equal(tokens, np.argmax(logits, axis=1))
-
-
 def test_ties_at_a_threshold_are_kept():
     logits = jnp.broadcast_to(jnp.asarray([2.0, 2.0, 1.0, 2.0, 0.0]), (60, 5))
     keys = jax.random.split(jax.random.key(0), 60)

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from dfpo_jax.rollout.generate import generate
-from dfpo_jax.rollout.sampling import SamplingConfig, most_probable
+from dfpo_jax.rollout.sampling import SamplingConfig, draw, most_probable
 
 EOS, VOCAB, TEMPERATURE = 2, 12, 0.7
 
@@ -41,6 +41,16 @@ def test_they_follow_each_sampled_token_also_in_slots_that_refill():
     expected = np.take_along_axis(law(table), order, axis=1)[before]
     np.testing.assert_allclose(found.top_log_probs[inside], expected, atol=1e-5)
     assert not found.top_log_probs[~inside].any()
+
+
+def test_greedy_decoding_takes_the_first_of_the_most_probable_tokens():
+    logits = np.round(np.random.default_rng(0).normal(size=(200, 9)), 1).astype(np.float32)
+    logits[0], logits[1, 3] = -np.inf, np.inf
+    assert sum((x == x.max()).sum() > 1 for x in logits) > 3
+    tokens, _ = draw(
+        jax.random.split(jax.random.key(0), 200), logits, SamplingConfig(temperature=0)
+    )
+    np.testing.assert_array_equal(tokens, np.argmax(logits, axis=1))
 
 
 @pytest.mark.parametrize("options", [{"top_k": 2}, {"top_p": 1e-6}])
