@@ -166,9 +166,9 @@ def steps(monkeypatch):
     memory.clear_caches()
     executed, inner = [], decode.step
 
-    def counted(*inputs):
+    def counted(*inputs, **options):
         jax.debug.callback(lambda: executed.append(1))
-        return inner(*inputs)
+        return inner(*inputs, **options)
 
     monkeypatch.setattr(decode, "step", counted)
     yield executed
