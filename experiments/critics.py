@@ -84,6 +84,7 @@ def policy_evaluation(config: ConfigDict, **settings) -> ConfigDict:
                 "advantage.name": "gae",
                 "critic.units": "affine",
                 "train.frozen": ("policy",),
+                "train.keep_states": False,  # files of rollouts hold none
                 "critic.warmup": 0,
                 "critic.warmup_patience": 0,
                 **settings,

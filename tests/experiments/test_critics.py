@@ -109,7 +109,7 @@ def test_a_directory_keeps_what_it_was_drawn_with(tmp_path):
 
 @pytest.mark.slow
 def test_a_stopped_laboratory_goes_on_with_equal_rows(tmp_path):
-    base = policy_evaluation(tiny(), **{"evaluation.prompts": 8})
+    base = policy_evaluation(tiny(keep_states=True), **{"evaluation.prompts": 8})
     table = rows_of(base)
     variants = {name: policy_evaluation(base, **table[name]) for name in ("scalar", "dfpo")}
     options = dict(source=None, prompts=8, continuations=3, rollouts=2, seed=1)
