@@ -29,7 +29,12 @@ print("progress 100 %")
 def answer(seconds, **others):
     """Source that prints an answer, after others; `seconds` is an expression of the turn."""
     said = {"first_seconds": 9.0, "prompt_tokens": [64] * 2, "response_tokens": [36] * 2}
-    said |= {"peak_bytes": 2**30, "parameters": 7, "versions": {"package": "1.2"}} | others
+    said |= {
+        "phases": [{}] * 2,
+        "peak_bytes": 2**30,
+        "parameters": 7,
+        "versions": {"package": "1.2"},
+    } | others
     return f"print(json.dumps({said!r} | {{'seconds': {seconds}}}))"
 
 
@@ -45,7 +50,8 @@ def compared(folder, repeats, names=("trl", "tunix"), work=WORK):
 
 def test_ratios_are_of_neighbours_in_time_and_of_medians(tmp_path):
     tells = "import os; (here / 'kept').open('a').write(os.environ['XDG_CACHE_HOME'] + chr(10))"
-    own = answer("[2.0 * 10**turn, 2.0 * 10**turn]", peak_bytes=2**31)
+    phases = [{"sample": 0.25, "update": 1.0}, {"sample": 0.75, "update": 1.0}]
+    own = answer("[2.0 * 10**turn, 2.0 * 10**turn]", peak_bytes=2**31, phases=phases)
     scripts(
         tmp_path,
         dfpo_jax=f"{tells}\n{own}",
@@ -62,9 +68,11 @@ def test_ratios_are_of_neighbours_in_time_and_of_medians(tmp_path):
     assert tunix["ratio"] == pytest.approx([1 / 4] * 3)
     assert trl["seconds"] == [11.0, 32.0] and trl["peak_ratio"] == 2.0
     assert json.loads(json.dumps(trl)) == trl
+    assert trl["phases"] == tunix["phases"] == {"sample": 0.5, "update": 1.0}
     line = rivals.line(trl)
     assert line.startswith(
-        "| check | trl | 0.42 (0.33 to 0.50) | 11.00, 32.00 | 9 (9), 9 | 2.00 | 2.00, "
+        "| check | trl | 0.42 (0.33 to 0.50) | 11.00, 32.00 | sample 0.50, update 1.00 "
+        "| 9 (9), 9 | 2.00 | 2.00, "
     )
     assert line.endswith(" 1.00 | 64 + 36, 36 | trl 1.16 |")
     assert line.count("|") == rivals.HEADER.partition("\n")[0].count("|")
@@ -158,3 +166,5 @@ def test_this_library_does_its_side_of_the_work():
     rows = WORK.prompts * WORK.samples
     assert said["response_tokens"] == [rows * WORK.response_length] * len(said["seconds"])
     assert said["prompt_tokens"] == [rows * WORK.prompt_length] * len(said["seconds"])
+    for phases, seconds in zip(said["phases"], said["seconds"], strict=True):
+        assert 0.5 * seconds < phases["sample"] + phases["prepare"] + phases["update"] < seconds

@@ -12,8 +12,9 @@ scripts in `_rivals` say which settings every trainer has. Processes take turns,
 dfpo_jax has its turn between both rivals. A turn gives one ratio, of the seconds per token of
 dfpo_jax to those of the rival, medians over the timed iterations; tokens are those of prompts and
 responses, without padding. The column "time" has the median ratio, with the lowest and highest in
-brackets; below 1 dfpo_jax is faster. Responses of one length have equally many tokens on all sides;
-the lengths of ragged ones are drawn from the same law, by each trainer for itself.
+brackets; below 1 dfpo_jax is faster. "Phases" are seconds of parts of dfpo_jax's iteration.
+Responses of one length have equally many tokens on all sides; the lengths of ragged ones are drawn
+from the same law, by each trainer for itself.
 
 "Start" is the time from the start of a process until its first iteration is done: imports, random
 weights, compilation and that iteration. As in its runs, dfpo_jax keeps what it compiled; in
@@ -70,6 +71,7 @@ class Answer(NamedTuple):
       seconds: of iterations.
       prompt_tokens: of an iteration's prompts, once for each response.
       response_tokens: of an iteration's responses.
+      phases: seconds of an iteration's parts, by name; empty where a trainer does not say.
       peak_bytes: its largest resident memory.
       parameters: of the model.
       versions: of packages, by name.
@@ -79,6 +81,7 @@ class Answer(NamedTuple):
     seconds: list[float]
     prompt_tokens: list[int]
     response_tokens: list[int]
+    phases: list[dict[str, float]]
     peak_bytes: int
     parameters: int
     versions: dict[str, str]
@@ -236,7 +239,8 @@ def _row(own: list[Answer], rival: list[Answer]) -> dict[str, Any]:
       "ratio": lowest, median and highest of seconds per token; "seconds", "first_seconds",
       "peak_bytes" and "response_tokens": pairs, seconds and tokens of an iteration, but for
       dfpo_jax the first seconds of the first turn; "kept_seconds", its median in the others, or
-      None; "peak_ratio"; "parameters"; "prompt_tokens", of an iteration; "versions", of both.
+      None; "phases", medians of dfpo_jax's, by name; "peak_ratio"; "parameters"; "prompt_tokens",
+      of an iteration; "versions", of both.
     """
     ratios = [a.per_token() / b.per_token() for a, b in zip(own, rival, strict=True)]
     sides = (own, rival)
@@ -252,6 +256,7 @@ def _row(own: list[Answer], rival: list[Answer]) -> dict[str, Any]:
         "seconds": pair(lambda x: statistics.median(x.seconds)),
         "first_seconds": [own[0].first_seconds, first_of_rival],
         "kept_seconds": statistics.median(kept) if kept else None,
+        "phases": _medians([phases for answer in own for phases in answer.phases]),
         "peak_bytes": peaks,
         "peak_ratio": peaks[0] / peaks[1],
         "response_tokens": pair(lambda x: statistics.mean(x.response_tokens)),
@@ -261,7 +266,12 @@ def _row(own: list[Answer], rival: list[Answer]) -> dict[str, Any]:
     }
 
 
-_COLUMNS = ("work", "rival", "time", "seconds", "start", "memory", "GiB", "tokens", "versions")
+def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+
+
+_COLUMNS = ("work", "rival", "time", "seconds", "phases", "start", "memory", "GiB", "tokens")
+_COLUMNS += ("versions",)
 HEADER = f"| {' | '.join(_COLUMNS)} |\n{'|---' * len(_COLUMNS)}|"
 
 
@@ -284,6 +294,7 @@ def line(row: Mapping[str, Any]) -> str:
         row["rival"],
         f"{median:.2f} ({low:.2f} to {high:.2f})",
         "{:.2f}, {:.2f}".format(*row["seconds"]),
+        ", ".join(f"{name} {seconds:.2f}" for name, seconds in row["phases"].items()),
         f"{start}, {row['first_seconds'][1]:.0f}",
         f"{row['peak_ratio']:.2f}",
         "{:.2f}, {:.2f}".format(*gib),

@@ -110,7 +110,8 @@ def main():
             jax.block_until_ready(state)
             responses = round(metrics["rollout/length"] * work.rows)
             clock.count(round((1.0 - metrics["time/padding"]) * slots) - responses, responses)
-            clock.end()
+            names = ("sample", "prepare", "update")
+            clock.end(**{name: metrics[f"time/{name}_seconds"] for name in names})
     clock.answer(parameters, ("dfpo-jax", "flax", "jax"))
 
 

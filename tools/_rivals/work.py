@@ -117,15 +117,17 @@ class Clock:
         """No iteration has ended yet."""
         self._work, self._started = work, started
         self._ends, self._prompts, self._responses = [], [], []
+        self._phases: list[dict[str, float]] = []
 
     def count(self, prompts: int, responses: int) -> None:
         """Tokens of an iteration's prompts, once for each of its responses, and of these."""
         self._prompts.append(prompts)
         self._responses.append(responses)
 
-    def end(self) -> None:
-        """An iteration ends now."""
+    def end(self, **phases: float) -> None:
+        """An iteration ends now; some trainers say how many seconds its phases took."""
         self._ends.append(time.time())
+        self._phases.append(phases)
 
     def answer(self, parameters: int, packages: Iterable[str]) -> None:
         """Print, as the last line, what `Answer` in `_benchmark/rivals.py` reads.
@@ -143,6 +145,7 @@ class Clock:
                     "seconds": [ends[i] - ends[i - 1] for i in range(-timed, 0)],
                     "prompt_tokens": self._prompts[-timed:],
                     "response_tokens": self._responses[-timed:],
+                    "phases": self._phases[-timed:],
                     "peak_bytes": _peak_bytes(),
                     "parameters": parameters,
                     "versions": {name: importlib.metadata.version(name) for name in packages},
