@@ -81,7 +81,7 @@ rewards.interface plans.interface
 rewards.check rewards.classifier plans.check
 rewards.* plans.*
 rewards plans
-rollout.sampling rollout.stops rollout.prompts
+rollout.sampling rollout.stops rollout.prompts rollout.verify
 rollout.prefill
 rollout.generate
 rollout.sampler rollout.demonstrations

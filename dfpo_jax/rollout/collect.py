@@ -3,88 +3,19 @@
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from dfpo_jax.metric import Metric
 from dfpo_jax.plans.interface import Drawn
 from dfpo_jax.rewards.interface import Link, Scored
 from dfpo_jax.rollout.demonstrations import demonstrations
 from dfpo_jax.rollout.sampler import Sampler
-from dfpo_jax.sharding import gather_rows, own_rows
-from dfpo_jax.tasks.base import Item, Task, VerifierFailure
+from dfpo_jax.rollout.verify import Judged, own_verdicts, rewards_of
+from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.types import Array, ArrayTree, Generation, Rollout
-
-METRICS = (
-    Metric(
-        "verifier/errors",
-        "How many of the responses that the iteration drew the verifier failed on, on all hosts. "
-        "Such a response gets `task.verifier.on_failure`.",
-        healthy="0, or few.",
-        advice="Read why in the log. More than the share `task.verifier.most_failures` in a round "
-        "stop the run.",
-    ),
-    Metric(
-        "verifier/timeouts",
-        "How many of them took the verifier longer than `task.verifier.timeout` seconds. They get "
-        "`task.verifier.on_failure` too.",
-        healthy="0, or few.",
-        advice="Raise `task.verifier.timeout`, or `task.verifier.workers` where the machine has "
-        "idle cores. They count towards `task.verifier.most_failures`.",
-    ),
-)
-
-
-def score(
-    task: Task, items: Sequence[Item], texts: Sequence[str], tally: Counter | None = None
-) -> np.ndarray:
-    """Verifier rewards [len(texts)] float32; `texts` holds equally many responses per item.
-
-    Every process verifies its share of the responses and gets all rewards.
-
-    Args:
-      task: judges.
-      items: prompts.
-      texts: responses, those to one prompt consecutive.
-      tally: "verifier/errors" and "verifier/timeouts" of all processes are added to it.
-
-    Raises:
-      ValueError: the verifier gave a reward that is not finite or outside the task's declared
-        range; the item is named. Every process raises it, so that none waits for another.
-      VerifierFailure: with a tally, where the verifier failed on more than `task.most_failures` of
-        the responses, on every process too.
-    """
-    low, high = task.reward_range or (-np.inf, np.inf)
-    per_item, own = len(texts) // len(items), own_rows(len(texts))
-    own_items = [items[row // per_item] for row in range(own.start, own.stop)]
-    verdicts = task.judge(own_items, texts[own])
-    rewards = gather_rows(np.array([v.reward for v in verdicts], np.float32), len(texts))
-    sound = np.isfinite(rewards) & (low <= rewards) & (rewards <= high)
-    if not sound.all():
-        row = int(np.argmin(sound))
-        allowed = "finite numbers"
-        if task.reward_range is not None:
-            allowed = f"between {low} and {high}, the task's range"
-        prompt = items[row // per_item].prompt
-        raise ValueError(
-            f"task {task.name!r} gave reward {rewards[row]} for prompt {prompt!r} and response "
-            f"{texts[row]!r}; rewards must be {allowed}"
-        )
-    if tally is not None:
-        statuses = ("ok", "error", "timeout")
-        codes = np.array([statuses.index(v.status) for v in verdicts], np.int32)
-        codes = gather_rows(codes, len(texts))
-        tally["verifier/errors"] += int((codes == 1).sum())
-        tally["verifier/timeouts"] += int((codes == 2).sum())
-        failed = int((codes > 0).sum())
-        if failed > task.most_failures * len(texts):
-            first = next((v.why for v in verdicts if v.status != "ok"), "seen on another host")
-            raise VerifierFailure(
-                f"the verifier of {task.name} failed on {failed} of {len(texts)} responses, more "
-                f"than verifier.most_failures={task.most_failures} allows; the first: {first}"
-            )
-    return rewards
 
 
 def as_scored(
@@ -147,6 +78,93 @@ def given(sampler: Sampler, items: Sequence[Item], texts: Sequence[str]) -> Draw
     return Drawn(rollout.replace(rewards=zeros, clean_rewards=zeros), list(texts), list(items))
 
 
+def _one_beside_the_next(calls: Sequence[int], make: Callable, read: Callable) -> tuple[list, list]:
+    """[make(i)] and [read(i, make(i))] of all i, reading one while the next is made.
+
+    What `read` raises is raised when all are made. A single one is read in the calling thread, as
+    there is nothing to do beside it.
+    """
+    if len(calls) == 1:
+        made = make(calls[0])
+        return [made], [read(calls[0], made)]
+    made, reading = [], []
+    with ThreadPoolExecutor(1, thread_name_prefix="verifier") as thread:
+        for i in calls:
+            made.append(make(i))
+            reading.append(thread.submit(read, i, made[-1]))
+    return made, [one.result() for one in reading]
+
+
+class Responses(NamedTuple):
+    """Sampled and verified responses, those of one item consecutive.
+
+    Attributes:
+      prompts: tokens and mask [N, P] of the items.
+      generation: B = N * samples rows.
+      texts: [B].
+      rewards: [B] the verifier's.
+    """
+
+    prompts: tuple[np.ndarray, np.ndarray]
+    generation: Generation
+    texts: list[str]
+    rewards: np.ndarray
+
+
+def respond(
+    sampler: Sampler,
+    params: ArrayTree,
+    task: Task,
+    items: Sequence[Item],
+    key: Array,
+    *,
+    num_samples: int = 1,
+    greedy: bool = False,
+    tally: Counter | None = None,
+    shape: tuple[int, int] | None = None,
+) -> Responses:
+    """Sample `num_samples` responses per item; verify a part of them beside sampling the next.
+
+    Args:
+      sampler: policy and tokenizer; `sampling.parts` says how many parts.
+      params: policy parameters.
+      task: verifies.
+      items: N prompts.
+      key: PRNG key.
+      num_samples: responses per item.
+      greedy: whether the most probable tokens are taken.
+      tally: as `score` and `Sampler.prompts`.
+      shape: prompts and responses per prompt of another call, whose program is used where its
+        number of responses divides `num_samples`. It changes no response.
+
+    Raises:
+      As `score`, also for what a verifier did beside sampling.
+    """
+    prompts = sampler.prompts(items, tally)
+    size, each = -(-len(items) // sampler.config.parts), num_samples
+    if shape is not None and num_samples % shape[1] == 0:
+        size, each = shape
+    repeats = num_samples // each
+    tokens, mask = (np.repeat(x, repeats, axis=0) for x in prompts)
+    repeated = [item for item in items for _ in range(repeats)]
+
+    def sample(first: int) -> Generation:
+        rows = slice(first, first + size)
+        options = {"num_samples": each, "greedy": greedy, "first": first, "least": size}
+        return sampler(params, tokens[rows], mask[rows], key, **options)
+
+    def judge(first: int, generation: Generation) -> Judged:
+        texts = sampler.texts(generation)
+        return Judged(texts, own_verdicts(task, repeated[first : first + size], texts))
+
+    found, parts = _one_beside_the_next(range(0, len(repeated), size), sample, judge)
+    generation = found[0]
+    if len(found) > 1:
+        generation = jax.tree.map(lambda *x: np.concatenate(x), *found)
+    texts = [text for part in parts for text in part.texts]
+    return Responses(prompts, generation, texts, rewards_of(task, items, parts, tally))
+
+
 def draw(
     sampler: Sampler,
     params: ArrayTree,
@@ -160,6 +178,7 @@ def draw(
     round: int = 0,
     tally: Counter | None = None,
     states: Callable[[Rollout], np.ndarray] | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> Drawn:
     """Sample `num_samples` responses per item, verify them and apply the reward chain.
 
@@ -175,6 +194,7 @@ def draw(
       round: of the sampling plan. A later round than 0 samples with `fold_in(key, round)`.
       tally: verifier failures and shortened prompts are added to it, under their metrics' names.
       states: what a link may read of the responses, see `Scored.states`; None where nothing can be.
+      shape: as `respond`.
 
     Returns:
       A host-side `Rollout` with N * num_samples rows, those of one prompt consecutive, its texts
@@ -182,51 +202,40 @@ def draw(
     """
     if round > 0:
         key = jax.random.fold_in(key, round)
-    prompts = sampler.prompts(items, tally)
-    generation = sampler(params, *prompts, key, num_samples=num_samples)
-    return judged(sampler, task, rewards, items, prompts, generation, step, round, tally, states)
+    options = {"num_samples": num_samples, "tally": tally, "shape": shape}
+    found = respond(sampler, params, task, items, key, **options)
+    return rewarded(task, rewards, items, found, step, round, states)
 
 
-def judged(
-    sampler: Sampler,
+def rewarded(
     task: Task,
     rewards: Link,
     items: Sequence[Item],
-    prompts: tuple[np.ndarray, np.ndarray],
-    responses: Generation,
+    found: Responses,
     step: int,
     round: int = 0,
-    tally: Counter | None = None,
     states: Callable[[Rollout], np.ndarray] | None = None,
 ) -> Drawn:
-    """`draw`, with responses that are sampled already: equally many per item.
-
-    Args:
-      sampler: gives the responses' texts.
-      prompts: tokens and mask [N, P] of the items, from `Sampler.prompts`.
-      responses: those of one item consecutive.
-      task, rewards, items, step, round, tally, states: as `draw`.
-    """
-    num_samples = len(responses.tokens) // len(items)
-    texts = sampler.texts(responses)
-    clean = score(task, items, texts, tally)
+    """`draw`, with responses that are sampled and verified already."""
+    prompts, generation, texts, clean = found
+    num_samples = len(texts) // len(items)
     rollout = Rollout(
         prompt_tokens=np.repeat(prompts[0], num_samples, axis=0),
         prompt_mask=np.repeat(prompts[1], num_samples, axis=0),
-        tokens=responses.tokens,
-        mask=responses.mask,
-        log_probs=responses.log_probs,
-        truncated=responses.truncated,
+        tokens=generation.tokens,
+        mask=generation.mask,
+        log_probs=generation.log_probs,
+        truncated=generation.truncated,
         rewards=clean,
         clean_rewards=clean,
         groups=np.repeat(np.arange(len(items), dtype=np.int32), num_samples),
-        top_tokens=responses.top_tokens,
-        top_log_probs=responses.top_log_probs,
-        states=responses.states,
+        top_tokens=generation.top_tokens,
+        top_log_probs=generation.top_log_probs,
+        states=generation.states,
         samples=num_samples,
     )
-    scored = as_scored(task, items, texts, responses.mask, clean, step, round)
+    scored = as_scored(task, items, texts, generation.mask, clean, step, round)
     if states is not None:
         scored = scored._replace(states=functools.partial(states, rollout))
     rollout = rollout.replace(rewards=rewards.apply(clean, scored))
-    return Drawn(rollout, texts, items)
+    return Drawn(rollout, texts, list(items))

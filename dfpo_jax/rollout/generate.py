@@ -88,6 +88,7 @@ def generate(
     num_samples: int = 1,
     stops: Array | None = None,
     wanted: Array | None = None,
+    first: Array | int = 0,
     top: int = 0,
     keep_states: bool = False,
 ) -> Generation:
@@ -112,6 +113,7 @@ def generate(
       stops: None, or the table of a stop text, see `stops.stop_table`.
       wanted: [N] bool, the prompts that get responses; those of the others stay empty and count as
         cut off. None for all.
+      first: number of the first prompt among all that the key is for, where these are some of them.
       top: K, of how many of its most probable tokens every step gives log-probabilities.
       keep_states: whether the hidden states are returned too.
 
@@ -138,7 +140,8 @@ def generate(
         return _start(state, prompts, num_samples, rows, decode.columns_of_keys(model.config))
 
     def advance(state):
-        return _advance(model, gathered, state, key, rows, config, eos_ids, stops)
+        number = first * num_samples + state.row + (rows * jnp.arange(groups))[:, None]
+        return _advance(model, gathered, state, key, number, config, eos_ids, stops)
 
     width = model.config.d_model if keep_states else 0
     empty = functools.partial(_no_tokens, limit, top, width, model.config.dtype)
@@ -281,8 +284,8 @@ def _start(state: _Slots, prompts: Prompts, num_samples: int, rows: int, columns
     )
 
 
-def _advance(model, gathered, state: _Slots, key, rows: int, config, eos_ids, stops) -> _Slots:
-    """Adds one token to every slot that is alive."""
+def _advance(model, gathered, state: _Slots, key, number: Array, config, eos_ids, stops) -> _Slots:
+    """Adds one token to every slot that is alive; `number` [G, S] is that of its response."""
     limit = config.max_new_tokens
     prefix = state.cache.valid.shape[1] - limit
     place = state.step % limit
@@ -294,7 +297,6 @@ def _advance(model, gathered, state: _Slots, key, rows: int, config, eos_ids, st
         state.cache.replace(index=prefix + place),
         wide=0 < config.wide_rows <= state.token.size,
     )
-    number = state.row + rows * jnp.arange(len(state.row), dtype=jnp.int32)[:, None]
     keys = jax.vmap(lambda n, count: jax.random.fold_in(jax.random.fold_in(key, n), count))(
         number.reshape(-1), state.count.reshape(-1)
     )

@@ -106,11 +106,13 @@ class Sampler:
         num_samples: int = 1,
         greedy: bool = False,
         wanted: np.ndarray | None = None,
+        first: int = 0,
+        least: int = 0,
     ) -> Generation:
         """Sample on the mesh; the result lies on the host.
 
-        Rows that do not fill the mesh are padded and cut off again. Parameters of another mesh are
-        copied to this one.
+        Rows that do not fill the mesh or the program are padded, get no responses and are cut off
+        again. Parameters of another mesh are copied to this one.
 
         Args:
           params: the policy's.
@@ -119,22 +121,26 @@ class Sampler:
           num_samples: responses per prompt.
           greedy: whether the most probable tokens are taken.
           wanted: [N] bool, the prompts that get responses; None for all.
+          first: number of the first prompt among those that the key is for.
+          least: number of prompts that the program has room for at least; programs with equally
+            much room are one.
 
         Raises:
           MemoryError: the program does not fit the devices; nothing ran.
         """
-        config = replace(self.config, temperature=0.0) if greedy else self.config
+        config = replace(self.config, parts=1)  # one program, whatever their number
+        if greedy:
+            config = replace(config, temperature=0.0)
         rows = len(prompt_tokens)
         if lies_elsewhere(params, self.mesh):
             params = copied_to(params, self.mesh)
         multiple = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        extra = -rows % multiple
+        extra = -(-max(rows, least) // multiple) * multiple - rows
         tokens, mask = (
             np.pad(x, ((0, extra), (0, 0)), mode="edge") for x in (prompt_tokens, prompt_mask)
         )
-        if wanted is not None:
-            wanted = put_batch(np.pad(wanted, (0, extra)), self.mesh)
-        tokens, mask = put_batch((tokens, mask), self.mesh)
+        wanted = np.pad(np.ones(rows, bool) if wanted is None else wanted, (0, extra))
+        tokens, mask, wanted = put_batch((tokens, mask, wanted), self.mesh)
         stops = None
         if self.stop:
             stops = stop_table(self.tokenizer, self.stop, self.model.config.vocab_size)
@@ -147,6 +153,7 @@ class Sampler:
                 key,
                 stops,
                 wanted,
+                np.int32(first),
                 model=self.model,
                 config=config,
                 eos_ids=self.ends,
@@ -208,8 +215,9 @@ class Sampler:
 _STATIC = ("model", "config", "eos_ids", "pad_id", "num_samples", "top", "keep_states")
 
 
-def _sample(params, tokens, mask, key, stops, wanted, *, model, **options) -> Generation:
-    return generate(model, params, tokens, mask, key, stops=stops, wanted=wanted, **options)
+def _sample(params, tokens, mask, key, stops, wanted, first, *, model, **options) -> Generation:
+    options |= {"stops": stops, "wanted": wanted, "first": first}
+    return generate(model, params, tokens, mask, key, **options)
 
 
 _checked_sample = Checked(

@@ -26,6 +26,9 @@ class SamplingConfig:
       slots: how many responses are decoded at once, 0 for all. When some have ended, the next ones
         take their slots. It changes time and memory, not the samples.
       prefill_rows: the most prompts that the model reads at once, 0 for all.
+      parts: how many parts the prompts of a round are sampled in, one after the other. The texts of
+        a part are decoded and verified while the next is sampled; in return, each part waits for
+        its longest response. It changes time and memory, not the samples.
       cache_dtype: type of the key-value cache; "" for the model's compute type.
       wide_rows: the number of responses decoded at once from which CPUs multiply rows by kernels, 0
         for none; fewer are multiplied as columns. Changes results by rounding.
@@ -40,6 +43,7 @@ class SamplingConfig:
     top_p: float = 1.0
     slots: int = 0
     prefill_rows: int = 0
+    parts: int = 1
     cache_dtype: str = ""
     wide_rows: int = 256
 
@@ -56,6 +60,8 @@ class SamplingConfig:
         for name, zero in (("slots", "all"), ("prefill_rows", "all"), ("wide_rows", "none")):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 ({zero}) or more")
+        if self.parts < 1:
+            raise ValueError(f"parts is {self.parts}; it must be at least 1")
         if self.cache_dtype not in ("", "float32", "bfloat16", "float16"):
             raise ValueError(
                 f"cache_dtype is {self.cache_dtype!r}; it must be '', float32, bfloat16 or float16"

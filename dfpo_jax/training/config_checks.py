@@ -26,6 +26,7 @@ def check_sections(config: Any) -> None:
     _check_step_scaling(config)
     _check_channel(config)
     _check_groups(config)
+    _check_parts(config)
     _check_partial(config)
 
 
@@ -139,6 +140,14 @@ def _check_groups(config: Any) -> None:
                 f"rewards.{name} is {value!r} and train.samples 1; it compares several responses "
                 f"to a prompt, so it must be {off!r}, or train.samples at least 2"
             )
+
+
+def _check_parts(config: Any) -> None:
+    if config.sampling.parts > config.train.prompts:
+        raise ValueError(
+            f"sampling.parts is {config.sampling.parts}; it must be at most train.prompts, "
+            f"{config.train.prompts}"
+        )
 
 
 def _check_partial(config: Any) -> None:

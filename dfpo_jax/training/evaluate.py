@@ -8,7 +8,7 @@ import numpy as np
 from dfpo_jax import ops
 from dfpo_jax.algorithms import Returns
 from dfpo_jax.metric import Metric
-from dfpo_jax.rollout.collect import score
+from dfpo_jax.rollout.collect import respond
 from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.training.metrics import explained_variance
@@ -111,10 +111,9 @@ def greedy_accuracy(
       items: evaluation items.
       key: unused by greedy decoding beyond shape.
     """
-    tokens, mask = sampler.prompts(items)
-    texts = sampler.texts(sampler(params, tokens, mask, key, greedy=True))
-    correct = score(task, items, texts) >= task.solved_at
-    return float(np.mean(correct)), texts, correct.tolist()
+    found = respond(sampler, params, task, items, key, greedy=True)
+    correct = found.rewards >= task.solved_at
+    return float(np.mean(correct)), found.texts, correct.tolist()
 
 
 def pass_at_k(
@@ -140,9 +139,8 @@ def pass_at_k(
             raise ValueError(
                 f"k is {k}; it must lie between 1 and the number of samples, {samples}"
             )
-    tokens, mask = sampler.prompts(items)
-    texts = sampler.texts(sampler(params, tokens, mask, key, num_samples=samples))
-    correct = score(task, items, texts) >= task.solved_at
+    found = respond(sampler, params, task, items, key, num_samples=samples)
+    correct = found.rewards >= task.solved_at
     counts = correct.reshape(len(items), samples).sum(axis=1)
     return {
         k: float(

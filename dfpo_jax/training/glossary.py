@@ -9,7 +9,7 @@ from typing import NamedTuple
 from dfpo_jax.algorithms import warmup
 from dfpo_jax.algorithms.compose import METRICS as OF_POLICIES
 from dfpo_jax.metric import Metric, metrics_of
-from dfpo_jax.rollout import collect, partial, prompts
+from dfpo_jax.rollout import partial, prompts, verify
 from dfpo_jax.settings import Choice
 from dfpo_jax.training import (
     evaluate,
@@ -24,7 +24,7 @@ from dfpo_jax.training import (
 from dfpo_jax.training.config import Config
 
 _OF_RUNS = {
-    "Responses and rewards": rollout_metrics.METRICS + prompts.METRICS + collect.METRICS,
+    "Responses and rewards": rollout_metrics.METRICS + prompts.METRICS + verify.METRICS,
     "Partial rollouts": partial.METRICS,
     "Noise of the rewards": noise_metrics.METRICS,
     "Updates": OF_POLICIES + step_size.METRICS + update.METRICS + learner.METRICS,

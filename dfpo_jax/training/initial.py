@@ -16,7 +16,8 @@ import numpy as np
 from dfpo_jax.plans import Drawn
 from dfpo_jax.published_files import read_json
 from dfpo_jax.rewards.interface import Initial, Scored, chain
-from dfpo_jax.rollout.collect import draw, score
+from dfpo_jax.rollout.collect import draw
+from dfpo_jax.rollout.verify import score
 from dfpo_jax.tasks.base import Item
 from dfpo_jax.training import distributed
 from dfpo_jax.training.run import START, Run

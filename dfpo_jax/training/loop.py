@@ -129,7 +129,7 @@ def evaluate_critic(run: Run, state: TrainState) -> tuple[dict[str, float], Crit
     held_out = run.evaluations["in_domain"]
     items = held_out.items[: config.critic_prompts]
     rollout = draw(
-        dataclasses.replace(run.sampler, keep_states=False),
+        run.sampler,
         state.params["policy"],
         held_out.task,
         run.rewards,
@@ -138,6 +138,7 @@ def evaluate_critic(run: Run, state: TrainState) -> tuple[dict[str, float], Crit
         2**30,
         num_samples=config.critic_samples,
         states=states_of(run, state),
+        shape=run.sampled_at_once,
     ).rollout
     quantiles, returns = run.learner.predict(state, rollout), run.config.returns
     metrics = critic_metrics(quantiles, rollout, config.critic_samples, returns)

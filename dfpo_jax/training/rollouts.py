@@ -19,8 +19,9 @@ import jax
 import numpy as np
 
 from dfpo_jax.plans import Draw, Drawn
-from dfpo_jax.rollout.collect import draw, given, judged
+from dfpo_jax.rollout.collect import Responses, draw, given, rewarded
 from dfpo_jax.rollout.partial import take
+from dfpo_jax.rollout.verify import score
 from dfpo_jax.sharding import copied_to, to_host
 from dfpo_jax.training.initial import states_of
 from dfpo_jax.training.run import ROLLOUT, Run
@@ -164,9 +165,11 @@ def _collect(
             samples=config.samples,
             tally=tally,
         )
-        inputs = (taken.items, sampler.prompts(taken.items), taken.responses, step)
-        options = {"tally": tally, "states": states}
-        collected = judged(sampler, run.train_task, run.rewards, *inputs, **options)
+        texts = sampler.texts(taken.responses)
+        clean = score(run.train_task, taken.items, texts, tally)
+        found = Responses(sampler.prompts(taken.items), taken.responses, texts, clean)
+        inputs = (run.train_task, run.rewards, taken.items, found, step)
+        collected = rewarded(*inputs, states=states)
         metrics, unfinished = taken.metrics, taken.unfinished
     metrics = metrics | {name: float(count) for name, count in tally.items()}
     return Collected(collected, metrics, time.perf_counter() - clock, unfinished)

@@ -98,6 +98,12 @@ class Run:
         bounds = self.train_task.reward_range
         return (1e-3 if bounds is None else (bounds[1] - bounds[0]) / 2) * self.rewards.unit
 
+    @property
+    def sampled_at_once(self) -> tuple[int, int]:
+        """Prompts and responses to each in one call of the sampler."""
+        train, parts = self.config.train, self.config.sampling.parts
+        return -(-train.prompts // parts), self.plan.round_samples or train.samples
+
     def observed(self, rewards: Array, step: int) -> Observed:
         """The rewards of an iteration, with what is known of all rewards of the run."""
         ranges = {"range": self.reward_range, "clean_range": self.clean_range}

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dfpo_jax.rollout.collect import as_scored, draw, score
+from dfpo_jax.rollout.collect import as_scored, draw
+from dfpo_jax.rollout.verify import score
 from dfpo_jax.training.evaluate import observed_returns
 from dfpo_jax.training.run import CRITIC, Run
 from dfpo_jax.types import ArrayTree, Generation, Rollout

@@ -9,10 +9,11 @@ from tiny import follow, table_model, table_params
 
 from dfpo_jax.rewards import Rewards
 from dfpo_jax.rewards.length import Length
-from dfpo_jax.rollout.collect import draw, score
+from dfpo_jax.rollout.collect import draw
 from dfpo_jax.rollout.demonstrations import demonstrations
 from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.rollout.sampling import SamplingConfig
+from dfpo_jax.rollout.verify import score
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks import Item
 from dfpo_jax.tasks.base import Task, Verdict, VerifierFailure

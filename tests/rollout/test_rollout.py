@@ -9,11 +9,12 @@ from tiny import traced  # noqa: F401
 from dfpo_jax.rewards import Rewards
 from dfpo_jax.rewards.flip import Flip
 from dfpo_jax.rewards.gaussian import Gaussian
-from dfpo_jax.rollout import collect
-from dfpo_jax.rollout.collect import draw, score
+from dfpo_jax.rollout import verify
+from dfpo_jax.rollout.collect import draw
 from dfpo_jax.rollout.demonstrations import demonstrations
 from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.rollout.sampling import SamplingConfig
+from dfpo_jax.rollout.verify import score
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tokenizers import character_tokenizer
@@ -124,10 +125,12 @@ def test_noise_spares_the_clean_rewards(plain):
 class Recorder:
     """Stands in for a sampler: the key it was called with, and one token per response."""
 
+    config = SamplingConfig()
+
     def prompts(self, items, tally=None):
         return np.zeros((len(items), 1), np.int32), np.ones((len(items), 1), np.float32)
 
-    def __call__(self, params, tokens, mask, key, *, num_samples):
+    def __call__(self, params, tokens, mask, key, *, num_samples, **options):
         self.key, rows = key, len(tokens) * num_samples
         ones = np.ones((rows, 1), np.float32)
         return Generation(ones.astype(np.int32), ones, 0 * ones, np.zeros(rows, bool))
@@ -161,9 +164,9 @@ def test_rewards_that_are_not_finite_name_the_item(reward):
 
 
 def test_a_reward_that_another_process_refuses_is_refused_here(monkeypatch):
-    monkeypatch.setattr(collect, "own_rows", lambda count: slice(0, 2))
+    monkeypatch.setattr(verify, "own_rows", lambda count: slice(0, 2))
     others = np.array([0.25, 1.5], np.float32)
-    monkeypatch.setattr(collect, "gather_rows", lambda rows, count: np.concatenate([rows, others]))
+    monkeypatch.setattr(verify, "gather_rows", lambda rows, count: np.concatenate([rows, others]))
     items, task = [Item("a", ""), Item("b", "")], Table({"4": 0.5}, reward_range=None)
     assert score(task, items, ["4", "4", "5", "6"]).tolist() == [0.5, 0.5, 0.25, 1.5]
     task.reward_range = (0.0, 1.0)
