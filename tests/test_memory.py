@@ -123,10 +123,15 @@ def test_cpu_devices_share_the_memory_of_the_host(monkeypatch):
 
 
 def test_programs_are_compiled_with_the_options_of_their_devices(monkeypatch, caplog):
-    assert memory.compiler_options(jax.devices()) == {}
-    chips = [SimpleNamespace(platform="tpu")]
-    (name,) = memory.compiler_options(chips)
-    assert name == "xla_jf_spmd_threshold_for_windowed_einsum_mib"
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    names = {"cpu": "xla_cpu_prefer_vector_width", "gpu": ""}
+    names["tpu"] = "xla_jf_spmd_threshold_for_windowed_einsum_mib"
+    for platform, name in names.items():
+        chips = [SimpleNamespace(platform=platform)]
+        assert ",".join(memory.compiler_options(chips)) == name
+        monkeypatch.setenv("XLA_FLAGS", f"--{name}=256")
+        assert memory.compiler_options(chips) == {}  # the user's own
+        monkeypatch.delenv("XLA_FLAGS")
     # An option with a wrong value is an error; a compiler without the option does without.
     for name, value in (("xla_embed_ir_in_executable", "maybe"), ("no_such_option", "1")):
         options = {name: value}
