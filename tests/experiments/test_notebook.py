@@ -20,6 +20,12 @@ def load(name):
     return notebook
 
 
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """As a user has it; eight virtual devices would be in one another's way."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+
+
 def results_of(name):
     """The notebook, executed, and what its cells displayed."""
     notebook = load(name)

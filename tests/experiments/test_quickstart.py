@@ -17,6 +17,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs" / "quickstart.py"
 def test_predicted_laws_differ_between_prompts_as_observed_ones_do(tmp_path):
     config = runpy.run_path(str(CONFIG))["get_config"]()
     config.seed, config.train.iterations = 1, 30
+    config.mesh.update(data=1, fsdp=1)  # eight virtual devices would be in one another's way
     config.log.update(tensorboard=False, samples=0)
     results = train(build_run(parse_config(config)), tmp_path)
     last = read_metrics(tmp_path)[-1]
