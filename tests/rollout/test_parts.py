@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from tiny_run import tiny as configuration
 
+from dfpo_jax import memory
 from dfpo_jax.models import Transformer
 from dfpo_jax.rewards import Rewards
 from dfpo_jax.rollout import sampler as samplers
@@ -18,6 +20,10 @@ from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.sharding import create_mesh
 from dfpo_jax.tasks.base import Item, Task, Verdict, VerifierFailure
 from dfpo_jax.tokenizers import character_tokenizer
+from dfpo_jax.training.config import parse_config
+from dfpo_jax.training.loop import evaluate_critic
+from dfpo_jax.training.rollouts import Rollouts
+from dfpo_jax.training.run import build_run
 
 ITEMS = [Item("12345"[: 1 + i % 5], str(i), index=i) for i in range(7)]
 KEY = jax.random.key(3)
@@ -143,3 +149,27 @@ def test_what_a_verifier_raises_beside_sampling_arrives():
 def test_a_number_of_parts_below_one_is_refused():
     with pytest.raises(ValueError, match="parts is 0; it must be at least 1"):
         SamplingConfig(parts=0)
+
+
+def test_the_critics_evaluation_needs_no_program_of_its_own():
+    """Two calls of training's: 5 prompts with 4 responses each, by 4 prompts with 2."""
+    memory.clear_caches()
+    config = configuration(keep_states=True)
+    config.critic.trunk = "detached"
+    config.evaluation.update(critic_prompts=5, critic_samples=4)
+    run = build_run(parse_config(config))
+    state = run.learner.start(run.key)
+    with Rollouts(run) as rollouts:
+        rollouts.take(state)
+    metrics, _ = evaluate_critic(run, state)
+    assert np.isfinite(metrics["eval/critic/crps"])
+    assert len(samplers._checked_sample._programs) == 1
+
+
+def test_more_parts_than_prompts_are_refused():
+    config = configuration()
+    config.sampling.parts = 5
+    with pytest.raises(
+        ValueError, match="sampling.parts is 5; it must be at most train.prompts, 4"
+    ):
+        parse_config(config)
