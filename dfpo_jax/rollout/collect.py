@@ -13,7 +13,7 @@ from dfpo_jax.plans.interface import Drawn
 from dfpo_jax.rewards.interface import Link, Scored
 from dfpo_jax.rollout.demonstrations import demonstrations
 from dfpo_jax.rollout.sampler import Sampler
-from dfpo_jax.rollout.verify import Judged, own_verdicts, rewards_of
+from dfpo_jax.rollout.verify import Judged, judge, rewards_of
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.types import Array, ArrayTree, Generation, Rollout
 
@@ -141,7 +141,7 @@ def respond(
       As `score`, also for what a verifier did beside sampling.
     """
     prompts = sampler.prompts(items, tally)
-    size, each = -(-len(items) // sampler.config.parts), num_samples
+    size, each = sampler.config.part_of(len(items)), num_samples
     if shape is not None and num_samples % shape[1] == 0:
         size, each = shape
     repeats = num_samples // each
@@ -153,11 +153,10 @@ def respond(
         options = {"num_samples": each, "greedy": greedy, "first": first, "least": size}
         return sampler(params, tokens[rows], mask[rows], key, **options)
 
-    def judge(first: int, generation: Generation) -> Judged:
-        texts = sampler.texts(generation)
-        return Judged(texts, own_verdicts(task, repeated[first : first + size], texts))
+    def verify(first: int, generation: Generation) -> Judged:
+        return judge(task, repeated[first : first + size], sampler.texts(generation))
 
-    found, parts = _one_beside_the_next(range(0, len(repeated), size), sample, judge)
+    found, parts = _one_beside_the_next(range(0, len(repeated), size), sample, verify)
     generation = found[0]
     if len(found) > 1:
         generation = jax.tree.map(lambda *x: np.concatenate(x), *found)
@@ -216,7 +215,12 @@ def rewarded(
     round: int = 0,
     states: Callable[[Rollout], np.ndarray] | None = None,
 ) -> Drawn:
-    """`draw`, with responses that are sampled and verified already."""
+    """`draw`, with responses that are sampled and verified already.
+
+    Args:
+      found: equally many per item, those of one item consecutive.
+      task, rewards, items, step, round, states: as `draw`.
+    """
     prompts, generation, texts, clean = found
     num_samples = len(texts) // len(items)
     rollout = Rollout(
@@ -238,4 +242,4 @@ def rewarded(
     if states is not None:
         scored = scored._replace(states=functools.partial(states, rollout))
     rollout = rollout.replace(rewards=rewards.apply(clean, scored))
-    return Drawn(rollout, texts, list(items))
+    return Drawn(rollout, texts, items)

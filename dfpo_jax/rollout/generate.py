@@ -148,7 +148,14 @@ def generate(
     state = start(_no_slots(model, prompt_tokens.shape[1], config, groups, slots, empty))
     responses = _decode(state, _no_responses(groups, rows, empty), start, advance)
     out = jax.tree.map(lambda x: x.reshape(groups * rows, *x.shape[2:]), responses)
-    inside = jnp.arange(limit)[None] < out.count[:, None]
+    return _generation(out, prompts.states, pad_id, top, keep_states)
+
+
+def _generation(
+    out: _Responses, prompts: Array, pad_id: int, top: int, keep_states: bool
+) -> Generation:
+    """What `generate` returns of B responses in order, and of the hidden states at prompts."""
+    inside = jnp.arange(out.tokens.shape[1])[None] < out.count[:, None]
     return Generation(
         tokens=jnp.where(inside, out.tokens, pad_id),
         mask=inside.astype(jnp.float32),
@@ -156,7 +163,7 @@ def generate(
         truncated=~out.ended,
         top_tokens=jnp.where(inside[..., None], out.top_tokens, pad_id) if top else None,
         top_log_probs=jnp.where(inside[..., None], out.top_log_probs, 0.0) if top else None,
-        states=_all_states(prompts.states, out, inside) if keep_states else None,
+        states=_all_states(prompts, out, inside) if keep_states else None,
     )
 
 

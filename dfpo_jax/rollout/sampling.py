@@ -67,6 +67,10 @@ class SamplingConfig:
                 f"cache_dtype is {self.cache_dtype!r}; it must be '', float32, bfloat16 or float16"
             )
 
+    def part_of(self, prompts: int) -> int:
+        """How many of so many prompts make a part; the last one may be smaller."""
+        return -(-prompts // self.parts)
+
 
 def _log_probs(logits: Array, threshold: Array, partition: Array, temperature: float) -> Array:
     """Log-probabilities of some logits [B, n] of a row, given `_law` [B, 1] of the whole row."""

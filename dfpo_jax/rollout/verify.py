@@ -49,7 +49,7 @@ def score(
       VerifierFailure: with a tally, where the verifier failed on more than `task.most_failures` of
         the responses, on every process too.
     """
-    return rewards_of(task, items, [Judged(texts, own_verdicts(task, items, texts))], tally)
+    return rewards_of(task, items, [judge(task, items, texts)], tally)
 
 
 class Judged(NamedTuple):
@@ -60,14 +60,15 @@ class Judged(NamedTuple):
       verdicts: on this process's share of them, see `own_rows`.
     """
 
-    texts: list[str]
+    texts: Sequence[str]
     verdicts: list[Verdict]
 
 
-def own_verdicts(task: Task, items: Sequence[Item], texts: Sequence[str]) -> list[Verdict]:
-    """On this process's share of the responses."""
+def judge(task: Task, items: Sequence[Item], texts: Sequence[str]) -> Judged:
+    """Verify this process's share of the responses, equally many per item."""
     per_item, own = len(texts) // len(items), own_rows(len(texts))
-    return task.judge([items[row // per_item] for row in range(own.start, own.stop)], texts[own])
+    own_items = [items[row // per_item] for row in range(own.start, own.stop)]
+    return Judged(texts, task.judge(own_items, texts[own]))
 
 
 def rewards_of(

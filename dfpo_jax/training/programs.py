@@ -107,8 +107,8 @@ class Programs:
 
     def _sample(self):
         train, sampling, partial = self.config.train, self.config.sampling, self.config.partial
-        prompts = -(-train.prompts // sampling.parts)
-        samples, slots = self.round_samples, train.prompt_length
+        prompts, samples = sampling.part_of(train.prompts), self.round_samples
+        slots = train.prompt_length
         if partial.tokens > 0:  # every response has a prompt of its own, with what it has so far
             prompts, samples = (train.prompts + partial.spare) * samples, 1
             slots += sampling.max_new_tokens - partial.tokens

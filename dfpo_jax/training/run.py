@@ -101,8 +101,8 @@ class Run:
     @property
     def sampled_at_once(self) -> tuple[int, int]:
         """Prompts and responses to each in one call of the sampler."""
-        train, parts = self.config.train, self.config.sampling.parts
-        return -(-train.prompts // parts), self.plan.round_samples or train.samples
+        train, sampling = self.config.train, self.config.sampling
+        return sampling.part_of(train.prompts), self.plan.round_samples or train.samples
 
     def observed(self, rewards: Array, step: int) -> Observed:
         """The rewards of an iteration, with what is known of all rewards of the run."""

@@ -270,8 +270,7 @@ def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
-_COLUMNS = ("work", "rival", "time", "seconds", "phases", "start", "memory", "GiB", "tokens")
-_COLUMNS += ("versions",)
+_COLUMNS = "work rival time seconds phases start memory GiB tokens versions".split()
 HEADER = f"| {' | '.join(_COLUMNS)} |\n{'|---' * len(_COLUMNS)}|"
 
 
