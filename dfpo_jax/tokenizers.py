@@ -181,17 +181,30 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:
     A model with a padded vocabulary has ids without a token. They become `NO_TOKEN`, U+FFFD, while
     `tokenizer.decode` would omit them.
     """
+    return decode_all(tokenizer, [tokens])[0]
+
+
+def decode_all(tokenizer: PreTrainedTokenizerBase, rows: Sequence[np.ndarray]) -> list[str]:
+    """`decode` of every row, in one call, which takes half the time."""
+    if not len(rows):
+        return []
     known = _known_ids(tokenizer)
+    ends = np.cumsum([len(row) for row in rows])
+    tokens = np.concatenate(rows)
     missing = ~known[np.minimum(tokens, len(known) - 1)]
-    if not missing.any():
-        return tokenizer.decode(
-            tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-    pieces = [
-        NO_TOKEN if absent else tokenizer.convert_ids_to_tokens(token)
-        for token, absent in zip(tokens.tolist(), missing, strict=True)
-    ]
-    return tokenizer.convert_tokens_to_string(pieces)
+    tokens = np.where(missing, np.argmax(known), tokens)
+    lists = [row.tolist() for row in np.split(tokens, ends[:-1])]
+    texts = tokenizer.batch_decode(
+        lists, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    for row in np.unique(np.searchsorted(ends, np.flatnonzero(missing), side="right")):
+        absent = missing[ends[row] - len(lists[row]) : ends[row]]
+        pieces = [
+            NO_TOKEN if no_token else tokenizer.convert_ids_to_tokens(token)
+            for token, no_token in zip(lists[row], absent, strict=True)
+        ]
+        texts[row] = tokenizer.convert_tokens_to_string(pieces)
+    return texts
 
 
 @functools.lru_cache(maxsize=8)

@@ -62,6 +62,10 @@ def test_ids_without_a_token_stay_visible():
         row = np.array([len(tokenizer), *ids, 10**6, 10**6, eos])
         assert tokenizers.decode(tokenizer, row) == "\ufffd1 é2\ufffd\ufffd<eos>"
         assert tokenizers.decode(tokenizer, row[:0]) == ""
+        rows = [row[:0], row, np.array(ids), row[:1], row[:0]]
+        texts = ["", "\ufffd1 é2\ufffd\ufffd<eos>", "1 é2", "\ufffd", ""]
+        assert tokenizers.decode_all(tokenizer, rows) == texts
+        assert tokenizers.decode_all(tokenizer, []) == []
 
 
 @pytest.mark.parametrize("pad_is_eos", [False, True])

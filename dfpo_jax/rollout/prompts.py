@@ -1,5 +1,6 @@
 """Token ids of prompts, raw or rendered by a chat template, shortened if they are too long."""
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,6 +10,8 @@ from dfpo_jax.chat import Chat
 from dfpo_jax.metric import Metric
 from dfpo_jax.tasks.base import Item
 from dfpo_jax.tokenizers import beginning, encode_all
+
+_KEPT = 8192  # prompts of a tokenizer whose tokens are remembered
 
 
 def prompt_ids(
@@ -34,13 +37,30 @@ def all_prompt_ids(
     items: Sequence[Item],
     begin: str = "auto",
 ) -> list[list[int]]:
-    """`prompt_ids` of every item; prompts without a chat template are encoded in one call."""
+    """`prompt_ids` of every item; tokens are remembered, so that others may encode them before."""
     if chat is not None:
         return [chat.encode(item.conversation) for item in items]
     start, bos = beginning(tokenizer, begin), tokenizer.bos_token_id
     empty = [tokenizer.pad_token_id if bos is None else bos]
-    rows = encode_all(tokenizer, [item.prompt for item in items])
+    rows = _encoded(tokenizer, [item.prompt for item in items])
     return [[*start, *ids] or empty for ids in rows]
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """`encode_all`, of new texts alone; threads may call it at once."""
+    known = _remembered(tokenizer)
+    rows = {text: known.get(text) for text in texts}
+    new = [text for text, ids in rows.items() if ids is None]
+    found = dict(zip(new, encode_all(tokenizer, new), strict=True))
+    if len(known) + len(found) > _KEPT:
+        known.clear()
+    known.update(found)
+    return [found[text] if rows[text] is None else rows[text] for text in texts]
+
+
+@functools.lru_cache(maxsize=8)
+def _remembered(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    return {}
 
 
 def shortened_ids(

@@ -25,7 +25,7 @@ from dfpo_jax.sharding import (
     to_host,
 )
 from dfpo_jax.tasks.base import Item
-from dfpo_jax.tokenizers import decode, left_pad
+from dfpo_jax.tokenizers import decode, decode_all, left_pad
 from dfpo_jax.types import Array, ArrayTree, Generation
 
 
@@ -204,12 +204,12 @@ class Sampler:
         verifier takes "1<bos>2" for "12".
         """
         tokens, mask = np.asarray(generation.tokens), np.asarray(generation.mask)
-        texts = []
+        rows = []
         for row, length in zip(tokens, mask.sum(axis=1).astype(int), strict=True):
             ended = length > 0 and row[length - 1] in self.ends
-            text = decode(self.tokenizer, row[: length - ended])
-            texts.append(text.split(self.stop)[0] if self.stop else text)
-        return texts
+            rows.append(row[: length - ended])
+        texts = decode_all(self.tokenizer, rows)
+        return [text.split(self.stop)[0] for text in texts] if self.stop else texts
 
 
 _STATIC = ("model", "config", "eos_ids", "pad_id", "num_samples", "top", "keep_states")

@@ -4,7 +4,7 @@ With `train.behaviour_lag` the policy that samples for the next iteration is kno
 one's updates. Its responses are then sampled, verified and rewarded in a thread beside them: with
 `mesh.rollout` on devices of their own, on a mesh of one device in turns with the updates, so that
 the work of the host at least costs no time. Elsewhere the next prompts alone are encoded beside
-the updates, where a chat template makes that slow. The results are those of one after the other.
+the updates. The results are those of one after the other.
 """
 
 import dataclasses
@@ -104,8 +104,7 @@ class Rollouts:
         if step >= self._run.config.train.iterations:
             return
         if not self._beside:
-            if self._run.sampler.chat is not None:
-                self._prompts = self._thread.submit(_encode_prompts, self._run, step)
+            self._prompts = self._thread.submit(_encode_prompts, self._run, step)
         else:
             policy = copied_to(next_sampling_policy(state), self._run.sampler.mesh)
             arguments = (self._run, step, policy, None, to_host(state.unfinished))
@@ -121,9 +120,8 @@ class Rollouts:
 
 
 def _encode_prompts(run: Run, step: int) -> None:
-    """Encode the conversations of an iteration, whose tokens `Chat` remembers."""
-    for item in run.train_task.batch(step, run.config.train.prompts):
-        run.sampler.encode(item)
+    """Encode the prompts of an iteration, whose tokens the sampler remembers."""
+    run.sampler.prompts(run.train_task.batch(step, run.config.train.prompts))
 
 
 def _collect(

@@ -1,6 +1,7 @@
 """Prompts padded to the smallest length that holds them: which one, and that it changes nothing."""
 
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -131,3 +132,22 @@ def test_prompts_are_encoded_once_and_shortened_ones_are_counted(params, monkeyp
         draw(sampler, params, Lengths(), chain([]), prompts, key, 0, num_samples=2, tally=tally)
         assert encoded == [item.prompt for item in prompts]
         assert tally.get("rollout/shortened_prompts") == shortened
+
+
+def test_tokens_of_prompts_are_remembered(monkeypatch):
+    asked, real = [], prompts_module.encode_all
+    sampler = replace(make_sampler(3), tokenizer=character_tokenizer("123456789"))
+
+    def counted(tokenizer, texts):
+        asked.append(list(texts))
+        return real(tokenizer, texts)
+
+    monkeypatch.setattr(prompts_module, "encode_all", counted)
+    monkeypatch.setattr(prompts_module, "_KEPT", 3)
+    first, second = items(1, 2, 1), items(2, 3, 4)
+    for prompts in (first, second, second, first):
+        tokens, mask = sampler.prompts(prompts)
+        for item, row, kept in zip(prompts, tokens, mask, strict=True):
+            assert row[kept > 0].tolist() == sampler.tokenizer.encode(item.prompt)
+    a, b, c, d = (item.prompt for item in items(1, 2, 3, 4))
+    assert asked == [[a, b], [c, d], [b], [a]]  # what is remembered is forgotten at once

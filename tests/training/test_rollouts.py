@@ -144,7 +144,7 @@ def test_wrong_settings_are_one_line(settings, message):
 def test_prompts_of_the_next_iteration_are_encoded_before_it_is_asked_for(monkeypatch):
     encoded, collected = [], []
     task = SimpleNamespace(batch=lambda step, count: [(step, n) for n in range(count)])
-    sampler = SimpleNamespace(chat="a template", encode=encoded.append)
+    sampler = SimpleNamespace(prompts=encoded.extend)
     run = SimpleNamespace(config=parse_config(tiny(iterations=2)), sampler=sampler, train_task=task)
     monkeypatch.setattr(rollouts, "samples_beside_training", lambda run: False)
     monkeypatch.setattr(rollouts, "sampling_policy", lambda state: None)
