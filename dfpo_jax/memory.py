@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -122,7 +123,10 @@ class Checked:
 
     def __init__(self, name: str, jitted: Callable[..., Any], advice: str):
         """Compiles nothing."""
-        self.jitted, self._name, self._advice, self._programs = jitted, name, advice, {}
+        self.jitted, self._name, self._advice = jitted, name, advice
+        self._programs: dict[Any, jax.stages.Compiled] = {}
+        self._fitting: set[Any] = set()  # keys of programs whose memory was checked
+        self._compiling = threading.Lock()
         _ALL.add(self)
 
     def __call__(self, *arguments: Any, **static: Any) -> Any:
@@ -132,16 +136,33 @@ class Checked:
           MemoryError: the program needs more memory than a device has free; gives both figures and
             the advice.
         """
+        key, program = self._program(arguments, static)
+        if key not in self._fitting:
+            places = jax.tree.leaves(program.output_shardings)
+            self._check(program.memory_analysis(), places[0].addressable_devices)
+            self._fitting.add(key)
+        return program(*arguments)
+
+    def ahead(self, *arguments: Any, **static: Any) -> jax.stages.Compiled:
+        """The program for arguments of these shapes and shardings, which need not exist yet.
+
+        A call in another thread waits for it. Its memory is checked when it is first called.
+
+        Args:
+          arguments: `jax.ShapeDtypeStruct`s stand for arrays.
+          static: as in a call.
+        """
+        return self._program(arguments, static)[1]
+
+    def _program(self, arguments: tuple, static: dict[str, Any]) -> tuple[Any, jax.stages.Compiled]:
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves)
         key = (structure, shapes, tuple(static.items()))
-        if key not in self._programs:
-            lowered = self.jitted.lower(*arguments, **static)
-            program = compiled(lowered, _devices(leaves))
-            places = jax.tree.leaves(program.output_shardings)
-            self._check(program.memory_analysis(), places[0].addressable_devices)
-            self._programs[key] = program
-        return self._programs[key](*arguments)
+        with self._compiling:
+            if key not in self._programs:
+                lowered = self.jitted.lower(*arguments, **static)
+                self._programs[key] = compiled(lowered, _devices(leaves))
+            return key, self._programs[key]
 
     def _check(self, analysis: Any, devices: set[jax.Device]) -> None:
         if analysis is None:

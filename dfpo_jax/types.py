@@ -239,7 +239,7 @@ class Batch:
       critic: the critic's own targets, or None.
       confidence: [B, R + 1, 6] what the critic reads of the policy's probabilities, or None.
       own: what objectives prepared for themselves, by name.
-      packed: how the sequences lie in the decoder's rows, see `algorithms.packing`; None where each
+      packed: how the sequences lie in the decoder's rows, see `models.packing`; None where each
         has one of its own.
     """
 

@@ -39,7 +39,7 @@ models.lora
 models.config
 models.rope models.hf_config models.generation
 models.attention
-models.transformer
+models.transformer models.packing
 models.decode
 models.value_flow
 models.value_heads
@@ -88,7 +88,7 @@ rollout.sampler rollout.demonstrations
 rollout.collect rollout.partial
 rollout
 algorithms.config algorithms.presets
-algorithms.importance algorithms.interface algorithms.needs algorithms.packing
+algorithms.importance algorithms.interface algorithms.needs
 algorithms.trunk
 algorithms.units algorithms.sft algorithms.warmup algorithms.confidence
 algorithms.whitening
@@ -117,6 +117,7 @@ training.value_model training.page training.glossary
 training.report training.run training.programs
 training.run_data
 training.restore training.workdir training.check training.run_log training.warm_start
+training.ahead
 training.initial
 training.rollouts
 training.loop

@@ -1,5 +1,7 @@
 """What does not fit is refused before it runs."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import jax
@@ -145,3 +147,41 @@ def test_programs_are_compiled_with_the_options_of_their_devices(monkeypatch, ca
             else:
                 with pytest.raises(jax.errors.JaxRuntimeError, match=name):
                     checked(x)
+
+
+def test_a_program_compiled_ahead_is_checked_when_it_is_called(monkeypatch):
+    traces = []
+
+    def square(x):
+        traces.append(x.shape)
+        return x * x
+
+    checked, x = Checked("the square", jax.jit(square), ""), jnp.ones(1024)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+    checked.ahead(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding))
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="the square needs"):
+            checked(x)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
+    assert float(checked(x)[0]) == 1.0
+    assert traces == [(1024,)]
+
+
+def test_a_call_waits_for_a_program_that_another_thread_compiles():
+    begun, go_on, traces = threading.Event(), threading.Event(), []
+
+    def square(x):
+        traces.append(x.shape)
+        begun.set()
+        assert go_on.wait(60)
+        return x * x
+
+    checked, x = Checked("the square", jax.jit(square), ""), jnp.ones(8)
+    with ThreadPoolExecutor(2) as threads:
+        threads.submit(checked.ahead, x)
+        assert begun.wait(60)
+        called = threads.submit(checked, x)
+        assert not called.done()
+        go_on.set()
+        assert float(called.result()[0]) == 1.0
+    assert traces == [(8,)]

@@ -25,7 +25,6 @@ from dfpo_jax.algorithms.importance import weight_metrics
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context, Controls, Observed
 from dfpo_jax.algorithms.needs import check_parts
 from dfpo_jax.algorithms.old_policy import evaluate_old, first_policy_features
-from dfpo_jax.algorithms.packing import Layout, layout_of, padded, whole_layout
 from dfpo_jax.algorithms.scores import scores
 from dfpo_jax.algorithms.trunk import (
     Evaluated,
@@ -42,6 +41,7 @@ from dfpo_jax.algorithms.whitening import init_whitening, observe_features, whit
 from dfpo_jax.critics import Critic
 from dfpo_jax.critics.interface import lambda_returns
 from dfpo_jax.metric import Metric
+from dfpo_jax.models.packing import Layout, layout_of, padded, whole_layout
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.objectives import Live, Objective
 from dfpo_jax.types import VALUE_UNITS, Array, ArrayTree, Loss, Rollout, Steps, Term, TrainState

@@ -9,7 +9,6 @@ from flax import struct
 from dfpo_jax import ops
 from dfpo_jax.algorithms.confidence import confidence_features
 from dfpo_jax.algorithms.config import AlgorithmConfig
-from dfpo_jax.algorithms.packing import Layout, padded
 from dfpo_jax.algorithms.trunk import (
     evaluate,
     evaluate_at,
@@ -18,6 +17,7 @@ from dfpo_jax.algorithms.trunk import (
     response_states,
 )
 from dfpo_jax.models import lora
+from dfpo_jax.models.packing import Layout, padded
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.objectives import Objective, Old
 from dfpo_jax.types import Array, ArrayTree, Rollout, Steps, TrainState

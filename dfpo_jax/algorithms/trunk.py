@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax import ops
-from dfpo_jax.algorithms.packing import Layout, Packed, padded
 from dfpo_jax.critics import Critics
 from dfpo_jax.models import lora, vocabulary
+from dfpo_jax.models.packing import Layout, Packed, padded
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.types import Array, ArrayTree, Rollout
 

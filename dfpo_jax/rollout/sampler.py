@@ -2,8 +2,9 @@
 
 import bisect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from dfpo_jax.rollout.prompts import fitted_ids, prompt_ids
 from dfpo_jax.rollout.sampling import SamplingConfig
 from dfpo_jax.rollout.stops import stop_table
 from dfpo_jax.sharding import (
+    batch_sharding,
     copied_to,
     lies_elsewhere,
     mesh_context,
@@ -128,32 +130,76 @@ class Sampler:
         Raises:
           MemoryError: the program does not fit the devices; nothing ran.
         """
-        config = replace(self.config, parts=1)  # one program, whatever their number
-        if greedy:
-            config = replace(config, temperature=0.0)
         rows = len(prompt_tokens)
         if lies_elsewhere(params, self.mesh):
             params = copied_to(params, self.mesh)
-        multiple = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        extra = -(-max(rows, least) // multiple) * multiple - rows
+        extra = self._room(max(rows, least)) - rows
         tokens, mask = (
             np.pad(x, ((0, extra), (0, 0)), mode="edge") for x in (prompt_tokens, prompt_mask)
         )
         wanted = np.pad(np.ones(rows, bool) if wanted is None else wanted, (0, extra))
-        tokens, mask, wanted = put_batch((tokens, mask, wanted), self.mesh)
+        inputs = put_batch((tokens, mask, wanted), self.mesh)
+        out = self._run(_checked_sample, params, inputs, key, num_samples, greedy, np.int32(first))
+        out = jax.tree.map(lambda x: x[: rows * num_samples], to_host(out))
+        return self.stopped(out)
+
+    def ahead(
+        self,
+        params: ArrayTree,
+        prompts: int,
+        slots: int,
+        key: Array,
+        *,
+        num_samples: int = 1,
+        greedy: bool = False,
+    ) -> None:
+        """Compile what a call runs, before there are parameters.
+
+        Args:
+          params: abstract, with their shardings.
+          prompts: N of the call, or `least` where that is more.
+          slots: P of the call.
+          key, num_samples, greedy: as in the call.
+        """
+        if lies_elsewhere(params, self.mesh):
+            params = copied_to(params, self.mesh)
+        rows, place = self._room(prompts), batch_sharding(self.mesh)
+        inputs = tuple(
+            jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=place)
+            for shape, dtype in (((slots,), np.int32), ((slots,), np.float32), ((), np.bool_))
+        )
+        self._run(_checked_sample.ahead, params, inputs, key, num_samples, greedy, np.int32(0))
+
+    def _room(self, prompts: int) -> int:
+        """Rows of a program for so many prompts: those that the mesh divides."""
+        multiple = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return -(-prompts // multiple) * multiple
+
+    def _run(
+        self,
+        sample: Callable[..., Any],
+        params: ArrayTree,
+        inputs: tuple[Array, Array, Array],
+        key: Array,
+        num_samples: int,
+        greedy: bool,
+        first: np.int32,
+    ) -> Any:
+        """Sampling with all its arguments; `inputs` are tokens, mask and the prompts wanted."""
+        config = replace(self.config, parts=1)  # one program, whatever their number
+        if greedy:
+            config = replace(config, temperature=0.0)
         stops = None
         if self.stop:
             stops = stop_table(self.tokenizer, self.stop, self.model.config.vocab_size)
             stops = put_replicated(stops, self.mesh)
         with mesh_context(self.mesh):
-            out = _checked_sample(
+            return sample(
                 params,
-                tokens,
-                mask,
+                *inputs,
                 key,
                 stops,
-                wanted,
-                np.int32(first),
+                first,
                 model=self.model,
                 config=config,
                 eos_ids=self.ends,
@@ -162,8 +208,6 @@ class Sampler:
                 top=0 if greedy else self.top,
                 keep_states=self.keep_states and not greedy,
             )
-        out = jax.tree.map(lambda x: x[: rows * num_samples], to_host(out))
-        return self.stopped(out)
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -215,7 +259,7 @@ class Sampler:
 _STATIC = ("model", "config", "eos_ids", "pad_id", "num_samples", "top", "keep_states")
 
 
-def _sample(params, tokens, mask, key, stops, wanted, first, *, model, **options) -> Generation:
+def _sample(params, tokens, mask, wanted, key, stops, first, *, model, **options) -> Generation:
     options |= {"stops": stops, "wanted": wanted, "first": first}
     return generate(model, params, tokens, mask, key, **options)
 

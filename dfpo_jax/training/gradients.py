@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from dfpo_jax.algorithms.interface import Algorithm, Batch, Context
-from dfpo_jax.algorithms.packing import pack, pieces_of, plan_packs, rows_at_once, taken
 from dfpo_jax.models import lora
+from dfpo_jax.models.packing import pack, pieces_of, plan_packs, rows_at_once, taken
 from dfpo_jax.types import Array, ArrayTree, Term
 
 STATISTICS = "whitening"

@@ -169,6 +169,26 @@ class Learner:
         with mesh_context(self.mesh):
             return self._prepare(state, put_batch(rollout, self.mesh))
 
+    def ahead(self, rollout: Rollout, held_out: Rollout | None = None) -> None:
+        """Compile all programs before there is a state.
+
+        Args:
+          rollout: of `prepare` and `update`, abstract, with the shardings of `put_batch`.
+          held_out: of `predict` and `trajectories`, likewise; None to leave them out.
+        """
+        state = self.abstract_state
+
+        def placed(shape, sharding):
+            return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+        with mesh_context(self.mesh):
+            places = self._prepare.ahead(state, rollout).output_shardings
+            shapes = jax.eval_shape(self._prepare.jitted, state, rollout)
+            self._update.ahead(state, *jax.tree.map(placed, shapes, places))
+            for function in (self._predict, self._paths):
+                if function is not None and held_out is not None:
+                    function.ahead(state, held_out)
+
     def update(self, state: TrainState, batch: Batch, context: Context):
         """All updates of an iteration: (state, metrics). The old state is donated.
 

@@ -13,6 +13,7 @@ from dfpo_jax.plans import Drawn
 from dfpo_jax.published_files import read_json
 from dfpo_jax.rollout.collect import draw
 from dfpo_jax.training import distributed, failures
+from dfpo_jax.training.ahead import compile_beside
 from dfpo_jax.training.checkpoint import Checkpointer
 from dfpo_jax.training.evaluate import critic_metrics, greedy_accuracy, observed_returns
 from dfpo_jax.training.glossary import described
@@ -120,18 +121,15 @@ def evaluate(run: Run, state: TrainState) -> tuple[dict[str, float], dict[str, l
 def evaluate_critic(run: Run, state: TrainState) -> tuple[dict[str, float], CriticSnapshot | None]:
     """The critic against noisy returns of held-out rollouts; always the same prompts and noise.
 
-    Nothing without a critic or prompts for it, and where the plan gives the rewards: what is
-    sampled has others, which the critic is not to predict.
+    Nothing without `Run.critic_items`.
     """
-    config, given_rewards = run.config.evaluation, run.plan.range is not None
-    if config.critic_prompts == 0 or not run.learner.has_critic or given_rewards:
+    config, items = run.config.evaluation, run.critic_items
+    if not items:
         return {}, None
-    held_out = run.evaluations["in_domain"]
-    items = held_out.items[: config.critic_prompts]
     rollout = draw(
         run.sampler,
         state.params["policy"],
-        held_out.task,
+        run.evaluations["in_domain"].task,
         run.rewards,
         items,
         jax.random.fold_in(run.key, CRITIC),
@@ -160,10 +158,13 @@ def _begin(run: Run, checkpoints: Checkpointer, workdir: Path) -> tuple[Run, Tra
     """
     if checkpoints.listed():
         newest = checkpoints.newest()
+        if newest < run.config.train.iterations:
+            compile_beside(run)
         state = checkpoints.restore(run.learner.abstract_state, newest)
         _LOG.info("continuing from iteration %d", newest)
         run = with_rewards(run, state, workdir, resumed=True)
         return run, state, RunLog(run, workdir, newest)
+    compile_beside(run)
     state = run.learner.start(jax.random.fold_in(run.key, INIT), first_policy(run))
     state = with_value_model(run.config.critic.source, run.learner, state)
     run = with_rewards(run, state, workdir, resumed=False)

@@ -92,14 +92,23 @@ class Programs:
 
     def rollout(self, rows: int) -> Rollout:
         """A rollout of so many responses, with all that the plan gives."""
-        samples, model = self.config.train.samples, self.config.model
+        samples, slots = self.config.train.samples, self.config.train.prompt_length
+        return self._rollout(rows, samples, slots, self.config.plan.build(samples).gives)
+
+    def drawn(self, prompts: int, samples: int, slots: int) -> Rollout:
+        """Responses to prompts of so many slots, as they are sampled, with rows for the mesh."""
+        with mesh_context(self.mesh):
+            return self._rollout(self.divided(prompts * samples), samples, slots)
+
+    def _rollout(self, rows: int, samples: int, slots: int, gives: tuple[str, ...] = ()) -> Rollout:
+        model = self.config.model
         return rollout_of(
             self.rows,
             rows,
-            self.config.train.prompt_length,
+            slots,
             self.config.sampling.max_new_tokens,
             samples=samples,
-            gives=self.config.plan.build(samples).gives,
+            gives=gives,
             top=self.learner.top,
             states=model.d_model if self.config.keeps_states else 0,
             dtype=model.dtype,

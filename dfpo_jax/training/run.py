@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dfpo_jax.algorithms import Algorithm, compose
 from dfpo_jax.algorithms.interface import Observed
-from dfpo_jax.algorithms.packing import whole_layout
 from dfpo_jax.models import pretrained
+from dfpo_jax.models.packing import whole_layout
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.plans import Plan
 from dfpo_jax.rewards import Link, Rewards
@@ -103,6 +103,17 @@ class Run:
         """Prompts and responses to each in one call of the sampler."""
         train, sampling = self.config.train, self.config.sampling
         return sampling.part_of(train.prompts), self.plan.round_samples or train.samples
+
+    @property
+    def critic_items(self) -> list[Item]:
+        """Held-out prompts that the critic is evaluated at.
+
+        None without a critic, and where the plan gives the rewards: what is sampled has others,
+        which the critic is not to predict.
+        """
+        if not self.learner.has_critic or self.plan.range is not None:
+            return []
+        return self.evaluations["in_domain"].items[: self.config.evaluation.critic_prompts]
 
     def observed(self, rewards: Array, step: int) -> Observed:
         """The rewards of an iteration, with what is known of all rewards of the run."""

@@ -13,9 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tiny import Markov, ragged_rollout
 
 from dfpo_jax.algorithms import AlgorithmConfig, LogProbs, Returns, compose, sft
-from dfpo_jax.algorithms.packing import whole_layout
 from dfpo_jax.critics import Critics, Flow
 from dfpo_jax.models import Transformer
+from dfpo_jax.models.packing import whole_layout
 from dfpo_jax.objectives import Entropy, Kl, Objectives
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.training.config import OptimizerConfig

@@ -11,8 +11,8 @@ from _benchmark.timing import alternate
 
 from dfpo_jax.advantages import Advantages
 from dfpo_jax.algorithms import AlgorithmConfig, compose
-from dfpo_jax.algorithms.packing import whole_layout
 from dfpo_jax.critics import Critics
+from dfpo_jax.models.packing import whole_layout
 from dfpo_jax.models.transformer import Transformer
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.training.config import OptimizerConfig

@@ -11,7 +11,8 @@ import tiny
 from tiny import ragged_rollout
 
 from dfpo_jax.algorithms import PRESETS, compose
-from dfpo_jax.algorithms.packing import (
+from dfpo_jax.models import LoraConfig, Transformer
+from dfpo_jax.models.packing import (
     SLOTS,
     in_packs,
     in_pieces,
@@ -21,7 +22,6 @@ from dfpo_jax.algorithms.packing import (
     taken,
     whole_layout,
 )
-from dfpo_jax.models import LoraConfig, Transformer
 from dfpo_jax.sharding import create_mesh, mesh_context
 from dfpo_jax.training.config import default_config, parse_config
 from dfpo_jax.training.gradients import accumulate_gradients
