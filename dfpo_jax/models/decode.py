@@ -141,15 +141,30 @@ def prefill(
       dtype: of the cache; "" for the compute type.
     """
     hidden, written = model.apply({"params": params}, tokens, valid, with_cache=True)
+    lengths = jnp.sum(valid.astype(jnp.int32), axis=1)
+    return hidden, filled_cache(model.config, *written, lengths, dtype)
 
-    def layers(stack, columns):  # [L, B, T, K, H]
-        stack = jnp.moveaxis(stack.astype(dtype or model.config.dtype), 2, columns + 1)
+
+def filled_cache(
+    config: TransformerConfig, keys: Array, values: Array, lengths: Array, dtype: str = ""
+) -> KVCache:
+    """A cache of what the model has written: keys and values [L, B, T, K, H], tokens first.
+
+    Args:
+      config: the model's.
+      keys, values: of all layers.
+      lengths: [B] tokens of each row.
+      dtype: of the cache; "" for the compute type.
+    """
+
+    def layers(stack, columns):
+        stack = jnp.moveaxis(stack.astype(dtype or config.dtype), 2, columns + 1)
         return tuple(nn.with_logical_constraint(x, _AXES[columns]) for x in stack)
 
-    keys, values = layers(written[0], columns_of_keys(model.config)), layers(written[1], 2)
-    length = tokens.shape[1]
-    first = jnp.arange(length)[None] < jnp.sum(valid.astype(jnp.int32), axis=1, keepdims=True)
-    return hidden, KVCache(keys, values, first, jnp.int32(length))
+    length = keys.shape[2]
+    first = jnp.arange(length)[None] < lengths[:, None]
+    written = layers(keys, columns_of_keys(config)), layers(values, 2)
+    return KVCache(*written, first, jnp.int32(length))
 
 
 def step(

@@ -26,6 +26,8 @@ class SamplingConfig:
       slots: how many responses are decoded at once, 0 for all. When some have ended, the next ones
         take their slots. It changes time and memory, not the samples.
       prefill_rows: the most prompts that the model reads at once, 0 for all.
+      pack_prompts: whether these are rows of up to 8 prompts each instead, so that reading takes
+        time for tokens, not for padding. Changes results by rounding.
       parts: how many parts the prompts of a round are sampled in, one after the other. The texts of
         a part are decoded and verified while the next is sampled; in return, each part waits for
         its longest response. It changes time and memory, not the samples.
@@ -43,6 +45,7 @@ class SamplingConfig:
     top_p: float = 1.0
     slots: int = 0
     prefill_rows: int = 0
+    pack_prompts: bool = False
     parts: int = 1
     cache_dtype: str = ""
     wide_rows: int = 256
@@ -60,6 +63,11 @@ class SamplingConfig:
         for name, zero in (("slots", "all"), ("prefill_rows", "all"), ("wide_rows", "none")):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 ({zero}) or more")
+        if self.pack_prompts and self.prefill_rows == 0:
+            raise ValueError(
+                "pack_prompts is True and prefill_rows is 0; it must be at least 1, the number of "
+                "packed rows that are read at once"
+            )
         if self.parts < 1:
             raise ValueError(f"parts is {self.parts}; it must be at least 1")
         if self.cache_dtype not in ("", "float32", "bfloat16", "float16"):

@@ -22,8 +22,12 @@ from dfpo_jax.training.run import build_run
 EOS = 1
 
 
-@pytest.mark.parametrize(("mesh", "pieces"), [((1, 1, 1), 2), ((2, 2, 2), 1)], ids=str)
-def test_they_are_those_of_one_pass_over_prompt_and_response(mesh, pieces):
+@pytest.mark.parametrize(
+    ("mesh", "rows", "packed"),
+    [((1, 1, 1), 4, False), ((2, 2, 2), 8, False), ((2, 2, 2), 4, True)],
+    ids=str,
+)
+def test_they_are_those_of_one_pass_over_prompt_and_response(mesh, rows, packed):
     """Also in slots that refill, of prompts read in pieces, and of a prompt without tokens."""
     model = Transformer(tiny.DECODER)
     rng = np.random.default_rng(3)
@@ -31,7 +35,7 @@ def test_they_are_those_of_one_pass_over_prompt_and_response(mesh, pieces):
     mask = (np.arange(5)[None] >= rng.integers(0, 5, (8, 1))).astype(np.float32)
     mask[2] = 0.0
     params = tiny.randomised(model.init(jax.random.key(0), tokens, mask)["params"])
-    config = SamplingConfig(max_new_tokens=6, slots=8, prefill_rows=8 // pieces)
+    config = SamplingConfig(6, slots=8, prefill_rows=rows, pack_prompts=packed)
     options = {"config": config, "eos_ids": (EOS,), "pad_id": 0, "num_samples": 2}
     call = functools.partial(generate, model, **options)
     keeping, mesh = functools.partial(call, keep_states=True), create_mesh(*mesh)
