@@ -37,7 +37,7 @@ ops.channel ops.units
 ops
 models.lora
 models.config
-models.rope models.hf_config models.generation
+models.tiled_attention models.rope models.hf_config models.generation
 models.attention
 models.transformer models.packing
 models.decode

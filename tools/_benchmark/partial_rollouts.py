@@ -1,5 +1,6 @@
 """Sampling of iterations that wait for their longest responses, and of some that do not."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from dfpo_jax.tasks.base import Item
 from dfpo_jax.tokenizers import character_tokenizer
 
 PROMPT, ITERATIONS = 32, 3  # tokens of a prompt, iterations in a turn
+PACKED_ROWS = 4  # that are read at once
 
 
 class Sizes(NamedTuple):
@@ -41,33 +43,36 @@ def partial(repeats: int) -> dict:
 
     SmolLM2-135M's sizes. Lengths are geometric with a mean of a sixteenth of the limit. A turn is
     three iterations in a row, each with prompts of its own. Waiting for all responses, and with
-    rounds of so many tokens and as many spare prompts (half as many on a GPU) as an iteration has;
-    seconds per token that iterations take.
+    rounds of so many tokens and as many spare prompts (half as many on a GPU) as an iteration has,
+    which read prompts and responses so far in a row each, or packed; seconds per token that
+    iterations take.
     """
     model, params = smollm2()
     sizes = SIZES_OF_GPUS if jax.default_backend() == "gpu" else SIZES
     ends = tuple(range(model.config.vocab_size // sizes.mean))
-    tokenizer, config = character_tokenizer("0123456789"), SamplingConfig(sizes.limit)
-    sampler = Sampler(model, tokenizer, PROMPT, config, create_mesh(), eos_ids=ends)
+    tokenizer, padded = character_tokenizer("0123456789"), SamplingConfig(sizes.limit)
+    packed = replace(padded, prefill_rows=PACKED_ROWS, pack_prompts=True)
+    samplers = {
+        name: Sampler(model, tokenizer, PROMPT, config, create_mesh(), eos_ids=ends)
+        for name, config in (("whole", padded), ("partial", padded), ("packed", packed))
+    }
     counts = {"prompts": sizes.prompts, "samples": sizes.samples}
-    steps, tokens = {}, {"whole": [], "partial": []}
-    unfinished = None
+    steps, tokens, unfinished = {}, {name: [] for name in samplers}, {}
 
     def begin():
-        nonlocal unfinished
-        steps.update(whole=0, partial=0)
-        unfinished = first_unfinished(sizes.partial, **counts, limit=sizes.limit, top=0)
+        for name in samplers:
+            steps[name] = 0
+            unfinished[name] = first_unfinished(sizes.partial, **counts, limit=sizes.limit, top=0)
 
     def iteration(name: str):
-        nonlocal unfinished
-        step = steps[name]
+        step, sampler = steps[name], samplers[name]
         key, steps[name] = jax.random.fold_in(jax.random.key(0), step), step + 1
         if name == "whole":
             prompts = sampler.prompts(_prompts(step, sizes.prompts))
             return sampler(params, *prompts, key, num_samples=sizes.samples)
-        source = (sampler, params, _prompts, unfinished, key, step)
+        source = (sampler, params, _prompts, unfinished[name], key, step)
         taken = take(*source, tokens=sizes.partial.tokens, **counts)
-        unfinished = taken.unfinished
+        unfinished[name] = taken.unfinished
         return taken.responses
 
     def turn(name: str):
@@ -77,6 +82,7 @@ def partial(repeats: int) -> dict:
     begin()
     for _ in range(repeats + 1):  # compiles for every shape that comes up
         turn("partial")
+        turn("packed")
     begin()
     times = alternate({name: lambda name=name: turn(name) for name in steps}, repeats)
     lengths = {name: x[-repeats:] for name, x in tokens.items()}
@@ -85,7 +91,8 @@ def partial(repeats: int) -> dict:
         f"mean_length_{name}": sum(x) / (repeats * ITERATIONS * sizes.prompts * sizes.samples)
         for name, x in lengths.items()
     }
-    return times | means | {"partial/whole": per_token["partial"] / per_token["whole"]}
+    ratios = {f"{name}/whole": per_token[name] / per_token["whole"] for name in per_token}
+    return times | means | {name: x for name, x in ratios.items() if name != "whole/whole"}
 
 
 BENCHMARKS = {"partial": partial}
