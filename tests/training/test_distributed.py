@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from devices import flags
 
 from dfpo_jax.training import distributed
 from dfpo_jax.training.metrics import read_metrics
@@ -28,7 +29,7 @@ def run_processes(workdir, count):
     for index in range(count):
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
+            "XLA_FLAGS": flags(8 // count),
         }
         if count > 1:
             environment |= {

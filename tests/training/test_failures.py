@@ -1,5 +1,6 @@
 """What ends one of several processes ends all of them, each with its message, within a minute."""
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from devices import flags
 from training.test_distributed import free_port
 
 from dfpo_jax.training import distributed, failures
@@ -128,7 +130,7 @@ def start_processes(how, which, count, workdir):
     for index in range(count):
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "",
+            "XLA_FLAGS": flags(),
             distributed.ADDRESS: address,
             distributed.COUNT: str(count),
             distributed.INDEX: str(index),
@@ -150,21 +152,34 @@ def lines(output):
     return [line for line in output.splitlines() if line.startswith("error: ")]
 
 
+FAILING = {  # how, which, count: the exit code of all, and the message
+    ("memory", 1, 3): (1, "MemoryError: sampling does not fit the devices"),
+    ("memory", 0, 2): (1, "MemoryError: sampling does not fit the devices"),
+    ("disk", 1, 2): (1, "OUT_OF_RANGE: Error writing"),
+    ("disk", 0, 2): (1, "Error writing"),
+    ("late", 0, 2): (1, "No space left on device"),
+    ("bug", 0, 2): (1, "IndexError: list index out of range"),
+    ("verifier", 1, 2): (2, "verifier 'm:f' cannot be started"),
+}
+KILLED = ("killed", 1, 2)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What `run_processes` gives of each, later; a few run at once, as they mostly wait."""
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        yield {
+            run: pool.submit(run_processes, *run, tmp_path_factory.mktemp(run[0]))
+            for run in (KILLED, *FAILING)  # the longest first
+        }
+        pool.shutdown(cancel_futures=True)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("how", "which", "count", "code", "message"),
-    [
-        ("memory", 1, 3, 1, "MemoryError: sampling does not fit the devices"),
-        ("memory", 0, 2, 1, "MemoryError: sampling does not fit the devices"),
-        ("verifier", 1, 2, 2, "verifier 'm:f' cannot be started"),
-        ("bug", 0, 2, 1, "IndexError: list index out of range"),
-        ("late", 0, 2, 1, "No space left on device"),
-        ("disk", 1, 2, 1, "OUT_OF_RANGE: Error writing"),
-        ("disk", 0, 2, 1, "Error writing"),
-    ],
-)
-def test_one_failure_ends_all_processes(how, which, count, code, message, tmp_path):
-    codes, seconds, outputs = run_processes(how, which, count, tmp_path)
+@pytest.mark.parametrize("run", FAILING, ids=lambda run: "-".join(map(str, run)))
+def test_one_failure_ends_all_processes(run, runs):
+    (_, which, count), (code, message) = run, FAILING[run]
+    codes, seconds, outputs = runs[run].result()
     assert codes == [code] * count, "\n".join(outputs)[-4000:]
     assert seconds < 90.0  # the start included
     for index, output in enumerate(outputs):
@@ -175,8 +190,8 @@ def test_one_failure_ends_all_processes(how, which, count, code, message, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_within_a_minute(tmp_path):
-    codes, seconds, _ = run_processes("killed", 1, 2, tmp_path)
+def test_a_killed_process_ends_the_others_within_a_minute(runs):
+    codes, seconds, _ = runs[KILLED].result()
     assert codes[1] == -signal.SIGKILL and codes[0] != 0 and seconds < 90.0
 
 
