@@ -103,8 +103,8 @@ def explained_variance(predicted: Array, observed: Array, mask: Array) -> Array:
       mask: [...] same shape.
 
     Returns:
-      [], at most 1; 0 for predictions that say no more than their mean, and where `observed` has no
-      variance.
+      [], at most 1; 0 for predictions that say no more than their mean, and where `observed` varies
+      by no more than rounding does: a millionth of the size of both.
 
     Raises:
       AssertionError: if the shapes differ.
@@ -112,7 +112,9 @@ def explained_variance(predicted: Array, observed: Array, mask: Array) -> Array:
     chex.assert_equal_shape([predicted, observed, mask])
     variance = masked_var(observed, mask)
     left = masked_var(observed - predicted, mask)
-    return jnp.where(variance > 0, 1.0 - left / jnp.where(variance > 0, variance, 1.0), 0.0)
+    size = masked_mean(jnp.square(observed) + jnp.square(predicted), mask)
+    varies = variance > 1e-12 * size
+    return jnp.where(varies, 1.0 - left / jnp.where(varies, variance, 1.0), 0.0)
 
 
 def lowest_share(x: Array, mask: Array, share: float) -> Array:

@@ -204,4 +204,8 @@ def test_explained_variance_against_numpy(variant):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     constant = ops.explained_variance(predicted, np.ones_like(predicted), mask)
     assert constant == 0.0  # returns without variance
+    rounding = (predicted * np.float32(1e-7)).astype(np.float32)  # as value + advantage leaves it
+    assert ops.explained_variance(predicted, rounding, mask) == 0.0
+    small = ops.explained_variance(1e-5 * predicted, 1e-5 * observed, mask)
+    np.testing.assert_allclose(small, expected, rtol=1e-5)
     np.testing.assert_allclose(ops.explained_variance(observed + 3, observed, mask), 1, atol=1e-6)
