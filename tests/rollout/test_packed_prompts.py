@@ -29,7 +29,7 @@ def policy():
     return tiny.randomised(MODEL.init(jax.random.key(0), tokens, tokens)["params"], scale=0.2)
 
 
-def equal(found, expected):
+def assert_same(found, expected):
     for name in ("tokens", "mask", "truncated"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-5)
@@ -54,7 +54,7 @@ def test_responses_are_those_of_padded_prompts(policy, mesh, rows):
     """Empty prompts, full ones, and twelve of one token, which fill a row's places."""
     lengths = [9, 0, 4, 7, *[2] * 12, 9, 5, 1, 3]
     config = dataclasses.replace(PACKED, prefill_rows=rows)
-    equal(responses(policy, lengths, config, mesh), responses(policy, lengths, PADDED, mesh))
+    assert_same(responses(policy, lengths, config, mesh), responses(policy, lengths, PADDED, mesh))
 
 
 @pytest.mark.parametrize(("lengths", "pieces"), [([2] * 16, 2), ([9] * 4, 4), ([5, 5, 5, 1], 2)])
@@ -93,7 +93,7 @@ def test_partial_rollouts_read_packed_prompts_and_what_was_written(policy):
     packed, padded = (
         jax.tree.map(lambda *x: np.concatenate(x), *rounds(config)) for config in (PACKED, PADDED)
     )
-    equal(packed, padded)
+    assert_same(packed, padded)
 
 
 def test_packed_rows_need_a_number_of_them():

@@ -37,40 +37,39 @@ def slots(workdir):
     return [int(row["rollout/prompt_slots"]) for row in read_metrics(workdir)[1:]]
 
 
-class Lines(logging.Handler):
-    """Keeps messages."""
+class Records(logging.Handler):
+    """Keeps records."""
 
     def __init__(self):
         super().__init__()
-        self.lines = []
+        self.records = []
 
     def emit(self, record):
-        self.lines.append(record.getMessage())
+        self.records.append(record)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run's directory, results, and what it compiled."""
-    workdir, handler = tmp_path_factory.mktemp("finished"), Lines()
+    workdir, handler = tmp_path_factory.mktemp("finished"), Records()
     logger = logging.getLogger("jax")
     logger.addHandler(handler)
     memory.clear_caches()
     with test_loop.compilations_logged():
         results = test_loop.run_in(workdir, ragged())
     logger.removeHandler(handler)
-    return workdir, results, [x for x in handler.lines if x.startswith("Compiling ")]
+    return workdir, results, handler.records
 
 
 @pytest.mark.slow
 def test_every_program_compiles_once_per_bucket(finished):
-    workdir, _, compiled = finished
+    workdir, _, records = finished
     found = slots(workdir)
     used = set(found)
     assert len(used) > 1 and used <= {*BUCKETS, LONGEST}
     changes = sum(a != b for a, b in zip(found, found[1:], strict=False))
     assert changes >= len(used)  # a length comes back after another one
-    large = [line for line in compiled if any(name in line for name in test_loop.LARGE)]
-    assert len(large) == len(set(large))
+    compiled = test_loop.compiled_once(records)
     updates = [line for line in compiled if "jit(update)" in line]
     assert len(updates) == len(used) + 1  # and the warm start's
     for width in used:

@@ -156,7 +156,7 @@ def test_a_run_does_not_depend_on_what_is_kept(tmp_path):
     }.items():
         command = [sys.executable, "-c", TRAIN, "--config=tests/tools/tiny_config.py"]
         command += [f"--workdir={tmp_path / name}", f"--compilation_cache={directory}"]
-        command += ["--config.train.iterations=2", "--config.algorithm=ppo"]
+        command += ["--config.train.iterations=2"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         hits[name] = int(done.stdout.rpartition("hits: ")[2])

@@ -300,7 +300,16 @@ def compilations_logged():
         jax.config.update("jax_log_compiles", False)
 
 
-LARGE = ("jit(_sample)", "jit(prepare)", "jit(update)")
+def compiled_once(records):
+    """What was compiled: nothing twice in a thread, and no large program in two of them."""
+    found = [(x.threadName, x.getMessage()) for x in records]
+    found = [(thread, line) for thread, line in found if line.startswith("Compiling ")]
+    assert len(found) == len(set(found))
+    lines = [line for _, line in found]
+    names = ("jit(_sample)", "jit(prepare)", "jit(update)")
+    large = [line for line in lines if any(name in line for name in names)]
+    assert len(large) == len(set(large))
+    return lines
 
 
 @pytest.mark.slow
@@ -310,10 +319,9 @@ def test_every_program_compiles_once(tmp_path, caplog):
     config.evaluation.every = 1
     with compilations_logged(), caplog.at_level(logging.WARNING, logger="jax"):
         run_in(tmp_path, config)
-    compiled = [line for line in caplog.messages if line.startswith("Compiling ")]
-    large = [line for line in compiled if any(name in line for name in LARGE)]
-    assert len(large) >= 6  # the loop's, the warm start's and the evaluations'
-    assert len(large) == len(set(large))
+    compiled = compiled_once(caplog.records)
+    large = [line for line in compiled if "jit(_sample)" in line or "jit(update)" in line]
+    assert len(large) >= 5  # the loop's, the warm start's and the evaluations'
 
 
 @pytest.mark.parametrize(
