@@ -114,6 +114,7 @@ training.gradients
 training.update
 training.learner training.checkpoint training.evaluate training.charts
 training.value_model training.page training.glossary
+training.evaluation_sets
 training.report training.run training.programs
 training.run_data
 training.restore training.workdir training.check training.run_log training.warm_start

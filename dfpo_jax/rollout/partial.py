@@ -5,6 +5,7 @@ of decoding. An iteration decodes until as many prompts as it needs have all the
 is unfinished then waits, and gains its next tokens in the next iteration, from the policy that
 samples there. More prompts are begun than an iteration needs, so that there are finished ones to
 take. Nothing is thrown away before the run ends: a prompt whose responses are long comes later.
+A round is limited in tokens, not in seconds, so that a resumed run stops where another one does.
 """
 
 import zlib

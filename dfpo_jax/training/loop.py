@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -103,6 +103,14 @@ def _noise(run: Run, drawn: Drawn) -> dict[str, float]:
         return {}
     middles = [sum(bounds) / 2 for bounds in (clean, run.clean_range)]
     return noise_metrics(drawn, *middles, run.train_task.answer)
+
+
+class _Evaluation(NamedTuple):
+    """Metrics of a state on held-out items, responses by evaluation set, and the critic's laws."""
+
+    metrics: dict[str, float]
+    details: dict[str, list]
+    snapshot: CriticSnapshot | None
 
 
 def evaluate(run: Run, state: TrainState) -> tuple[dict[str, float], dict[str, list]]:
@@ -204,15 +212,19 @@ def train(run: Run, workdir: str | Path, profile: int = 0) -> dict[str, Any]:
       Preempted: SIGTERM or SIGINT; the state after the last iteration is saved.
     """
     with failures.shared():
-        run, state, seconds, stopped = _iterate(run, Path(workdir), profile)
+        run, state, seconds, stopped, found = _iterate(run, Path(workdir), profile)
         if not stopped:
-            return _finish(run, state, Path(workdir), seconds)
+            return _finish(run, found or _evaluation(run, state), Path(workdir), seconds)
     iterations = run.config.train.iterations
     raise Preempted(f"stopped after iteration {int(state.step)} of {iterations}; state saved")
 
 
-def _iterate(run: Run, workdir: Path, profile: int) -> tuple[Run, TrainState, float, bool]:
+def _iterate(
+    run: Run, workdir: Path, profile: int
+) -> tuple[Run, TrainState, float, bool, _Evaluation | None]:
     """The run with its rewards, the last state, seconds of earlier parts, whether it was stopped.
+
+    Also the evaluation of that state, unless there was nothing left to train.
 
     Raises:
       As `train`.
@@ -225,7 +237,7 @@ def _iterate(run: Run, workdir: Path, profile: int) -> tuple[Run, TrainState, fl
         )
         run, state, log = _begin(run, checkpoints, workdir)
         stack.callback(log.close)
-        start, before = int(state.step), 0.0
+        start, before, found = int(state.step), 0.0, None
         if start > 0 and distributed.is_main():
             before = read_metrics(workdir)[-1]["time/elapsed_seconds"]
         stack.enter_context(failures.shared())
@@ -238,7 +250,8 @@ def _iterate(run: Run, workdir: Path, profile: int) -> tuple[Run, TrainState, fl
             failure = None
             if step == iterations or _due(step, config.evaluation.every):
                 rollouts.wait()
-                metrics, failure = _evaluated(run, state, metrics)
+                found, failure = _evaluated(run, state)
+                metrics |= found.metrics if found else {}
             metrics["time/elapsed_seconds"] = before + time.perf_counter() - run.started
             log.write(step, metrics, responses)
             stopped = step < iterations and signals.requested()
@@ -248,34 +261,38 @@ def _iterate(run: Run, workdir: Path, profile: int) -> tuple[Run, TrainState, fl
             if failure is not None:
                 raise failure
             if stopped:
-                return run, state, before, True
-    return run, state, before, False
+                return run, state, before, True, None
+    return run, state, before, False, found
 
 
-def _evaluated(run: Run, state: TrainState, metrics: dict[str, float]):
-    """Metrics with those of an evaluation; and its failure, to raise once the state is saved."""
+def _evaluation(run: Run, state: TrainState) -> _Evaluation:
+    metrics, details = evaluate(run, state)
+    of_critic, snapshot = evaluate_critic(run, state)
+    return _Evaluation(metrics | of_critic, details, snapshot)
+
+
+def _evaluated(run: Run, state: TrainState) -> tuple[_Evaluation | None, Exception | None]:
+    """An evaluation, or its failure, to raise once the state is saved."""
     try:
-        return metrics | evaluate(run, state)[0] | evaluate_critic(run, state)[0], None
+        return _evaluation(run, state), None
     except Exception as error:
         if jax.process_count() > 1:  # the others wait for this process in the evaluation
             raise
-        return metrics, error
+        return None, error
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _finish(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict[str, Any]:
+def _finish(run: Run, found: _Evaluation, workdir: Path, seconds: float) -> dict[str, Any]:
     """Compare before and after on clean held-out data; write results.json and report.html."""
     distributed.barrier("before.json is written")
     before = read_json(workdir / BEFORE)
-    after, details = evaluate(run, state)
-    _, snapshot = evaluate_critic(run, state)
     results = {
         name: {
             "before": before["metrics"][f"eval/{name}/accuracy"],
-            "after": after[f"eval/{name}/accuracy"],
+            "after": found.metrics[f"eval/{name}/accuracy"],
         }
         for name in run.evaluations
     }
@@ -291,7 +308,7 @@ def _finish(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict[
         items, old = run.evaluations["in_domain"].items, before["details"]["in_domain"]
         examples = [
             Example(item.prompt, item.answer, a["text"], b["text"], a["correct"], b["correct"])
-            for item, a, b in zip(items, old, details["in_domain"], strict=True)
+            for item, a, b in zip(items, old, found.details["in_domain"], strict=True)
         ]
     if not distributed.is_main():
         return results
@@ -303,6 +320,6 @@ def _finish(run: Run, state: TrainState, workdir: Path, seconds: float) -> dict[
         rows=read_metrics(workdir),
         described=described(run.config),
         examples=examples[:12],
-        snapshot=snapshot,
+        snapshot=found.snapshot,
     )
     return results

@@ -4,7 +4,6 @@ import functools
 import importlib.util
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import jax
@@ -23,7 +22,8 @@ from dfpo_jax.rollout.sampler import Sampler
 from dfpo_jax.sharding import create_meshes
 from dfpo_jax.tasks.base import Item, Task
 from dfpo_jax.tokenizers import beginning
-from dfpo_jax.training.config import Config, TaskConfig
+from dfpo_jax.training.config import Config
+from dfpo_jax.training.evaluation_sets import EvaluationSet, accepts, evaluation_sets
 from dfpo_jax.training.learner import Learner
 from dfpo_jax.training.optim import make_optimizer
 from dfpo_jax.training.run_tokens import build_tokenizer, chat_of, ending_ids
@@ -36,15 +36,6 @@ _LOG = logging.getLogger(__name__)
 # Folded into the run's key, one for each use.
 INIT, WARM_START, EVALUATE, CRITIC, ROLLOUT, LORA, START = range(7)
 _PIECE = 256  # given responses that are encoded at once
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """Fixed held-out items, with a sampler whose prompt slots fit the longest of them."""
-
-    task: Task
-    items: list[Item]
-    sampler: Sampler
 
 
 @dataclass(frozen=True)
@@ -146,13 +137,8 @@ def build_run(config: Config, training: bool = True) -> Run:
         check_division(config, mesh)
     model = Transformer(config.model)
     sampler = _sampler(config, tokenizer, model, rollout_mesh)
-    tasks = {"in_domain": config.task}
-    if config.evaluation.out_of_domain:
-        tasks["out_of_domain"] = config.out_of_domain
-    evaluations = {}
-    for name, section in tasks.items():
-        evaluations[name] = _evaluation_set(section, config, sampler)
-    train_task = config.task.build("train", _accepts(config.task, sampler))
+    evaluations = evaluation_sets(config, sampler)
+    train_task = config.task.build("train", accepts(config.task, sampler))
     critic_items = evaluations["in_domain"].items[: config.evaluation.critic_prompts]
     plan = config.plan.build(config.train.samples)
     _check_items(config, sampler, train_task, critic_items, plan)
@@ -317,13 +303,6 @@ def _optimizers(config: Config, algorithm: Algorithm) -> Optimizers:
     return optimizers
 
 
-def _accepts(section: TaskConfig, sampler: Sampler) -> Callable[[Item], bool] | None:
-    """Which items a task keeps: those whose prompt fits, where it skips the others."""
-    if section.overlong != "skip":
-        return None
-    return lambda item: len(sampler.encode(item)) <= sampler.prompt_length
-
-
 def _check_items(
     config: Config, sampler: Sampler, task: Task, critic_items: list[Item], plan: Plan
 ) -> None:
@@ -361,25 +340,6 @@ def _check_items(
 def task_demonstrations(sampler: Sampler, items: list[Item]) -> Rollout:
     """The items' own answers as a rollout of the run's shapes."""
     return given(sampler, items, [item.answer for item in items]).rollout
-
-
-def _evaluation_set(section: TaskConfig, config: Config, sampler: Sampler) -> EvaluationSet:
-    shorten = section.overlong == "truncate"
-    chat = chat_of(section, sampler.tokenizer)
-    sampler = replace(sampler, chat=chat, truncate_prompts=shorten, stop=section.stop)
-    task = section.build("held_out", _accepts(section, sampler))
-    items = task.items(config.evaluation.prompts)
-    longest = max(1, *(len(sampler.encode(item)) for item in items))
-    if shorten:
-        longest = min(longest, sampler.prompt_length)
-    fitted = replace(sampler, prompt_length=longest, prompt_buckets=())
-    limit = config.model.max_positions - config.sampling.max_new_tokens
-    if longest > limit:
-        raise ValueError(
-            f"a held-out prompt of {task.name} has {longest} tokens; config.model.max_positions - "
-            f"sampling.max_new_tokens leaves room for {limit}"
-        )
-    return EvaluationSet(task, items, fitted)
 
 
 def check_division(config: Config, mesh: jax.sharding.Mesh) -> None:

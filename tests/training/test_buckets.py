@@ -123,10 +123,20 @@ def test_one_length_trains_the_same(finished, tmp_path):
 def test_warm_starts_and_evaluation_sets_have_one_length():
     run = build_run(parse_config(ragged()))
     assert run.sampler.prompt_buckets == BUCKETS and run.sampler.prompt_length == LONGEST
-    for held_out in run.evaluations.values():
+    sets = run.evaluations.values()
+    longest = max(len(run.sampler.encode(item)) for x in sets for item in x.items)
+    for held_out in sets:
         tokens, mask = held_out.sampler.prompts(held_out.items[:1])
-        longest = max(len(run.sampler.encode(item)) for item in held_out.items)
         assert tokens.shape == (1, longest) and mask.sum() <= longest
+
+
+def test_sets_that_cut_prompts_cut_them_at_the_length_of_training():
+    config = ragged()
+    config.task.overlong = "truncate"
+    config.out_of_domain.parameters.max_digits = 4
+    sets = build_run(parse_config(config)).evaluations
+    lengths = {name: x.sampler.prompts(x.items)[0].shape[1] for name, x in sets.items()}
+    assert lengths["in_domain"] == LONGEST < lengths["out_of_domain"]
 
 
 @pytest.mark.slow
