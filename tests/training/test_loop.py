@@ -313,7 +313,16 @@ def compiled_once(records):
 
 
 @pytest.mark.slow
-def test_every_program_compiles_once(tmp_path, caplog):
+def test_programs_compile_once_and_states_are_evaluated_once(tmp_path, caplog, monkeypatch):
+    from dfpo_jax.training import loop
+
+    steps, evaluate = [], loop.evaluate
+
+    def counted(run, state):
+        steps.append(int(state.step))
+        return evaluate(run, state)
+
+    monkeypatch.setattr(loop, "evaluate", counted)
     memory.clear_caches()
     config = tiny(iterations=3)
     config.evaluation.every = 1
@@ -321,7 +330,8 @@ def test_every_program_compiles_once(tmp_path, caplog):
         run_in(tmp_path, config)
     compiled = compiled_once(caplog.records)
     large = [line for line in compiled if "jit(_sample)" in line or "jit(update)" in line]
-    assert len(large) >= 5  # the loop's, the warm start's and the evaluations'
+    assert len(large) == 4  # the loop's two, the warm start's and one for both evaluation sets
+    assert steps == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
