@@ -5,7 +5,7 @@ of decoding. An iteration decodes until as many prompts as it needs have all the
 is unfinished then waits, and gains its next tokens in the next iteration, from the policy that
 samples there. More prompts are begun than an iteration needs, so that there are finished ones to
 take. Nothing is thrown away before the run ends: a prompt whose responses are long comes later.
-A round is limited in tokens, not in seconds, so that a resumed run stops where another one does.
+Rounds have a number of tokens, not seconds, so that a resumed run stops where any other does.
 """
 
 import zlib
@@ -52,6 +52,15 @@ METRICS = (
         "set `objective.importance_cap`, or lower `policy_optimizer.learning_rate`.",
         when="with `partial.tokens`",
     ),
+    Metric(
+        "partial/cut",
+        "Responses of the iteration that are taken unfinished after `partial.rounds`, and count as "
+        "truncated.",
+        healthy="0, or few.",
+        advice="Where it stays high, policies learn from responses without an end: raise "
+        "`partial.rounds` or `partial.spare`.",
+        when="with `partial.tokens`",
+    ),
 )
 
 
@@ -69,22 +78,28 @@ class Partial:
         `sampling.max_new_tokens`.
       spare: prompts that are in flight beyond the `train.prompts` of an iteration: the longest
         responses to so many prompts are not waited for.
+      rounds: a timeout: the most rounds of an iteration, 0 for as many as it takes. Where too few
+        prompts are finished by then, those longest in flight are taken as they are, and their
+        unfinished responses are truncated ones, as at the length limit.
 
     Raises:
-      ValueError: one is below 0, or one of them alone is 0.
+      ValueError: one is below 0, `tokens` or `spare` alone is 0, or both are and `rounds` is not.
     """
 
     tokens: int = 0
     spare: int = 0
+    rounds: int = 0
 
     def __post_init__(self):
-        """Check that both are there, or none."""
-        check_interval(self, "tokens", "spare", low=0)
+        """Check that all that is needed is there, or nothing."""
+        check_interval(self, "tokens", "spare", "rounds", low=0)
         if (self.tokens == 0) != (self.spare == 0):
             raise ValueError(
                 f"tokens is {self.tokens} and spare {self.spare}; both must be 0, or both at least "
                 "1: without a spare prompt every iteration waits for all responses"
             )
+        if self.rounds > 0 and self.tokens == 0:
+            raise ValueError(f"rounds is {self.rounds} and tokens 0; without tokens it must be 0")
 
 
 class Taken(NamedTuple):
@@ -95,6 +110,7 @@ class Taken(NamedTuple):
       responses: to them, those of one prompt consecutive.
       unfinished: what is left.
       older: share of the responses' tokens that earlier iterations sampled.
+      cut: number of responses that are unfinished all the same.
       rounds: of decoding.
     """
 
@@ -102,6 +118,7 @@ class Taken(NamedTuple):
     responses: Generation
     unfinished: Unfinished
     older: float
+    cut: int
     rounds: int = 0
 
     @property
@@ -111,6 +128,7 @@ class Taken(NamedTuple):
             "partial/rounds": float(self.rounds),
             "partial/unfinished": float(_open(self.unfinished.responses).sum()),
             "partial/older_tokens": float(self.older),
+            "partial/cut": float(self.cut),
         }
 
 
@@ -151,6 +169,7 @@ def take(
     tokens: int,
     prompts: int,
     samples: int,
+    most_rounds: int = 0,
     tally: Counter | None = None,
 ) -> Taken:
     """Begin an iteration's prompts, go on with the unfinished ones, and take what is finished.
@@ -168,6 +187,7 @@ def take(
       tokens: that a response gains in a round at most.
       prompts: N, how many the iteration begins and takes.
       samples: responses per prompt.
+      most_rounds: after which prompts are taken as they are; 0 for none.
       tally: shortened prompts are added to it, under their metric's name.
 
     Raises:
@@ -197,7 +217,7 @@ def take(
         return sampler.stopped(_gone_on(one_round, params, own, pool, rows, fold, step == 0))
 
     pool, rounds = more(pool, np.arange(len(items)) < len(old), 0), 1
-    while np.sum(_done(pool, samples)) < prompts:
+    while np.sum(_done(pool, samples)) < prompts and rounds != most_rounds:
         pool, rounds = more(pool, np.full(len(items), True), rounds), rounds + 1
     places = [*unfinished.prompts[:, :2].tolist(), *((step, n) for n in range(prompts))]
     pad = sampler.tokenizer.pad_token_id
@@ -214,6 +234,8 @@ def _first_done(
 ) -> Taken:
     """The first prompts of which all responses are finished, and what is left.
 
+    Where they are too few, the first of the others too.
+
     Args:
       pool: all responses in flight.
       items: their prompts.
@@ -223,16 +245,19 @@ def _first_done(
       before: [B] tokens of earlier iterations.
     """
     samples = len(pool.tokens) // len(items)
-    taken = np.flatnonzero(_done(pool, samples))[:count]
+    done = _done(pool, samples)
+    taken = np.sort(np.argsort(~done, stable=True)[:count])
     left = np.setdiff1d(np.arange(len(items)), taken)
     ours, theirs = (_rows(pool, groups, samples) for groups in (taken, left))
     ours = ours.replace(tokens=np.where(ours.mask > 0, ours.tokens, pad))
+    cut = int(_open(ours).sum())
     origins = [(*places[group], _checksum(items[group])) for group in left]
     return Taken(
         items=[items[group] for group in taken],
         responses=ours,
         unfinished=Unfinished(np.array(origins, np.int32), theirs),
         older=before.reshape(-1, samples)[taken].sum() / max(ours.mask.sum(), 1.0),
+        cut=cut,
     )
 
 

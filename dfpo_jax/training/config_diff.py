@@ -15,11 +15,17 @@ FIXED = (
     "critic.units",
     "train.frozen",
     "train.behaviour_lag",
-    "partial",
+    "partial.tokens",
+    "partial.spare",
     "evaluation.out_of_domain",  # accuracies before and after are of the same sets
 )
 # Of those, what runs that were started before there was such a setting did.
-_BEFORE = {"critic.units": "affine", "partial.tokens": 0, "partial.spare": 0}
+_BEFORE = {
+    "critic.units": "affine",
+    "partial.tokens": 0,
+    "partial.spare": 0,
+    "partial.rounds": 0,
+}
 # What shapes of unfinished responses follow from.
 _FIXED_WITH_PARTIAL = ("train.samples", "sampling.max_new_tokens")
 # Of those, what only says how the same function is computed.

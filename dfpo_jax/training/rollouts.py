@@ -161,6 +161,7 @@ def _collect(
             tokens=run.config.partial.tokens,
             prompts=config.prompts,
             samples=config.samples,
+            most_rounds=run.config.partial.rounds,
             tally=tally,
         )
         texts = sampler.texts(taken.responses)

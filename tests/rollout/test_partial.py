@@ -52,12 +52,12 @@ def batch(step, size):
     return [Item("7" * (n % 3) + last, "", index=100 * step + n) for n, last in enumerate(lasts)]
 
 
-def iterations(sampler, params, prompts=batch, samples=2, steps=STEPS, tokens=TOKENS):
+def iterations(sampler, params, prompts=batch, samples=2, steps=STEPS, tokens=TOKENS, rounds=0):
     partial = Partial(tokens, SPARE)
     unfinished = first_unfinished(partial, PROMPTS, samples, LIMIT, sampler.top)
     for step in range(steps):
         key = jax.random.fold_in(jax.random.key(3), step)
-        sizes = {"tokens": tokens, "prompts": PROMPTS, "samples": samples}
+        sizes = {"tokens": tokens, "prompts": PROMPTS, "samples": samples, "most_rounds": rounds}
         taken = take(sampler, params, prompts, unfinished, key, step, **sizes)
         unfinished = taken.unfinished
         yield taken
@@ -84,6 +84,30 @@ def test_every_prompt_comes_once_with_the_responses_of_sampling_at_once(counting
         assert taken.metrics["partial/unfinished"] == goes_on.sum()
         rounds.append(taken.metrics["partial/rounds"])
     assert max(waits) > 1 and min(rounds) < LIMIT // TOKENS  # something waited, and was not awaited
+
+
+def test_no_iteration_waits_for_more_rounds_than_it_may(counting):
+    sampler, params = counting
+    seen, counts = [], []
+    for taken in iterations(sampler, params, rounds=1):
+        whole = sampler(
+            params, *sampler.prompts(taken.items), jax.random.key(0), num_samples=2, greedy=True
+        )
+        found, mask = taken.responses, taken.responses.mask
+        np.testing.assert_array_equal(mask * found.tokens, mask * whole.tokens)
+        cut = mask.sum(axis=1) < whole.mask.sum(axis=1)
+        np.testing.assert_array_equal(found.truncated, cut | whole.truncated)
+        assert taken.metrics["partial/rounds"] == 1 and taken.metrics["partial/cut"] == cut.sum()
+        if cut.any():  # then nothing is left that is finished, or was begun before
+            assert taken.metrics["partial/unfinished"] == SPARE * 2
+            begun = [x.index // 100 for x, one in zip(taken.items, cut[::2], strict=True) if one]
+            assert max(begun) <= taken.unfinished.prompts[:, 0].min()
+        seen += [item.index for item in taken.items]
+        counts.append(int(cut.sum()))
+    left = [100 * step + number for step, number, _ in taken.unfinished.prompts]
+    begun = [100 * s + n for s in range(STEPS) for n in range(PROMPTS + SPARE * (s == 0))]
+    assert sorted(seen + left) == begun
+    assert min(counts) == 0 < max(counts)
 
 
 def test_tokens_of_earlier_iterations_are_counted(counting):
@@ -187,13 +211,15 @@ def test_unwanted_prompts_get_no_response_and_change_no_other(random):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "spare", "message"),
+    ("settings", "message"),
     [
-        (-1, 1, "tokens is -1; it must lie in"),
-        (2, 0, "tokens is 2 and spare 0; both must be 0, or both at least 1"),
-        (0, 2, "tokens is 0 and spare 2; both must be 0, or both at least 1"),
+        ((-1, 1), "tokens is -1; it must lie in"),
+        ((2, 0), "tokens is 2 and spare 0; both must be 0, or both at least 1"),
+        ((0, 2), "tokens is 0 and spare 2; both must be 0, or both at least 1"),
+        ((2, 2, -1), "rounds is -1; it must lie in"),
+        ((0, 0, 1), "rounds is 1 and tokens 0; without tokens it must be 0"),
     ],
 )
-def test_wrong_settings(tokens, spare, message):
+def test_wrong_settings(settings, message):
     with pytest.raises(ValueError, match=message):
-        Partial(tokens, spare)
+        Partial(*settings)

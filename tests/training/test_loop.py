@@ -78,7 +78,7 @@ def test_every_metric_of_a_run_is_described_and_the_loop_writes_those_it_describ
     # These need other settings or, as rates of right responses do, luck; other tests write them.
     others = {"rollout/shortened_prompts", "objective/gradient_norm", "time/flops_utilisation"}
     others |= {f"policy/{x}" for x in ("weight", "squared_weight", "effective_samples")}
-    others |= {f"partial/{x}" for x in ("rounds", "unfinished", "older_tokens")}
+    others |= {f"partial/{x}" for x in ("rounds", "unfinished", "older_tokens", "cut")}
     others |= {f"policy/warmup_{x}" for x in ("best", "waited", "over")}
     missing = set(known) - of_parts - names
     assert {name for name in missing if not name.startswith("noise/")} == others

@@ -81,6 +81,9 @@ def test_a_started_run_keeps_the_shapes_of_what_is_unfinished():
         new[section][setting] = value
         with pytest.raises(ValueError, match=f"cannot change config.{section}.{setting}"):
             changed_settings(old, new)
+    free = partial().to_dict()
+    free["partial"]["rounds"] = 2
+    assert changed_settings(old, free) == ["config.partial.rounds: 0 -> 2"]
     before = tiny().to_dict()
     after = {**tiny(samples=4).to_dict()}
     before.pop("partial")
