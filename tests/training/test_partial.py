@@ -10,7 +10,7 @@ from dfpo_jax.training.config_diff import changed_settings
 from dfpo_jax.training.metrics import read_metrics
 
 
-def partial(lag=0, **mesh):
+def partial(lag=0, rounds=0, **mesh):
     config = tiny(behaviour_lag=lag, iterations=6)
     config.algorithm = "ppo"
     config.objective.importance_cap = 2.0
@@ -18,18 +18,20 @@ def partial(lag=0, **mesh):
     config.warm_start.optimizer.learning_rate = 1e-2
     config.evaluation.update(every=0)
     config.sampling.max_new_tokens = 8
-    config.partial.update(tokens=2, spare=2)
+    config.partial.update(tokens=2, spare=2, rounds=rounds)
     config.mesh.update(**mesh)
     return config
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("lag", "mesh"), [(0, {}), (1, {"fsdp": 2, "rollout": 2})], ids=["", "beside training"]
+    "settings",
+    [{"rounds": 1}, {"lag": 1, "fsdp": 2, "rollout": 2}],
+    ids=["one round", "beside training"],
 )
-def test_a_resumed_run_goes_on_with_what_was_unfinished(lag, mesh, tmp_path, monkeypatch):
+def test_a_resumed_run_goes_on_with_what_was_unfinished(settings, tmp_path, monkeypatch):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    run_in(whole, partial(lag, **mesh))
+    run_in(whole, partial(**settings))
     real = loop.iteration
 
     def dies(run, state, source):
@@ -40,13 +42,16 @@ def test_a_resumed_run_goes_on_with_what_was_unfinished(lag, mesh, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(loop, "iteration", dies)
         with pytest.raises(KeyboardInterrupt):
-            run_in(resumed, partial(lag, **mesh))
-    run_in(resumed, partial(lag, **mesh), resume=True)
+            run_in(resumed, partial(**settings))
+    run_in(resumed, partial(**settings), resume=True)
     rows = without_times(read_metrics(whole))
     assert without_times(read_metrics(resumed)) == rows
     assert (resumed / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
     assert any(row["partial/unfinished"] > 0 for row in rows[1:])
     assert any(row["partial/older_tokens"] > 0 for row in rows[2:])
+    if "rounds" in settings:
+        assert all(row["partial/rounds"] == 1 for row in rows[1:])
+        assert any(row["partial/cut"] > 0 for row in rows[1:])
 
 
 @pytest.mark.parametrize(
