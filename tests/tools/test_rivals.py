@@ -72,7 +72,7 @@ def test_ratios_are_of_neighbours_in_time_and_of_medians(tmp_path):
     line = rivals.line(trl)
     assert line.startswith(
         "| check | trl | 0.42 (0.33 to 0.50) | 11.00, 32.00 | sample 0.50, update 1.00 "
-        "| 9 (9), 9 | 2.00 | 2.00, "
+        "| 9.0 (9.0), 9.0 | 2.00 | 2.00, "
     )
     assert line.endswith(" 1.00 | 64 + 36, 36 | trl 1.16 |")
     assert line.count("|") == rivals.HEADER.partition("\n")[0].count("|")

@@ -285,16 +285,16 @@ def line(row: Mapping[str, Any]) -> str:
     low, median, high = row["ratio"]
     own, rival = row["response_tokens"]
     gib = [x / 2**30 for x in row["peak_bytes"]]
-    start = f"{row['first_seconds'][0]:.0f}"
+    start = f"{row['first_seconds'][0]:.1f}"
     if row["kept_seconds"] is not None:
-        start += f" ({row['kept_seconds']:.0f})"
+        start += f" ({row['kept_seconds']:.1f})"
     cells = [
         row["work"],
         row["rival"],
         f"{median:.2f} ({low:.2f} to {high:.2f})",
         "{:.2f}, {:.2f}".format(*row["seconds"]),
         ", ".join(f"{name} {seconds:.2f}" for name, seconds in row["phases"].items()),
-        f"{start}, {row['first_seconds'][1]:.0f}",
+        f"{start}, {row['first_seconds'][1]:.1f}",
         f"{row['peak_ratio']:.2f}",
         "{:.2f}, {:.2f}".format(*gib),
         f"{row['prompt_tokens']:,} + {own:,.0f}, {rival:,.0f}",
