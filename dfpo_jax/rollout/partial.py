@@ -110,7 +110,6 @@ class Taken(NamedTuple):
       responses: to them, those of one prompt consecutive.
       unfinished: what is left.
       older: share of the responses' tokens that earlier iterations sampled.
-      cut: number of responses that are unfinished all the same.
       rounds: of decoding.
     """
 
@@ -118,7 +117,6 @@ class Taken(NamedTuple):
     responses: Generation
     unfinished: Unfinished
     older: float
-    cut: int
     rounds: int = 0
 
     @property
@@ -128,7 +126,7 @@ class Taken(NamedTuple):
             "partial/rounds": float(self.rounds),
             "partial/unfinished": float(_open(self.unfinished.responses).sum()),
             "partial/older_tokens": float(self.older),
-            "partial/cut": float(self.cut),
+            "partial/cut": float(_open(self.responses).sum()),
         }
 
 
@@ -250,14 +248,12 @@ def _first_done(
     left = np.setdiff1d(np.arange(len(items)), taken)
     ours, theirs = (_rows(pool, groups, samples) for groups in (taken, left))
     ours = ours.replace(tokens=np.where(ours.mask > 0, ours.tokens, pad))
-    cut = int(_open(ours).sum())
     origins = [(*places[group], _checksum(items[group])) for group in left]
     return Taken(
         items=[items[group] for group in taken],
         responses=ours,
         unfinished=Unfinished(np.array(origins, np.int32), theirs),
         older=before.reshape(-1, samples)[taken].sum() / max(ours.mask.sum(), 1.0),
-        cut=cut,
     )
 
 

@@ -19,7 +19,7 @@ FIXED = (
     "partial.spare",
     "evaluation.out_of_domain",  # accuracies before and after are of the same sets
 )
-# Of those, what runs that were started before there was such a setting did.
+# What runs that were started before there was such a setting did.
 _BEFORE = {
     "critic.units": "affine",
     "partial.tokens": 0,
@@ -28,7 +28,7 @@ _BEFORE = {
 }
 # What shapes of unfinished responses follow from.
 _FIXED_WITH_PARTIAL = ("train.samples", "sampling.max_new_tokens")
-# Of those, what only says how the same function is computed.
+# Of what is fixed, what only says how the same function is computed.
 CHANGEABLE = ("model.dtype", "model.remat", "model.attention", "model.max_positions")
 
 

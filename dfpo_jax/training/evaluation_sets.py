@@ -11,7 +11,7 @@ from dfpo_jax.training.run_tokens import chat_of
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Fixed held-out items, with a sampler whose prompt slots fit the longest of them."""
+    """Fixed held-out items, with a sampler whose prompt slots fit the longest of all sets."""
 
     task: Task
     items: list[Item]
@@ -35,8 +35,8 @@ def evaluation_sets(config: Config, sampler: Sampler) -> dict[str, EvaluationSet
     longest = max(x.sampler.prompt_length for x in sets.values())
 
     def fitted(own: Sampler) -> Sampler:
-        most = sampler.prompt_length if own.truncate_prompts else longest
-        return replace(own, prompt_length=min(longest, most))
+        length = min(longest, sampler.prompt_length) if own.truncate_prompts else longest
+        return replace(own, prompt_length=length)
 
     return {name: replace(x, sampler=fitted(x.sampler)) for name, x in sets.items()}
 

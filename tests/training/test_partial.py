@@ -26,8 +26,8 @@ def partial(lag=0, rounds=0, **mesh):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [{"rounds": 1}, {"lag": 1, "fsdp": 2, "rollout": 2}],
-    ids=["one round", "beside training"],
+    [{}, {"lag": 1, "fsdp": 2, "rollout": 2}, {"rounds": 1}],
+    ids=["", "beside training", "one round"],
 )
 def test_a_resumed_run_goes_on_with_what_was_unfinished(settings, tmp_path, monkeypatch):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
